@@ -1,0 +1,1 @@
+//! Builds the parts of the agent, starts and stops them in order.

@@ -1,0 +1,104 @@
+//! The values that cross the border of the image room.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// Where images are kept and how registries are reached.
+#[derive(Debug, Clone, Default)]
+pub struct StoreConfig {
+    /// `/var/lib/pikelet/images`.
+    pub dir: PathBuf,
+    /// Per registry host (`host[:port]`) settings.
+    pub registries: BTreeMap<String, RegistryConfig>,
+}
+
+/// How one registry is reached.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct RegistryConfig {
+    /// Plain HTTP is allowed.
+    pub insecure: bool,
+    /// PEM file with the certificate authorities trusted beside the system's.
+    pub ca_file: Option<PathBuf>,
+    /// Accept any certificate.
+    pub insecure_skip_verify: bool,
+}
+
+/// One registry login, from a pull secret.
+#[derive(Debug, Clone)]
+pub struct Credential {
+    /// `host[:port][/path]`, as in docker's config file.
+    pub registry: String,
+    /// User name.
+    pub username: String,
+    /// Password or token.
+    pub password: String,
+}
+
+/// An image that is whole in the store.
+#[derive(Debug, Clone)]
+pub struct Image {
+    /// `sha256:<hex>` of the image configuration.
+    pub id: String,
+    /// Names with tag.
+    pub repo_tags: Vec<String>,
+    /// Names with digest (`repo@sha256:...` of the index or manifest pulled).
+    pub repo_digests: Vec<String>,
+    /// Unpacked size of its layers in bytes.
+    pub size: u64,
+    /// diff ids, lowest first.
+    pub layers: Vec<String>,
+    /// The process defaults of the image configuration.
+    pub config: ImageProcess,
+}
+
+/// What an image says about the process to run (OCI image configuration, `config`).
+#[derive(Debug, Clone, Default)]
+pub struct ImageProcess {
+    /// `Entrypoint`.
+    pub entrypoint: Vec<String>,
+    /// `Cmd`.
+    pub cmd: Vec<String>,
+    /// `Env`, as `NAME=value`.
+    pub env: Vec<String>,
+    /// `WorkingDir`.
+    pub working_dir: String,
+    /// `User`.
+    pub user: String,
+    /// `StopSignal`.
+    pub stop_signal: Option<String>,
+}
+
+/// Why an image cannot be had; the message is fit for a pod's status.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// The reference does not parse (`InvalidImageName`).
+    #[error("invalid image name {reference:?}: {message}")]
+    InvalidName {
+        /// As written.
+        reference: String,
+        /// Why.
+        message: String,
+    },
+    /// Not in the store.
+    #[error("image {0} is not in the store")]
+    NotFound(String),
+    /// The registry refused, failed or sent something wrong.
+    #[error("failed to pull image {reference:?}: {message}")]
+    Pull {
+        /// As written.
+        reference: String,
+        /// What was tried and what came back.
+        message: String,
+    },
+    /// A local file operation failed.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried, on what.
+        what: String,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+}

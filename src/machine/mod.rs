@@ -1,0 +1,1 @@
+//! What the board is: capacity, operating system, kernel, boot and machine ids.

@@ -1,0 +1,3 @@
+//! The `pikelet` program: chooses the role before any thread exists.
+
+fn main() {}

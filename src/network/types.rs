@@ -1,0 +1,53 @@
+//! The values that cross the border of the network room.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+/// Names and paths of one agent's pod network.
+#[derive(Debug, Clone)]
+pub struct NetworkConfig {
+    /// Bridge interface, e.g. `pikelet0`; also the stem of the nftables table and of veth names.
+    pub bridge: String,
+    /// Directory of the address leases (`/run/pikelet/network`).
+    pub state_dir: PathBuf,
+    /// MTU of pod links; `None`: as the default route's link.
+    pub mtu: Option<u32>,
+    /// Ranges that are not masqueraded beside the node's own pod CIDRs (the cluster CIDR).
+    pub cluster_cidrs: Vec<ipnet::IpNet>,
+}
+
+/// What a pod got.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PodAddresses {
+    /// One per family, the primary first.
+    pub ips: Vec<IpAddr>,
+}
+
+/// Errors of the pod network; the message is fit for a pod's status.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// No pod CIDR yet.
+    #[error(
+        "pod network is not ready: this node has no pod CIDR yet (spec.podCIDR of the Node, or set podCIDR in the configuration)"
+    )]
+    NotReady,
+    /// Every address of the range is taken.
+    #[error("no free address left in {0}")]
+    Exhausted(String),
+    /// netlink, nftables or namespace call failed.
+    #[error("{what}: {message}")]
+    Kernel {
+        /// What was tried, on what.
+        what: String,
+        /// The kernel's answer.
+        message: String,
+    },
+    /// A local file operation failed.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried, on what.
+        what: String,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+}

@@ -1,0 +1,1 @@
+//! Volumes: one file per kind, and the atomic writer. Knows nothing of containers.
