@@ -1,0 +1,22 @@
+# One entry for everything: `make demo`, `make test`, `make lint`, `make fmt`.
+
+CACHE ?= $(if $(PIKELET_CACHE),$(PIKELET_CACHE),$(HOME)/.cache/pikelet)
+ifdef CI
+export CARGO_TARGET_DIR = $(CACHE)/target
+endif
+export PATH := $(HOME)/.cargo/bin:/usr/local/go/bin:$(PATH)
+
+.PHONY: test lint fmt setup
+
+setup:
+	@tests/scripts/setup.sh
+
+lint: setup
+	cargo fmt --check
+	cargo clippy --all-targets -- -D warnings
+
+fmt:
+	cargo fmt
+
+test: lint
+	cargo test
