@@ -18,5 +18,6 @@ lint: setup
 fmt:
 	cargo fmt
 
-test: lint
+test: setup
+	cargo fmt --check
 	cargo test

@@ -1,3 +1,11 @@
 //! The `pikelet` program: chooses the role before any thread exists.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let args: Vec<_> = std::env::args_os().skip(1).collect();
+    match args.first() {
+        Some(role) if role == "shim" => pikelet::runtime::shim::main(&args[1..]),
+        _ => ExitCode::SUCCESS,
+    }
+}
