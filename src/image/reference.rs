@@ -1,0 +1,100 @@
+//! Image references: `[host[:port]/]path[:tag][@digest]`, with the defaults every container engine uses.
+
+use super::types::ImageError;
+
+/// The registry of names without a host.
+const DEFAULT_HOST: &str = "docker.io";
+
+/// A parsed reference.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reference {
+    /// `host[:port]`.
+    pub host: String,
+    /// Repository path.
+    pub repository: String,
+    /// Tag, `latest` when neither tag nor digest is given.
+    pub tag: Option<String>,
+    /// `sha256:<64 hex>`.
+    pub digest: Option<String>,
+}
+
+impl Reference {
+    /// Parses a reference as people write it.
+    pub fn parse(text: &str) -> Result<Self, ImageError> {
+        let bad = |message: &str| ImageError::InvalidName { reference: text.to_owned(), message: message.to_owned() };
+        let (rest, digest) = match text.split_once('@') {
+            Some((rest, digest)) => (rest, Some(digest.to_owned())),
+            None => (text, None),
+        };
+        if digest.as_ref().is_some_and(|d| !is_digest(d)) {
+            return Err(bad("the digest must be sha256: and 64 hex digits"));
+        }
+        let (rest, tag) = match rest.rsplit_once(':') {
+            Some((rest, tag)) if !tag.contains('/') => (rest, Some(tag.to_owned())),
+            _ => (rest, None),
+        };
+        let tag_char = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        if tag.as_ref().is_some_and(|t| t.is_empty() || t.len() > 128 || !t.chars().all(tag_char) || t.starts_with(['.', '-'])) {
+            return Err(bad("invalid tag"));
+        }
+        let (host, path) = match rest.split_once('/') {
+            Some((host, path)) if host.contains(['.', ':']) || host == "localhost" => (host, path.to_owned()),
+            Some(_) => (DEFAULT_HOST, rest.to_owned()),
+            None => (DEFAULT_HOST, format!("library/{rest}")),
+        };
+        let part = |p: &str| {
+            let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+            edge(p.chars().next())
+                && edge(p.chars().last())
+                && p.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "._-".contains(c))
+        };
+        if rest.is_empty() || host.is_empty() || !path.split('/').all(part) {
+            return Err(bad("invalid reference format: lower-case letters, digits and . _ - between slashes"));
+        }
+        let tag = if tag.is_none() && digest.is_none() { Some("latest".to_owned()) } else { tag };
+        Ok(Self { host: host.to_owned(), repository: path, tag, digest })
+    }
+
+    /// `host/path`.
+    pub fn name(&self) -> String {
+        format!("{}/{}", self.host, self.repository)
+    }
+
+    /// What is asked of the registry: the digest if there is one, else the tag.
+    pub fn version(&self) -> &str {
+        self.digest.as_deref().or(self.tag.as_deref()).unwrap_or("latest")
+    }
+
+    /// The full name under which the store keeps it.
+    pub fn canonical(&self) -> String {
+        match &self.digest {
+            Some(digest) => format!("{}@{digest}", self.name()),
+            None => format!("{}:{}", self.name(), self.version()),
+        }
+    }
+}
+
+/// True for `sha256:` and 64 lower-case hex digits.
+pub fn is_digest(text: &str) -> bool {
+    text.strip_prefix("sha256:")
+        .is_some_and(|h| h.len() == 64 && h.chars().all(|c| c.is_ascii_digit() || ('a'..='f').contains(&c)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_get_their_defaults() {
+        let canonical = |s| Reference::parse(s).map(|r| r.canonical());
+        assert_eq!(canonical("busybox").unwrap(), "docker.io/library/busybox:latest");
+        assert_eq!(canonical("a/b:1").unwrap(), "docker.io/a/b:1");
+        assert_eq!(canonical("127.0.0.1:5000/x").unwrap(), "127.0.0.1:5000/x:latest");
+        assert_eq!(canonical("localhost/x:v1").unwrap(), "localhost/x:v1");
+        let digest = format!("sha256:{}", "a".repeat(64));
+        assert_eq!(canonical(&format!("h.io/x:1@{digest}")).unwrap(), format!("h.io/x@{digest}"));
+        for bad in ["", "UPPER", "a//b", "x:", "x@sha256:12", "../x", "x:-a"] {
+            assert!(canonical(bad).is_err(), "{bad}");
+        }
+    }
+}
