@@ -3,14 +3,14 @@
 //! Each module is a room of `docs/architecture.md` and says in its header what it owns. Rooms talk to each other
 //! through the small typed handles they export, never through each other's files.
 
-// pub mod agent;
-// pub mod cli;
-// pub mod cluster;
-// pub mod config;
+pub mod agent;
+pub mod cli;
+pub mod cluster;
+pub mod config;
 pub mod image;
 pub mod machine;
 pub mod network;
-// pub mod pod;
+pub mod pod;
 pub mod runtime;
-// pub mod server;
-// pub mod volume;
+pub mod server;
+pub mod volume;

@@ -6,6 +6,6 @@ fn main() -> ExitCode {
     let args: Vec<_> = std::env::args_os().skip(1).collect();
     match args.first() {
         Some(role) if role == "shim" => pikelet::runtime::shim::main(&args[1..]),
-        _ => ExitCode::SUCCESS,
+        _ => pikelet::cli::main(),
     }
 }

@@ -1,1 +1,17 @@
 //! The link to a control plane: client, Node object, lease, events, objects pods refer to. Knows nothing of containers.
+
+mod client;
+mod events;
+mod lease;
+mod node;
+mod objects;
+mod pods;
+mod status;
+
+pub use client::{ClusterError, connect};
+pub use events::EventRecorder;
+pub use lease::keep_lease;
+pub use node::{NodeSettings, NodeState, keep_node};
+pub use objects::Objects;
+pub use pods::{PodUpdate, watch_pods};
+pub use status::{create_mirror, delete_pod, patch_status};

@@ -24,8 +24,9 @@ pub fn mount(layers: &[PathBuf], dir: &Path) -> Result<PathBuf, ImageError> {
         lower.push(empty.display().to_string());
     }
     let options = format!("lowerdir={},upperdir={},workdir={}", lower.join(":"), upper.display(), work.display());
-    mount_fs(Some("overlay"), &rootfs, Some("overlay"), MsFlags::empty(), Some(options.as_str()))
-        .map_err(|e| io_error(format!("mounting {} layers as overlayfs on {}", layers.len(), rootfs.display()))(e.into()))?;
+    mount_fs(Some("overlay"), &rootfs, Some("overlay"), MsFlags::empty(), Some(options.as_str())).map_err(|e| {
+        io_error(format!("mounting {} layers as overlayfs on {}", layers.len(), rootfs.display()))(e.into())
+    })?;
     Ok(rootfs)
 }
 

@@ -85,8 +85,9 @@ async fn fetch(store: &ImageStore, registry: &Registry, layer: &Descriptor, diff
     let (tx, rx) = mpsc::channel::<io::Result<Bytes>>(CHUNKS);
     let target = store.layer_dir(diff_id);
     let (media_type, digest, diff_id) = (layer.media_type.clone(), layer.digest.clone(), diff_id.to_owned());
-    let unpacking =
-        tokio::task::spawn_blocking(move || place(&target, |dir| unpack::unpack(Chunks::new(rx), &media_type, &digest, &diff_id, dir)));
+    let unpacking = tokio::task::spawn_blocking(move || {
+        place(&target, |dir| unpack::unpack(Chunks::new(rx), &media_type, &digest, &diff_id, dir))
+    });
     loop {
         let item = match response.chunk().await {
             Ok(Some(chunk)) => Ok(chunk),

@@ -34,7 +34,10 @@ impl Reference {
             _ => (rest, None),
         };
         let tag_char = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-        if tag.as_ref().is_some_and(|t| t.is_empty() || t.len() > 128 || !t.chars().all(tag_char) || t.starts_with(['.', '-'])) {
+        if tag
+            .as_ref()
+            .is_some_and(|t| t.is_empty() || t.len() > 128 || !t.chars().all(tag_char) || t.starts_with(['.', '-']))
+        {
             return Err(bad("invalid tag"));
         }
         let (host, path) = match rest.split_once('/') {

@@ -52,8 +52,8 @@ impl Registry {
         let mut builder = Client::builder().connect_timeout(TIMEOUT).read_timeout(TIMEOUT);
         if let Some(file) = &config.ca_file {
             let pem = std::fs::read(file).map_err(|e| format!("reading caFile {}: {e}", file.display()))?;
-            let certificates =
-                Certificate::from_pem_bundle(&pem).map_err(|e| format!("reading caFile {}: {}", file.display(), chain(&e)))?;
+            let certificates = Certificate::from_pem_bundle(&pem)
+                .map_err(|e| format!("reading caFile {}: {}", file.display(), chain(&e)))?;
             builder = builder.tls_certs_merge(certificates);
         }
         if config.insecure_skip_verify {

@@ -94,12 +94,14 @@ impl ImageStore {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             other => other.map_err(io_error(format!("reading {}", path.display())))?,
         };
-        let index: Value = serde_json::from_slice(&text).map_err(|e| io_error(format!("reading {}", path.display()))(e.into()))?;
+        let index: Value =
+            serde_json::from_slice(&text).map_err(|e| io_error(format!("reading {}", path.display()))(e.into()))?;
         Ok(index["manifests"].as_array().cloned().unwrap_or_default())
     }
 
     fn write_index(&self, entries: &[Value]) -> Result<(), ImageError> {
-        let index = json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": entries});
+        let index =
+            json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": entries});
         write_whole(&self.dir().join("index.json"), index.to_string().as_bytes())
     }
 
@@ -111,7 +113,10 @@ impl ImageStore {
         if !layers.iter().all(|l| self.has_layer(l)) {
             return None;
         }
-        let size = layers.iter().filter_map(|l| fs::read_to_string(self.layer_dir(l).join("complete")).ok()?.parse::<u64>().ok()).sum();
+        let size = layers
+            .iter()
+            .filter_map(|l| fs::read_to_string(self.layer_dir(l).join("complete")).ok()?.parse::<u64>().ok())
+            .sum();
         let process = config.config.unwrap_or_default();
         let (mut repo_tags, mut repo_digests) = (Vec::new(), Vec::new());
         for entry in entries.iter().filter(|e| e["digest"] == json!(digest)) {
@@ -153,7 +158,10 @@ impl ImageStore {
         let name = wanted.canonical();
         let found = entries.iter().find(|e| {
             e["annotations"][NAME] == json!(name)
-                || wanted.digest.as_ref().is_some_and(|d| e["annotations"][PULLED] == json!(d) || e["digest"] == json!(d))
+                || wanted
+                    .digest
+                    .as_ref()
+                    .is_some_and(|d| e["annotations"][PULLED] == json!(d) || e["digest"] == json!(d))
         });
         Ok(found.and_then(|e| e["digest"].as_str()).and_then(|d| self.load(&entries, d)))
     }

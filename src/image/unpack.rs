@@ -9,9 +9,9 @@ use std::os::unix::fs::{OpenOptionsExt, symlink};
 use std::path::{Component, Path, PathBuf};
 
 use nix::fcntl::AT_FDCWD;
-use nix::sys::stat::{Mode, SFlag, mknod};
-use nix::unistd::{FchownatFlags, fchownat};
 use nix::fcntl::AtFlags;
+use nix::sys::stat::{Mode, SFlag, mknod};
+use nix::unistd::fchownat;
 use sha2::{Digest, Sha256};
 use tar::{Archive, EntryType};
 
@@ -89,7 +89,9 @@ fn parent(root: &Path, parts: &[&OsStr], path: &Path) -> Result<PathBuf, String>
         dir.push(part);
         match fs::symlink_metadata(&dir) {
             Ok(found) if found.is_dir() => {}
-            Ok(_) => return Err(format!("entry {} goes through {}, no directory: refused", path.display(), dir.display())),
+            Ok(_) => {
+                return Err(format!("entry {} goes through {}, no directory: refused", path.display(), dir.display()));
+            }
             Err(_) => fs::create_dir(&dir).map_err(|e| format!("creating {}: {e}", dir.display()))?,
         }
     }

@@ -1,1 +1,64 @@
 //! What the board is: capacity, operating system, kernel, boot and machine ids.
+
+use std::fs;
+use std::path::Path;
+
+/// Facts of this machine that do not change while it is up.
+#[derive(Debug, Clone, Default)]
+pub struct MachineInfo {
+    /// Logical processors.
+    pub cpus: u64,
+    /// Memory in bytes.
+    pub memory_bytes: u64,
+    /// Size of the file system that holds the agent's data, in bytes.
+    pub disk_bytes: u64,
+    /// `/etc/machine-id`.
+    pub machine_id: String,
+    /// DMI product uuid, or the machine id.
+    pub system_uuid: String,
+    /// `/proc/sys/kernel/random/boot_id`.
+    pub boot_id: String,
+    /// `uname -r`.
+    pub kernel_version: String,
+    /// `PRETTY_NAME` of `/etc/os-release`.
+    pub os_image: String,
+    /// Go's name of the architecture.
+    pub architecture: String,
+}
+
+fn line(path: &str) -> Option<String> {
+    Some(fs::read_to_string(path).ok()?.trim().to_owned()).filter(|s| !s.is_empty())
+}
+
+/// Go's name of the architecture this binary runs on.
+pub fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        "x86" => "386",
+        other => other,
+    }
+}
+
+/// Reads the facts; `root` is where the agent's data lies.
+pub fn inspect(root: &Path) -> MachineInfo {
+    let memory = sysinfo::System::new().map_or(0, |mut system| {
+        system.refresh_memory();
+        system.total_memory()
+    });
+    let disk = nix::sys::statvfs::statvfs(root).map_or(0, |s| s.blocks() as u64 * s.fragment_size() as u64);
+    let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let name = release.lines().find_map(|l| l.strip_prefix("PRETTY_NAME=")).unwrap_or("Linux");
+    let machine_id = line("/etc/machine-id").unwrap_or_default();
+    MachineInfo {
+        cpus: std::thread::available_parallelism().map_or(1, |n| n.get() as u64),
+        memory_bytes: memory,
+        disk_bytes: disk,
+        system_uuid: line("/sys/class/dmi/id/product_uuid").unwrap_or_else(|| machine_id.clone()),
+        machine_id,
+        boot_id: line("/proc/sys/kernel/random/boot_id").unwrap_or_default(),
+        kernel_version: line("/proc/sys/kernel/osrelease").unwrap_or_default(),
+        os_image: name.trim_matches('"').to_owned(),
+        architecture: architecture().to_owned(),
+    }
+}

@@ -2,8 +2,10 @@
 //!
 //! Knows nothing of the API server: the agent hands in pod CIDRs.
 
+mod resolv;
 mod types;
 
+pub use resolv::{host_resolv_conf, hosts_file, resolv_conf};
 pub use types::*;
 
 use std::path::Path;

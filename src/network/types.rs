@@ -51,3 +51,14 @@ pub enum NetworkError {
         source: std::io::Error,
     },
 }
+
+/// A pod's `dnsConfig`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DnsOptions {
+    /// More name servers.
+    pub nameservers: Vec<String>,
+    /// More search domains.
+    pub searches: Vec<String>,
+    /// `name` or `name:value`.
+    pub options: Vec<String>,
+}

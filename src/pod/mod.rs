@@ -1,3 +1,97 @@
 //! Desired state to actual: manager, worker, status, backoff, environment, static pods.
+//!
+//! The manager keeps one worker per pod. A worker owns everything of its pod: it alone decides what is started,
+//! stopped and reported. Knows nothing of libcontainer, netlink or HTTP.
 
+pub mod backoff;
+pub mod container;
+pub mod env;
+pub mod manager;
+pub mod qos;
+pub mod source;
+pub mod status;
 pub mod table;
+pub mod worker;
+
+mod checkpoint;
+mod create;
+mod pull_secret;
+mod stop;
+mod writer;
+
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+
+/// Read-only views of a Pod that every file of this room needs.
+pub trait PodExt {
+    /// `metadata.uid`; for a mirror pod's static twin the static uid.
+    fn uid(&self) -> &str;
+    /// `metadata.namespace`.
+    fn ns(&self) -> &str;
+    /// `metadata.name`.
+    fn name(&self) -> &str;
+    /// True for pods that came from a manifest, not from the API server.
+    fn is_static(&self) -> bool;
+    /// True for the API server's copy of a static pod.
+    fn is_mirror(&self) -> bool;
+    /// `spec.restartPolicy`, `Always` when unset.
+    fn restart_policy(&self) -> &str;
+    /// Seconds a container has between its stop signal and SIGKILL.
+    fn grace_seconds(&self) -> i64;
+    /// True when the pod shares the host's network.
+    fn host_network(&self) -> bool;
+    /// The spec, if there is one.
+    fn pod_spec(&self) -> Option<&PodSpec>;
+    /// Init containers.
+    fn init_containers(&self) -> &[Container];
+    /// App containers.
+    fn app_containers(&self) -> &[Container];
+}
+
+impl PodExt for Pod {
+    fn uid(&self) -> &str {
+        self.metadata.uid.as_deref().unwrap_or_default()
+    }
+    fn ns(&self) -> &str {
+        self.metadata.namespace.as_deref().unwrap_or("default")
+    }
+    fn name(&self) -> &str {
+        self.metadata.name.as_deref().unwrap_or_default()
+    }
+    fn is_static(&self) -> bool {
+        annotation(self, "kubernetes.io/config.source").is_some_and(|s| s != "api") && !self.is_mirror()
+    }
+    fn is_mirror(&self) -> bool {
+        annotation(self, "kubernetes.io/config.mirror").is_some()
+    }
+    fn restart_policy(&self) -> &str {
+        self.spec.as_ref().and_then(|s| s.restart_policy.as_deref()).unwrap_or("Always")
+    }
+    fn grace_seconds(&self) -> i64 {
+        self.metadata
+            .deletion_grace_period_seconds
+            .or_else(|| self.spec.as_ref().and_then(|s| s.termination_grace_period_seconds))
+            .unwrap_or(30)
+    }
+    fn host_network(&self) -> bool {
+        self.spec.as_ref().and_then(|s| s.host_network).unwrap_or(false)
+    }
+    fn pod_spec(&self) -> Option<&PodSpec> {
+        self.spec.as_ref()
+    }
+    fn init_containers(&self) -> &[Container] {
+        self.spec.as_ref().and_then(|s| s.init_containers.as_deref()).unwrap_or_default()
+    }
+    fn app_containers(&self) -> &[Container] {
+        self.spec.as_ref().map(|s| s.containers.as_slice()).unwrap_or_default()
+    }
+}
+
+/// An annotation of a pod.
+pub fn annotation<'a>(pod: &'a Pod, key: &str) -> Option<&'a str> {
+    pod.metadata.annotations.as_ref()?.get(key).map(String::as_str)
+}
+
+/// An init container with `restartPolicy: Always` (a sidecar).
+pub fn is_sidecar(container: &Container) -> bool {
+    container.restart_policy.as_deref() == Some("Always")
+}

@@ -184,7 +184,8 @@ impl Runtime {
     /// Kills what still runs, ends the shim, removes cgroup and state. Safe to repeat, also for dead shims.
     pub async fn remove_sandbox(&self, sandbox: &str) -> Result<(), RuntimeError> {
         let dir = self.dir(sandbox);
-        if let Some(shim) = self.shims().remove(sandbox) {
+        let shim = self.shims().remove(sandbox);
+        if let Some(shim) = shim {
             // one that does not answer is killed below
             let _ = tokio::time::timeout(SHUTDOWN, shim.call(Call::Shutdown)).await;
         }

@@ -1,1 +1,3 @@
-//! The kubelet API on :10250: TLS, authentication, logs, pods, healthz.
+//! What the agent serves: its own root-only socket for the commands of this machine.
+
+pub mod local;

@@ -1,0 +1,104 @@
+//! Events about pods, with kubelet's reasons; sent in the background, never blocking, repeats counted on one object.
+
+use std::collections::HashMap;
+
+use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use kube::api::{Patch, PatchParams, PostParams};
+use kube::{Api, Client};
+use serde_json::json;
+use tokio::sync::mpsc;
+use tracing::{debug, info};
+
+/// Events that may wait; more are dropped, as they are for people only.
+const QUEUE: usize = 512;
+/// Distinct events remembered for counting.
+const REMEMBERED: usize = 1024;
+
+/// Records events; cheap to clone.
+#[derive(Clone)]
+pub struct EventRecorder {
+    queue: mpsc::Sender<Event>,
+    node: String,
+}
+
+impl EventRecorder {
+    /// A recorder; without a client events go to the log only.
+    pub fn new(client: Option<Client>, node: &str) -> Self {
+        let (queue, events) = mpsc::channel(QUEUE);
+        tokio::spawn(send_all(client, events));
+        Self { queue, node: node.to_owned() }
+    }
+
+    /// An event about a pod, or one container of it.
+    pub fn pod_event(&self, pod: &Pod, container: Option<&str>, type_: &'static str, reason: &str, message: String) {
+        let metadata = &pod.metadata;
+        let name = metadata.name.as_deref().unwrap_or_default();
+        info!(pod = name, container, reason, message, "event");
+        let init = pod
+            .spec
+            .iter()
+            .flat_map(|s| s.init_containers.iter().flatten())
+            .any(|c| Some(c.name.as_str()) == container);
+        let list = if init { "initContainers" } else { "containers" };
+        let now = Time(jiff::Timestamp::from_second(jiff::Timestamp::now().as_second()).unwrap_or_default());
+        let event = Event {
+            metadata: ObjectMeta {
+                name: Some(format!("{name}.{:x}", jiff::Timestamp::now().as_nanosecond())),
+                namespace: metadata.namespace.clone(),
+                ..ObjectMeta::default()
+            },
+            involved_object: ObjectReference {
+                api_version: Some("v1".to_owned()),
+                kind: Some("Pod".to_owned()),
+                name: metadata.name.clone(),
+                namespace: metadata.namespace.clone(),
+                uid: metadata.uid.clone(),
+                resource_version: metadata.resource_version.clone(),
+                field_path: container.map(|c| format!("spec.{list}{{{c}}}")),
+            },
+            type_: Some(type_.to_owned()),
+            reason: Some(reason.to_owned()),
+            message: Some(message),
+            source: Some(EventSource { component: Some("kubelet".to_owned()), host: Some(self.node.clone()) }),
+            reporting_component: Some("kubelet".to_owned()),
+            reporting_instance: Some(self.node.clone()),
+            first_timestamp: Some(now.clone()),
+            last_timestamp: Some(now),
+            count: Some(1),
+            ..Event::default()
+        };
+        if self.queue.try_send(event).is_err() {
+            debug!("event dropped: too many are waiting");
+        }
+    }
+}
+
+async fn send_all(client: Option<Client>, mut events: mpsc::Receiver<Event>) {
+    let mut seen: HashMap<String, (String, i32)> = HashMap::new();
+    while let Some(event) = events.recv().await {
+        let Some(client) = &client else { continue };
+        let namespace = event.metadata.namespace.clone().unwrap_or_else(|| "default".to_owned());
+        let api: Api<Event> = Api::namespaced(client.clone(), &namespace);
+        let object = &event.involved_object;
+        let key = format!("{:?}/{:?}/{:?}/{:?}", object.uid, object.field_path, event.reason, event.message);
+        if seen.len() >= REMEMBERED {
+            seen.clear();
+        }
+        let result = match seen.get_mut(&key) {
+            Some((name, count)) => {
+                *count += 1;
+                let patch = json!({"count": *count, "lastTimestamp": event.last_timestamp});
+                api.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await
+            }
+            None => api.create(&PostParams::default(), &event).await,
+        };
+        match result {
+            Ok(created) => drop(seen.entry(key).or_insert((created.metadata.name.unwrap_or_default(), 1))),
+            Err(error) => {
+                seen.remove(&key);
+                debug!(%error, "event not written");
+            }
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! The node's lease: renewed every 10 s, whatever else is going on (Kubernetes "Node heartbeats").
+
+use std::time::Duration;
+
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference};
+use kube::api::{Patch, PatchParams, PostParams};
+use kube::{Api, Client};
+use serde_json::json;
+use tracing::debug;
+
+const NAMESPACE: &str = "kube-node-lease";
+const RENEW: Duration = Duration::from_secs(10);
+const DURATION_SECONDS: i32 = 40;
+
+/// Keeps the lease for ever.
+pub async fn keep_lease(client: Client, node: String) {
+    let mut tick = tokio::time::interval(RENEW);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        if let Err(error) = renew(&client, &node).await {
+            debug!(%error, "lease not renewed");
+            tick.reset_after(Duration::from_millis(500 + u64::from(rand::random::<u8>()) * 8));
+        }
+    }
+}
+
+async fn renew(client: &Client, node: &str) -> Result<(), kube::Error> {
+    let api: Api<Lease> = Api::namespaced(client.clone(), NAMESPACE);
+    let now = MicroTime(jiff::Timestamp::now());
+    let patch = json!({"spec": {"renewTime": now, "holderIdentity": node, "leaseDurationSeconds": DURATION_SECONDS}});
+    match api.patch(node, &PatchParams::default(), &Patch::Merge(patch)).await {
+        Err(kube::Error::Api(status)) if status.code == 404 => {}
+        other => return other.map(drop),
+    }
+    let owner = Api::<Node>::all(client.clone()).get(node).await?;
+    let lease = Lease {
+        metadata: ObjectMeta {
+            name: Some(node.to_owned()),
+            namespace: Some(NAMESPACE.to_owned()),
+            owner_references: Some(vec![OwnerReference {
+                api_version: "v1".to_owned(),
+                kind: "Node".to_owned(),
+                name: node.to_owned(),
+                uid: owner.metadata.uid.unwrap_or_default(),
+                ..OwnerReference::default()
+            }]),
+            ..ObjectMeta::default()
+        },
+        spec: Some(LeaseSpec {
+            holder_identity: Some(node.to_owned()),
+            lease_duration_seconds: Some(DURATION_SECONDS),
+            renew_time: Some(now),
+            ..LeaseSpec::default()
+        }),
+    };
+    api.create(&PostParams::default(), &lease).await.map(drop)
+}

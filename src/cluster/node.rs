@@ -1,0 +1,204 @@
+//! The Node object: created, kept complete, created again when somebody deletes it.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::{Node, Taint};
+use kube::api::{Patch, PatchParams, PostParams};
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, Client};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use crate::machine::MachineInfo;
+
+/// How often the status is computed.
+const COMPUTE: Duration = Duration::from_secs(10);
+/// How often it is written though nothing changed.
+const REPORT: Duration = Duration::from_secs(300);
+
+/// What a person chose for this node.
+#[derive(Debug, Clone)]
+pub struct NodeSettings {
+    /// Node name.
+    pub name: String,
+    /// More labels.
+    pub labels: BTreeMap<String, String>,
+    /// Taints at registration.
+    pub taints: Vec<Taint>,
+    /// Addresses.
+    pub node_ips: Vec<IpAddr>,
+    /// Port of the kubelet API.
+    pub kubelet_port: u16,
+    /// Largest number of pods.
+    pub max_pods: u32,
+}
+
+/// What changes while the agent runs.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct NodeState {
+    /// Pods can be attached to the network.
+    pub network_ready: bool,
+    /// Names (tags and digests) and size of each image.
+    pub images: Vec<(Vec<String>, u64)>,
+}
+
+fn resources(machine: &MachineInfo, settings: &NodeSettings) -> Value {
+    json!({
+        "cpu": machine.cpus.to_string(),
+        "memory": format!("{}Ki", machine.memory_bytes / 1024),
+        "ephemeral-storage": format!("{}Ki", machine.disk_bytes / 1024),
+        "pods": settings.max_pods.to_string(),
+    })
+}
+
+fn status(settings: &NodeSettings, machine: &MachineInfo, state: &NodeState, old: &Value) -> Value {
+    let now = jiff::Timestamp::from_second(jiff::Timestamp::now().as_second()).unwrap_or_default().to_string();
+    let condition = |kind: &str, status: &str, reason: &str, message: &str| {
+        let before = old["conditions"].as_array().into_iter().flatten().find(|c| c["type"] == kind);
+        let since = before.filter(|c| c["status"] == status).map_or(json!(now), |c| c["lastTransitionTime"].clone());
+        json!({"type": kind, "status": status, "reason": reason, "message": message,
+            "lastHeartbeatTime": now, "lastTransitionTime": since})
+    };
+    let ready = if state.network_ready {
+        condition("Ready", "True", "KubeletReady", "kubelet is posting ready status")
+    } else {
+        let message = "container runtime network not ready: this node has no pod CIDR yet";
+        condition("Ready", "False", "KubeletNotReady", message)
+    };
+    let mut addresses: Vec<Value> =
+        settings.node_ips.iter().map(|ip| json!({"type": "InternalIP", "address": ip.to_string()})).collect();
+    addresses.push(json!({"type": "Hostname", "address": settings.name}));
+    let images: Vec<Value> = state.images.iter().take(50).map(|(n, s)| json!({"names": n, "sizeBytes": s})).collect();
+    let allocatable = resources(machine, settings);
+    json!({
+        "capacity": resources(machine, settings),
+        "allocatable": allocatable,
+        "conditions": [
+            condition("MemoryPressure", "False", "KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
+            condition("DiskPressure", "False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
+            condition("PIDPressure", "False", "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
+            ready,
+        ],
+        "addresses": addresses,
+        "daemonEndpoints": {"kubeletEndpoint": {"Port": settings.kubelet_port}},
+        "nodeInfo": {
+            "machineID": machine.machine_id,
+            "systemUUID": machine.system_uuid,
+            "bootID": machine.boot_id,
+            "kernelVersion": machine.kernel_version,
+            "osImage": machine.os_image,
+            "containerRuntimeVersion": concat!("pikelet://", env!("CARGO_PKG_VERSION")),
+            "kubeletVersion": concat!("v1.36.3+pikelet.", env!("CARGO_PKG_VERSION")),
+            "kubeProxyVersion": "",
+            "operatingSystem": "linux",
+            "architecture": machine.architecture,
+        },
+        "images": images,
+    })
+}
+
+fn labels(settings: &NodeSettings, machine: &MachineInfo) -> BTreeMap<String, String> {
+    let mut labels = settings.labels.clone();
+    for (key, value) in [
+        ("kubernetes.io/hostname", settings.name.as_str()),
+        ("kubernetes.io/os", "linux"),
+        ("kubernetes.io/arch", &machine.architecture),
+        ("beta.kubernetes.io/os", "linux"),
+        ("beta.kubernetes.io/arch", &machine.architecture),
+    ] {
+        labels.insert(key.to_owned(), value.to_owned());
+    }
+    labels
+}
+
+const ATTACH: &str = "volumes.kubernetes.io/controller-managed-attach-detach";
+
+async fn register(api: &Api<Node>, settings: &NodeSettings, machine: &MachineInfo) -> Result<(), kube::Error> {
+    let metadata = json!({"name": settings.name, "labels": labels(settings, machine), "annotations": {ATTACH: "true"}});
+    let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": metadata, "spec": {"taints": settings.taints}});
+    let node: Node = serde_json::from_value(node).map_err(kube::Error::SerdeError)?;
+    match api.create(&PostParams::default(), &node).await {
+        Ok(_) => info!(node = settings.name, "registered"),
+        Err(kube::Error::Api(answer)) if answer.code == 409 => {
+            let patch = json!({"metadata": {"labels": labels(settings, machine), "annotations": {ATTACH: "true"}}});
+            api.patch(&settings.name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+        }
+        Err(error) => return Err(error),
+    }
+    Ok(())
+}
+
+/// Heartbeat times left out: they alone are no change.
+fn essence(status: &Value) -> Value {
+    let mut status = status.clone();
+    for condition in status["conditions"].as_array_mut().into_iter().flatten() {
+        condition["lastHeartbeatTime"] = Value::Null;
+    }
+    status
+}
+
+/// Registers and keeps the Node for ever; its pod CIDRs go to `pod_cidrs`.
+pub async fn keep_node(
+    client: Client,
+    settings: NodeSettings,
+    machine: MachineInfo,
+    mut state: watch::Receiver<NodeState>,
+    pod_cidrs: watch::Sender<Vec<String>>,
+) {
+    let api: Api<Node> = Api::all(client);
+    let fields = format!("metadata.name={}", settings.name);
+    let mut events = watcher(api.clone(), watcher::Config::default().fields(&fields)).default_backoff().boxed();
+    let mut written = Value::Null;
+    let mut written_at = Instant::now();
+    let mut registered = false;
+    let mut tick = tokio::time::interval(COMPUTE);
+    loop {
+        if !registered {
+            match register(&api, &settings, &machine).await {
+                Ok(()) => {
+                    registered = true;
+                    written = Value::Null;
+                }
+                Err(error) => {
+                    warn!(%error, "node not registered: trying again");
+                    tokio::time::sleep(Duration::from_millis(1000 + u64::from(rand::random::<u8>()) * 8)).await;
+                    continue;
+                }
+            }
+        }
+        let wanted = status(&settings, &machine, &state.borrow_and_update(), &written);
+        if essence(&wanted) != essence(&written) || written_at.elapsed() >= REPORT {
+            match api
+                .patch_status(&settings.name, &PatchParams::default(), &Patch::Merge(json!({"status": wanted})))
+                .await
+            {
+                Ok(_) => {
+                    written = wanted;
+                    written_at = Instant::now();
+                }
+                Err(kube::Error::Api(answer)) if answer.code == 404 => registered = false,
+                Err(error) => warn!(%error, "node status not written: trying again"),
+            }
+        }
+        tokio::select! {
+            _ = tick.tick() => {}
+            changed = state.changed() => if changed.is_err() { return },
+            Some(event) = events.next() => match event {
+                Ok(watcher::Event::Apply(node) | watcher::Event::InitApply(node)) => {
+                    let cidrs = node.spec.and_then(|s| s.pod_cidrs).unwrap_or_default();
+                    pod_cidrs.send_if_modified(|old| !cidrs.is_empty() && *old != cidrs && { *old = cidrs; true });
+                }
+                Ok(watcher::Event::Delete(_)) => {
+                    info!(node = settings.name, "somebody deleted the Node: registering again");
+                    registered = false;
+                }
+                Ok(_) => {}
+                Err(error) => warn!(%error, "watching the Node: trying again"),
+            },
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! The manager: which pods this node should have, one worker for each, and the runtime's events to the right one.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::Pod;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+use tracing::{info, warn};
+
+use super::source::StaticUpdate;
+use super::worker::{Message, Shared, Worker};
+use super::{PodExt, checkpoint};
+use crate::cluster::PodUpdate;
+use crate::runtime::{RuntimeEvent, SandboxInfo};
+
+/// Where pods and orders come from.
+pub struct Inputs {
+    /// Pods bound to this node; `None` without a control plane.
+    pub cluster: Option<mpsc::Receiver<PodUpdate>>,
+    /// Pods from the manifest folder; `None` without one.
+    pub manifests: Option<mpsc::Receiver<StaticUpdate>>,
+    /// What the runtime has to say.
+    pub runtime: mpsc::Receiver<RuntimeEvent>,
+    /// `drain-local`: stop every pod, then answer.
+    pub drain: mpsc::Receiver<oneshot::Sender<()>>,
+}
+
+/// See the module.
+pub struct Manager {
+    shared: Arc<Shared>,
+    workers: BTreeMap<String, mpsc::Sender<Message>>,
+    statics: BTreeSet<String>,
+    tasks: JoinSet<String>,
+    found: BTreeMap<String, SandboxInfo>,
+    draining: Option<oneshot::Sender<()>>,
+}
+
+impl Manager {
+    /// A manager that knows nothing yet.
+    pub fn new(shared: Arc<Shared>) -> Self {
+        Self {
+            shared,
+            workers: BTreeMap::new(),
+            statics: BTreeSet::new(),
+            tasks: JoinSet::new(),
+            found: BTreeMap::new(),
+            draining: None,
+        }
+    }
+
+    /// Takes over what an earlier agent left: pods with a checkpoint go on, sandboxes with none are removed.
+    pub async fn recover(&mut self, sandboxes: Vec<SandboxInfo>) {
+        let mut newest: BTreeMap<String, SandboxInfo> = BTreeMap::new();
+        let mut stale = Vec::new();
+        for sandbox in sandboxes {
+            let old = newest.remove(&sandbox.spec.pod_uid);
+            let (keep, drop) = match old {
+                Some(old) if old.spec.attempt > sandbox.spec.attempt => (old, Some(sandbox)),
+                old => (sandbox, old),
+            };
+            stale.extend(drop);
+            newest.insert(keep.spec.pod_uid.clone(), keep);
+        }
+        self.found = newest;
+        for pod in checkpoint::load_all(&self.shared.pods_dir) {
+            let uid = pod.uid().to_owned();
+            if pod.is_static() {
+                self.statics.insert(uid);
+            }
+            self.upsert(pod);
+        }
+        stale.extend(std::mem::take(&mut self.found).into_values());
+        for sandbox in stale {
+            info!(sandbox = %sandbox.spec.id, pod = %sandbox.spec.pod_name, "removing a sandbox no pod claims");
+            self.remove_orphan(&sandbox).await;
+        }
+    }
+
+    async fn remove_orphan(&self, sandbox: &SandboxInfo) {
+        let id = &sandbox.spec.id;
+        let mut errors = Vec::new();
+        errors.extend(self.shared.network.detach(id).await.err().map(|e| e.to_string()));
+        errors.extend(self.shared.runtime.remove_sandbox(id).await.err().map(|e| e.to_string()));
+        for container in &sandbox.containers {
+            let dir = self.shared.containers_dir.join(&container.spec.id);
+            errors.extend(self.shared.images.unmount(&dir).await.err().map(|e| e.to_string()));
+        }
+        errors.extend(self.shared.volumes.teardown(&sandbox.spec.pod_uid).await);
+        if !errors.is_empty() {
+            warn!(sandbox = %id, errors = errors.join("; "), "orphaned sandbox not wholly removed");
+        }
+    }
+
+    /// Runs until drained or every source of events is gone; pods outlive it otherwise.
+    pub async fn run(mut self, mut inputs: Inputs) {
+        loop {
+            tokio::select! {
+                Some(event) = inputs.runtime.recv() => self.runtime_event(event).await,
+                Some(update) = next(&mut inputs.cluster) => self.cluster_update(update).await,
+                Some(StaticUpdate::Set(pods)) = next(&mut inputs.manifests) => self.static_update(pods).await,
+                Some(done) = inputs.drain.recv() => {
+                    self.draining = Some(done);
+                    let uids: Vec<_> = self.workers.keys().cloned().collect();
+                    for uid in uids {
+                        self.tell(&uid, Message::Removed).await;
+                    }
+                }
+                Some(ended) = self.tasks.join_next() => self.worker_ended(ended),
+                else => return,
+            }
+            if self.workers.is_empty()
+                && let Some(done) = self.draining.take()
+            {
+                // the one who asked may have gone away
+                let _ = done.send(());
+                return;
+            }
+        }
+    }
+
+    fn worker_ended(&mut self, ended: Result<String, tokio::task::JoinError>) {
+        match ended {
+            Ok(uid) => {
+                self.workers.remove(&uid);
+                self.statics.remove(&uid);
+            }
+            Err(error) => warn!(%error, "a pod worker ended abnormally"),
+        }
+    }
+
+    async fn cluster_update(&mut self, update: PodUpdate) {
+        match update {
+            PodUpdate::Upsert(pod) if pod.is_mirror() => {}
+            PodUpdate::Upsert(pod) => {
+                let uid = pod.uid().to_owned();
+                if self.workers.contains_key(&uid) {
+                    self.tell(&uid, Message::Update(pod)).await;
+                } else {
+                    self.upsert(*pod);
+                }
+            }
+            PodUpdate::Removed { uid, .. } => self.tell(&uid, Message::Removed).await,
+            PodUpdate::Synced(uids) => {
+                let uids: BTreeSet<_> = uids.into_iter().collect();
+                let gone: Vec<_> =
+                    self.workers.keys().filter(|u| !uids.contains(*u) && !self.statics.contains(*u)).cloned().collect();
+                for uid in gone {
+                    self.tell(&uid, Message::Removed).await;
+                }
+            }
+        }
+    }
+
+    async fn static_update(&mut self, pods: Vec<Pod>) {
+        let wanted: BTreeSet<String> = pods.iter().map(|p| p.uid().to_owned()).collect();
+        let gone: Vec<_> = self.statics.iter().filter(|u| !wanted.contains(*u)).cloned().collect();
+        for uid in gone {
+            self.tell(&uid, Message::Removed).await;
+        }
+        for pod in pods {
+            let uid = pod.uid().to_owned();
+            if !self.workers.contains_key(&uid) {
+                self.statics.insert(uid);
+                self.upsert(pod);
+            }
+        }
+    }
+
+    async fn runtime_event(&mut self, event: RuntimeEvent) {
+        match event {
+            RuntimeEvent::ContainerExited { pod_uid, container, exit, .. } => {
+                self.tell(&pod_uid, Message::Exited { container, exit }).await;
+            }
+            RuntimeEvent::SandboxLost { sandbox, pod_uid } => {
+                self.tell(&pod_uid, Message::SandboxLost { sandbox }).await
+            }
+        }
+    }
+
+    async fn tell(&mut self, uid: &str, message: Message) {
+        // a worker that just ended needs to hear nothing more
+        if let Some(worker) = self.workers.get(uid) {
+            let _ = worker.send(message).await;
+        }
+    }
+
+    /// Starts a worker, unless this agent is draining.
+    fn upsert(&mut self, pod: Pod) {
+        let uid = pod.uid().to_owned();
+        if self.draining.is_some() || self.workers.contains_key(&uid) {
+            return;
+        }
+        let found = self.found.remove(&uid);
+        let (worker, tx) = Worker::new(self.shared.clone(), pod, found);
+        self.workers.insert(uid.clone(), tx);
+        self.tasks.spawn(async move {
+            worker.run().await;
+            uid
+        });
+    }
+}
+
+/// The next item of a source that may not exist.
+async fn next<T>(source: &mut Option<mpsc::Receiver<T>>) -> Option<T> {
+    match source {
+        Some(source) => source.recv().await,
+        None => std::future::pending().await,
+    }
+}

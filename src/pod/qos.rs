@@ -1,0 +1,211 @@
+//! QoS class, cgroup path and limits of a pod and its containers.
+//!
+//! Rules: Kubernetes "Pod Quality of Service Classes" and "Resource Management for Pods and Containers".
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+
+use super::{PodExt, is_sidecar};
+use crate::runtime::Resources;
+
+/// CFS period in microseconds.
+const CPU_PERIOD: u64 = 100_000;
+/// Smallest CFS quota in microseconds.
+const MIN_QUOTA: i64 = 1_000;
+/// Smallest number of CPU shares.
+const MIN_SHARES: u64 = 2;
+/// Largest number of CPU shares.
+const MAX_SHARES: u64 = 262_144;
+
+/// A quantity in whole units of 1/`scale` (1000 for milli CPU, 1 for bytes), rounded up. `None` if it does not parse.
+pub fn parse_quantity(quantity: &Quantity, scale: f64) -> Option<i64> {
+    let text = quantity.0.trim();
+    let end = text.find(|c: char| c.is_ascii_alphabetic() && c != 'e' && c != 'E').unwrap_or(text.len());
+    let (digits, suffix) = match text[..end].parse::<f64>() {
+        Ok(n) => (n, &text[end..]),
+        Err(_) => (text.trim_end_matches(['E', 'e']).parse::<f64>().ok()?, "E"),
+    };
+    let factor = match suffix {
+        "" => 1.0,
+        "n" => 1e-9,
+        "u" => 1e-6,
+        "m" => 1e-3,
+        "k" => 1e3,
+        "M" => 1e6,
+        "G" => 1e9,
+        "T" => 1e12,
+        "P" => 1e15,
+        "E" => 1e18,
+        "Ki" => 1024.0,
+        "Mi" => 1_048_576.0,
+        "Gi" => 1_073_741_824.0,
+        "Ti" => 1_099_511_627_776.0,
+        "Pi" => 1_125_899_906_842_624.0,
+        _ => return None,
+    };
+    let value = digits * factor * scale;
+    // a sum such as 0.1 * 1000 may end a hair above the whole number it means
+    let rounded = value.round();
+    Some(if (value - rounded).abs() < 1e-6 { rounded as i64 } else { value.ceil() as i64 })
+}
+
+fn amount(list: Option<&BTreeMap<String, Quantity>>, name: &str) -> Option<i64> {
+    parse_quantity(list?.get(name)?, if name == "cpu" { 1000.0 } else { 1.0 }).filter(|n| *n > 0)
+}
+
+/// Request of a container (its limit where no request is set): milli CPU or bytes.
+pub fn request(container: &Container, name: &str) -> Option<i64> {
+    let resources = container.resources.as_ref()?;
+    amount(resources.requests.as_ref(), name).or_else(|| amount(resources.limits.as_ref(), name))
+}
+
+/// Limit of a container: milli CPU or bytes.
+pub fn limit(container: &Container, name: &str) -> Option<i64> {
+    amount(container.resources.as_ref()?.limits.as_ref(), name)
+}
+
+fn all_containers(pod: &Pod) -> impl Iterator<Item = &Container> {
+    pod.init_containers().iter().chain(pod.app_containers())
+}
+
+/// `Guaranteed`, `Burstable` or `BestEffort`.
+pub fn qos_class(pod: &Pod) -> &'static str {
+    let mut any = false;
+    let mut guaranteed = true;
+    for container in all_containers(pod) {
+        for name in ["cpu", "memory"] {
+            let (req, lim) = (request(container, name), limit(container, name));
+            any |= req.is_some() || lim.is_some();
+            guaranteed &= lim.is_some() && req == lim;
+        }
+    }
+    match (any, guaranteed) {
+        (false, _) => "BestEffort",
+        (true, true) => "Guaranteed",
+        (true, false) => "Burstable",
+    }
+}
+
+/// Pod cgroup relative to the agent's root: Guaranteed pods are directly below it.
+pub fn pod_cgroup(pod: &Pod) -> String {
+    match qos_class(pod) {
+        "Guaranteed" => format!("pod{}", pod.uid()),
+        "Burstable" => format!("burstable/pod{}", pod.uid()),
+        _ => format!("besteffort/pod{}", pod.uid()),
+    }
+}
+
+fn shares(milli: i64) -> u64 {
+    ((milli.max(0) as u64) * 1024 / 1000).clamp(MIN_SHARES, MAX_SHARES)
+}
+
+fn quota(milli: i64) -> i64 {
+    (milli * CPU_PERIOD as i64 / 1000).max(MIN_QUOTA)
+}
+
+fn resources(cpu_request: Option<i64>, cpu_limit: Option<i64>, memory_limit: Option<i64>) -> Resources {
+    Resources {
+        cpu_shares: Some(cpu_request.map_or(MIN_SHARES, shares)),
+        cpu_quota: cpu_limit.map(quota),
+        cpu_period: cpu_limit.map(|_| CPU_PERIOD),
+        memory_limit,
+        pids_limit: None,
+    }
+}
+
+/// Limits of one container.
+pub fn container_resources(container: &Container) -> Resources {
+    resources(request(container, "cpu"), limit(container, "cpu"), limit(container, "memory"))
+}
+
+/// The pod's sum: app containers and sidecars together, or the largest init container if that is more.
+/// `None` when `needs_all` and a container states nothing.
+fn pod_sum(pod: &Pod, name: &str, of: fn(&Container, &str) -> Option<i64>, needs_all: bool) -> Option<i64> {
+    let mut running = 0;
+    let mut init_peak = 0;
+    let mut any = false;
+    for container in pod.init_containers() {
+        match of(container, name) {
+            Some(n) if is_sidecar(container) => running += n,
+            Some(n) => init_peak = init_peak.max(running + n),
+            None if needs_all => return None,
+            None => continue,
+        }
+        any = true;
+    }
+    for container in pod.app_containers() {
+        match of(container, name) {
+            Some(n) => running += n,
+            None if needs_all => return None,
+            None => continue,
+        }
+        any = true;
+    }
+    any.then(|| running.max(init_peak))
+}
+
+/// Limits of the pod cgroup; a limit only when every container has one.
+pub fn pod_resources(pod: &Pod) -> Resources {
+    resources(
+        pod_sum(pod, "cpu", request, false),
+        pod_sum(pod, "cpu", limit, true),
+        pod_sum(pod, "memory", limit, true),
+    )
+}
+
+/// `oom_score_adj` by QoS: Guaranteed -997, BestEffort 1000, Burstable by its share of the machine's memory.
+pub fn oom_score_adj(pod: &Pod, container: &Container, machine_memory: u64) -> i32 {
+    match qos_class(pod) {
+        "Guaranteed" => -997,
+        "BestEffort" => 1000,
+        _ => {
+            let request = request(container, "memory").unwrap_or(0);
+            let share = 1000 * request / (machine_memory.max(1) as i64);
+            (1000 - share).clamp(3, 999) as i32
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(json: serde_json::Value) -> Pod {
+        serde_json::from_value(serde_json::json!({"metadata": {"uid": "u"}, "spec": json})).unwrap()
+    }
+
+    #[test]
+    fn quantities() {
+        for (text, scale, want) in [
+            ("100m", 1000.0, 100),
+            ("0.1", 1000.0, 100),
+            ("64Mi", 1.0, 67_108_864),
+            ("1e3", 1.0, 1000),
+            ("2", 1000.0, 2000),
+        ] {
+            assert_eq!(parse_quantity(&Quantity(text.into()), scale), Some(want), "{text}");
+        }
+        assert_eq!(parse_quantity(&Quantity("1Q".into()), 1.0), None);
+    }
+
+    #[test]
+    fn classes_and_limits() {
+        let none = pod(serde_json::json!({"containers": [{"name": "a"}]}));
+        assert_eq!(qos_class(&none), "BestEffort");
+        assert_eq!(pod_cgroup(&none), "besteffort/podu");
+        assert_eq!(pod_resources(&none).cpu_shares, Some(2));
+        let full = pod(serde_json::json!({"containers": [
+            {"name": "a", "resources": {"limits": {"cpu": "500m", "memory": "64Mi"}}}]}));
+        assert_eq!(qos_class(&full), "Guaranteed");
+        let r = pod_resources(&full);
+        assert_eq!((r.cpu_shares, r.cpu_quota, r.memory_limit), (Some(512), Some(50_000), Some(67_108_864)));
+        assert_eq!(oom_score_adj(&full, &full.app_containers()[0], 1 << 30), -997);
+        let some = pod(serde_json::json!({"containers": [
+            {"name": "a", "resources": {"requests": {"memory": "512Mi"}}}, {"name": "b"}]}));
+        assert_eq!(qos_class(&some), "Burstable");
+        assert_eq!(pod_resources(&some).memory_limit, None);
+        assert_eq!(oom_score_adj(&some, &some.app_containers()[0], 1 << 30), 500);
+    }
+}

@@ -1,0 +1,303 @@
+//! The status of a pod from what its worker knows: phase, conditions and container statuses.
+//!
+//! Rules: Kubernetes "Pod Lifecycle" (pod phase, container states, pod conditions).
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use k8s_openapi::api::core::v1::{
+    Container, ContainerState as ApiState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
+    ContainerStatus, HostIP, Pod, PodCondition, PodIP, PodStatus,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use super::container::{ContainerState, LABEL_IMAGE, LABEL_IMAGE_ID, exit_reason};
+use super::{PodExt, is_sidecar, qos};
+use crate::runtime::ContainerInfo;
+
+/// What the status is computed from.
+pub struct Facts<'a> {
+    /// The pod as last accepted.
+    pub pod: &'a Pod,
+    /// Its status as last computed (condition times and the phase carry over).
+    pub previous: &'a PodStatus,
+    /// Container states by name.
+    pub containers: &'a BTreeMap<String, ContainerState>,
+    /// The sandbox is up and has its network.
+    pub sandbox_ready: bool,
+    /// Pod addresses.
+    pub pod_ips: &'a [IpAddr],
+    /// Node addresses.
+    pub host_ips: &'a [IpAddr],
+    /// Reason and message of a pod that was refused or failed as a whole.
+    pub failed: Option<(&'a str, &'a str)>,
+    /// Being deleted.
+    pub terminating: bool,
+}
+
+/// A Kubernetes time from nanoseconds since the epoch.
+pub fn time(nanoseconds: i64) -> Time {
+    Time(jiff::Timestamp::from_second(nanoseconds.div_euclid(1_000_000_000)).unwrap_or_default())
+}
+
+fn now() -> Time {
+    Time(jiff::Timestamp::from_second(jiff::Timestamp::now().as_second()).unwrap_or_default())
+}
+
+/// The state a run is in.
+fn run_state(info: &ContainerInfo, message: Option<&String>) -> ApiState {
+    let started = info.started_at.map(time);
+    match &info.exit {
+        Some(exit) => ApiState {
+            terminated: Some(ContainerStateTerminated {
+                container_id: Some(container_id(info)),
+                exit_code: exit.code,
+                signal: exit.signal,
+                reason: Some(exit_reason(exit).to_owned()),
+                message: message.cloned(),
+                started_at: started,
+                finished_at: Some(time(exit.finished_at)),
+            }),
+            ..ApiState::default()
+        },
+        None => ApiState { running: Some(ContainerStateRunning { started_at: started }), ..ApiState::default() },
+    }
+}
+
+fn container_id(info: &ContainerInfo) -> String {
+    format!("pikelet://{}", info.spec.id)
+}
+
+fn waiting(reason: &str, message: Option<String>) -> ApiState {
+    let state = ContainerStateWaiting { reason: Some(reason.to_owned()), message };
+    ApiState { waiting: Some(state), ..ApiState::default() }
+}
+
+fn container_status(
+    container: &Container,
+    state: Option<&ContainerState>,
+    init: bool,
+    fallback: &str,
+) -> ContainerStatus {
+    let image = container.image.clone().unwrap_or_default();
+    let Some(state) = state else {
+        return ContainerStatus {
+            name: container.name.clone(),
+            image,
+            state: Some(waiting(fallback, None)),
+            started: Some(false),
+            ..ContainerStatus::default()
+        };
+    };
+    let newest = state.current.as_ref();
+    let current = newest.filter(|c| c.started_at.is_some() || c.exit.is_some());
+    let (now, last) = match (&state.waiting, current) {
+        (Some(w), current) => {
+            // a run that ended is the last state while the next one waits
+            let last = match current.filter(|c| c.exit.is_some()) {
+                Some(c) => Some(run_state(c, state.message.as_ref())),
+                None => state.last.as_ref().map(|c| run_state(c, state.last_message.as_ref())),
+            };
+            (waiting(w.reason, Some(w.message.clone()).filter(|m| !m.is_empty())), last)
+        }
+        (None, Some(c)) => (
+            run_state(c, state.message.as_ref()),
+            state.last.as_ref().map(|c| run_state(c, state.last_message.as_ref())),
+        ),
+        (None, None) => (waiting(fallback, None), None),
+    };
+    let running = state.running();
+    let ready = if init && !is_sidecar(container) { state.succeeded() } else { running };
+    ContainerStatus {
+        name: container.name.clone(),
+        image: newest.and_then(|c| c.spec.labels.get(LABEL_IMAGE).cloned()).unwrap_or(image),
+        image_id: newest.and_then(|c| c.spec.labels.get(LABEL_IMAGE_ID).cloned()).unwrap_or_default(),
+        container_id: newest.map(container_id),
+        restart_count: state.restart_count() as i32,
+        ready,
+        started: Some(running),
+        state: Some(now),
+        last_state: last,
+        ..ContainerStatus::default()
+    }
+}
+
+/// True when every init container that must end has ended well and every sidecar was started.
+fn initialized(facts: &Facts) -> bool {
+    facts.pod.init_containers().iter().all(|c| {
+        facts.containers.get(&c.name).is_some_and(|s| if is_sidecar(c) { s.current.is_some() } else { s.succeeded() })
+    })
+}
+
+/// `Pending`, `Running`, `Succeeded` or `Failed`. A terminal phase never goes back.
+fn phase(facts: &Facts) -> &'static str {
+    match facts.previous.phase.as_deref() {
+        Some("Succeeded") => return "Succeeded",
+        Some("Failed") => return "Failed",
+        _ => {}
+    }
+    if facts.failed.is_some() {
+        return "Failed";
+    }
+    let policy = facts.pod.restart_policy();
+    let restarts = !facts.terminating;
+    for container in facts.pod.init_containers().iter().filter(|c| !is_sidecar(c)) {
+        let state = facts.containers.get(&container.name);
+        if state.is_some_and(|s| s.exit().is_some_and(|e| e.code != 0) && policy == "Never") {
+            return "Failed";
+        }
+    }
+    if !initialized(facts) {
+        return "Pending";
+    }
+    let states: Vec<_> = facts.pod.app_containers().iter().map(|c| facts.containers.get(&c.name)).collect();
+    let ended =
+        |s: &Option<&ContainerState>| s.is_some_and(|s| s.exit().is_some() && !(restarts && s.wants_restart(policy)));
+    if states.iter().all(ended) {
+        let well = states.iter().all(|s| s.is_some_and(ContainerState::succeeded));
+        return if well { "Succeeded" } else { "Failed" };
+    }
+    if states
+        .iter()
+        .any(|s| s.is_none_or(|s| s.current.as_ref().is_none_or(|c| c.started_at.is_none() && c.exit.is_none())))
+    {
+        return "Pending";
+    }
+    "Running"
+}
+
+fn condition(
+    previous: &PodStatus,
+    type_: &str,
+    value: bool,
+    reason: Option<&str>,
+    message: Option<String>,
+) -> PodCondition {
+    let status = if value { "True" } else { "False" };
+    let old = previous.conditions.iter().flatten().find(|c| c.type_ == type_);
+    let transition = old.filter(|c| c.status == status).and_then(|c| c.last_transition_time.clone());
+    PodCondition {
+        type_: type_.to_owned(),
+        status: status.to_owned(),
+        reason: reason.map(str::to_owned),
+        message,
+        last_transition_time: Some(transition.unwrap_or_else(now)),
+        ..PodCondition::default()
+    }
+}
+
+fn unready_names(statuses: &[ContainerStatus]) -> String {
+    let names: Vec<_> = statuses.iter().filter(|s| !s.ready).map(|s| s.name.as_str()).collect();
+    format!("containers with unready status: [{}]", names.join(" "))
+}
+
+/// The whole status.
+pub fn compute(facts: &Facts) -> PodStatus {
+    let phase = phase(facts);
+    let done = matches!(phase, "Succeeded" | "Failed");
+    let init_done = initialized(facts);
+    let fallback = if init_done { "ContainerCreating" } else { "PodInitializing" };
+    let build = |list: &[Container], init: bool| -> Vec<ContainerStatus> {
+        list.iter().map(|c| container_status(c, facts.containers.get(&c.name), init, fallback)).collect()
+    };
+    let (mut inits, mut apps) = (build(facts.pod.init_containers(), true), build(facts.pod.app_containers(), false));
+    if done && facts.containers.is_empty() {
+        // an agent that came back after the pod had ended knows only what was reported then
+        inits = facts.previous.init_container_statuses.clone().unwrap_or(inits);
+        apps = facts.previous.container_statuses.clone().unwrap_or(apps);
+    }
+    let all_ready = !done && apps.iter().all(|s| s.ready) && init_done;
+    let reason = match phase {
+        "Succeeded" => Some("PodCompleted"),
+        "Failed" => Some("PodFailed"),
+        _ if all_ready => None,
+        _ => Some("ContainersNotReady"),
+    };
+    let message = (!all_ready && !done).then(|| unready_names(&apps));
+    let mut conditions = vec![
+        condition(facts.previous, "PodReadyToStartContainers", facts.sandbox_ready, None, None),
+        condition(
+            facts.previous,
+            "Initialized",
+            init_done,
+            match (init_done, phase) {
+                (true, "Succeeded") => Some("PodCompleted"),
+                (true, _) => None,
+                _ => Some("ContainersNotInitialized"),
+            },
+            (!init_done).then(|| unready_names(&inits).replace("unready", "incomplete")),
+        ),
+        condition(facts.previous, "Ready", all_ready, reason, message.clone()),
+        condition(facts.previous, "ContainersReady", all_ready, reason, message),
+    ];
+    for other in facts.pod.status.iter().flat_map(|s| s.conditions.iter().flatten()) {
+        if !conditions.iter().any(|c| c.type_ == other.type_) {
+            conditions.push(other.clone());
+        }
+    }
+    let generation = facts.pod.metadata.generation;
+    for condition in &mut conditions {
+        condition.observed_generation = generation;
+    }
+    let ip = |ip: &IpAddr| ip.to_string();
+    PodStatus {
+        phase: Some(phase.to_owned()),
+        reason: facts.failed.map(|f| f.0.to_owned()).or_else(|| facts.previous.reason.clone()),
+        message: facts.failed.map(|f| f.1.to_owned()).or_else(|| facts.previous.message.clone()),
+        conditions: Some(conditions),
+        init_container_statuses: (!inits.is_empty()).then_some(inits),
+        container_statuses: Some(apps),
+        pod_ip: facts.pod_ips.first().map(ip),
+        pod_ips: (!facts.pod_ips.is_empty()).then(|| facts.pod_ips.iter().map(|i| PodIP { ip: ip(i) }).collect()),
+        host_ip: facts.host_ips.first().map(ip),
+        host_ips: Some(facts.host_ips.iter().map(|i| HostIP { ip: ip(i) }).collect()),
+        start_time: facts.previous.start_time.clone().or_else(|| Some(now())),
+        qos_class: Some(qos::qos_class(facts.pod).to_owned()),
+        observed_generation: generation,
+        ..PodStatus::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::{ContainerSpec, ExitRecord};
+
+    fn state(started: bool, code: Option<i32>) -> ContainerState {
+        let exit = code.map(|code| ExitRecord { code, signal: None, oom_killed: false, finished_at: 0 });
+        let spec = ContainerSpec { id: "c".into(), ..ContainerSpec::default() };
+        let info = ContainerInfo { spec, pid: 1, started_at: started.then_some(0), created_at: 0, exit };
+        ContainerState { current: Some(info), ..ContainerState::default() }
+    }
+
+    fn phase_of(policy: &str, codes: &[Option<i32>]) -> String {
+        let names: Vec<_> = (0..codes.len()).map(|i| serde_json::json!({"name": format!("c{i}")})).collect();
+        let pod: Pod = serde_json::from_value(
+            serde_json::json!({"metadata": {}, "spec": {"restartPolicy": policy, "containers": names}}),
+        )
+        .unwrap();
+        let containers = codes.iter().enumerate().map(|(i, c)| (format!("c{i}"), state(true, *c))).collect();
+        let facts = Facts {
+            pod: &pod,
+            previous: &PodStatus::default(),
+            containers: &containers,
+            sandbox_ready: true,
+            pod_ips: &[],
+            host_ips: &[],
+            failed: None,
+            terminating: false,
+        };
+        compute(&facts).phase.unwrap()
+    }
+
+    #[test]
+    fn phases_by_restart_policy() {
+        assert_eq!(phase_of("Always", &[None, None]), "Running");
+        assert_eq!(phase_of("Always", &[Some(0), Some(1)]), "Running");
+        assert_eq!(phase_of("OnFailure", &[Some(0), Some(1)]), "Running");
+        assert_eq!(phase_of("OnFailure", &[Some(0), Some(0)]), "Succeeded");
+        assert_eq!(phase_of("Never", &[Some(0), None]), "Running");
+        assert_eq!(phase_of("Never", &[Some(0), Some(137)]), "Failed");
+        assert_eq!(phase_of("Never", &[Some(0), Some(0)]), "Succeeded");
+    }
+}

@@ -1,0 +1,170 @@
+//! Taking a pod down: signals, grace, removal of all it had. Teardown collects errors, goes on, and is repeated until it is whole.
+
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use tracing::warn;
+
+use super::PodExt;
+use super::backoff::Backoff;
+use super::worker::Worker;
+use crate::runtime::ContainerInfo;
+
+/// Longest wait between two tries of a teardown that left something.
+const RETRY_MAX: Duration = Duration::from_secs(10);
+
+/// How far the stopping of a pod has come.
+#[derive(Debug)]
+pub(super) struct Stopping {
+    since: Instant,
+    grace: Duration,
+    killed: bool,
+    retry: Backoff,
+    finished: bool,
+}
+
+impl Stopping {
+    fn new(grace: Duration) -> Self {
+        let retry = Backoff::new(Duration::from_millis(100), RETRY_MAX);
+        Self { since: Instant::now(), grace, killed: false, retry, finished: false }
+    }
+
+    /// Nothing of the pod is left on this node.
+    pub fn finished(&self) -> bool {
+        self.finished
+    }
+}
+
+impl Worker {
+    /// One step of stopping; returns when the next is due by itself.
+    pub(super) async fn stop(&mut self) -> Option<Instant> {
+        let grace = if self.removed && self.pod.metadata.deletion_timestamp.is_none() {
+            self.pod.pod_spec().and_then(|s| s.termination_grace_period_seconds).unwrap_or(30)
+        } else {
+            self.pod.grace_seconds()
+        };
+        let grace = Duration::from_secs(u64::try_from(grace).unwrap_or(0));
+        if self.stopping.is_none() {
+            self.stopping = Some(Stopping::new(grace));
+            self.signal_all(Signal::SIGTERM, "Killing").await;
+        }
+        let stopping = self.stopping.get_or_insert_with(|| Stopping::new(grace));
+        // a second delete may only shorten the time
+        stopping.grace = stopping.grace.min(grace);
+        let deadline = stopping.since + stopping.grace;
+        if self.containers.values().any(|c| c.running()) {
+            if Instant::now() < deadline {
+                return Some(deadline);
+            }
+            if let Some(stopping) = self.stopping.as_mut().filter(|s| !s.killed) {
+                stopping.killed = true;
+                self.signal_all(Signal::SIGKILL, "").await;
+            }
+            // the exit events wake the worker; look again should one be missed
+            return Some(Instant::now() + RETRY_MAX);
+        }
+        if let Some(at) = self.stopping.as_ref().and_then(|s| s.retry.pending(Instant::now())) {
+            return Some(at);
+        }
+        let mut errors = self.drop_sandbox().await;
+        errors.extend(self.shared.volumes.teardown(&self.uid).await);
+        self.volumes = None;
+        if errors.is_empty() {
+            errors.extend(self.remove_pod_dir());
+        }
+        let now = Instant::now();
+        let stopping = self.stopping.get_or_insert_with(|| Stopping::new(grace));
+        if errors.is_empty() {
+            stopping.finished = true;
+            return None;
+        }
+        stopping.retry.fail(now);
+        warn!(pod = %self.uid, errors = errors.join("; "), "teardown left something: trying again");
+        stopping.retry.pending(now)
+    }
+
+    async fn signal_all(&self, signal: Signal, event: &str) {
+        let Some(sandbox) = &self.sandbox else { return };
+        for (name, state) in self.containers.iter().filter(|(_, s)| s.running()) {
+            let Some(current) = &state.current else { continue };
+            if !event.is_empty() {
+                let message = format!("Stopping container {name}");
+                self.shared.events.pod_event(&self.pod, Some(name.as_str()), "Normal", event, message);
+            }
+            let all = signal == Signal::SIGKILL;
+            if let Err(error) =
+                self.shared.runtime.kill_container(&sandbox.id, &current.spec.id, signal as i32, all).await
+            {
+                warn!(pod = %self.uid, container = %name, %error, "signal not delivered");
+            }
+        }
+    }
+
+    /// Stops what may still run, and gives back sandbox, addresses and write layers; statuses and logs stay.
+    pub(super) async fn end_of_life(&mut self) {
+        if self.sandbox.is_some() {
+            let errors = self.drop_sandbox().await;
+            if !errors.is_empty() {
+                warn!(pod = %self.uid, errors = errors.join("; "), "ended pod not wholly taken down");
+            }
+        }
+    }
+
+    /// Removes the sandbox with its containers, network and write layers; returns what could not be done.
+    pub(super) async fn drop_sandbox(&mut self) -> Vec<String> {
+        let mut errors = Vec::new();
+        let Some(sandbox) = self.sandbox.as_mut() else { return errors };
+        let id = sandbox.id.clone();
+        sandbox.ready = false;
+        if let Err(error) = self.shared.network.detach(&id).await {
+            errors.push(error.to_string());
+        }
+        if let Err(error) = self.shared.runtime.remove_sandbox(&id).await {
+            errors.push(error.to_string());
+        }
+        for state in self.containers.values() {
+            for run in state.current.iter().chain(&state.last) {
+                let dir = self.shared.containers_dir.join(&run.spec.id);
+                if let Err(error) = self.shared.images.unmount(&dir).await {
+                    errors.push(error.to_string());
+                }
+            }
+        }
+        if errors.is_empty() {
+            self.sandbox = None;
+        }
+        errors
+    }
+
+    /// Removes one ended run: state, cgroup, write layer and log.
+    pub(super) async fn discard(&self, sandbox: &str, run: &ContainerInfo) {
+        let id = &run.spec.id;
+        if let Err(error) = self.shared.runtime.remove_container(sandbox, id).await {
+            warn!(container = %id, %error, "ended container not removed");
+        }
+        if let Err(error) = self.shared.images.unmount(&self.shared.containers_dir.join(id)).await {
+            warn!(container = %id, %error, "write layer not removed");
+        }
+        for file in [Some(&run.spec.log_path), run.spec.termination_log.as_ref()].into_iter().flatten() {
+            if let Err(error) = std::fs::remove_file(file)
+                && error.kind() != std::io::ErrorKind::NotFound
+            {
+                warn!(file = %file.display(), %error, "file of an ended container not removed");
+            }
+        }
+    }
+
+    fn remove_pod_dir(&self) -> Option<String> {
+        let logs = self.shared.logs_dir.join(format!("{}_{}_{}", self.pod.ns(), self.pod.name(), self.uid));
+        let dir = self.shared.pods_dir.join(&self.uid);
+        for path in [logs, dir] {
+            match std::fs::remove_dir_all(&path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Some(format!("removing {}: {error}", path.display()));
+                }
+                _ => {}
+            }
+        }
+        None
+    }
+}

@@ -1,0 +1,379 @@
+//! The worker of one pod: takes the newest spec and the runtime's events, and moves the pod towards it.
+//!
+//! Everything a worker does can be repeated: after a crash of the agent it goes on from what the runtime still holds.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1::{Container, Pod, PodStatus};
+use tokio::sync::{mpsc, watch};
+use tracing::{debug, warn};
+
+use super::backoff::{Backoff, RESET_AFTER};
+use super::container::ContainerState;
+use super::stop::Stopping;
+use super::table::PodTable;
+use super::{PodExt, checkpoint, is_sidecar, status, writer};
+use crate::cluster::EventRecorder;
+use crate::image::{Image, ImageError, ImageStore};
+use crate::network::Network;
+use crate::runtime::{ExitRecord, Runtime, SandboxInfo};
+use crate::volume::{ObjectSource, Volumes};
+
+/// What all workers of an agent share.
+pub struct Shared {
+    /// Containers.
+    pub runtime: Runtime,
+    /// Images.
+    pub images: ImageStore,
+    /// Pod network.
+    pub network: Network,
+    /// True once pods can be attached to the network.
+    pub network_ready: watch::Receiver<bool>,
+    /// Volumes.
+    pub volumes: Volumes,
+    /// ConfigMaps, Secrets and tokens.
+    pub objects: Arc<dyn ObjectSource>,
+    /// Wakes when an object some pod uses has changed.
+    pub objects_changed: watch::Receiver<u64>,
+    /// Events.
+    pub events: EventRecorder,
+    /// Where every room reads pods.
+    pub table: PodTable,
+    /// The control plane, if there is one.
+    pub client: Option<kube::Client>,
+    /// Name of this node.
+    pub node_name: String,
+    /// Addresses of this node.
+    pub host_ips: Vec<IpAddr>,
+    /// `<root>/pods`.
+    pub pods_dir: PathBuf,
+    /// `<root>/containers`: write layers.
+    pub containers_dir: PathBuf,
+    /// `/var/log/pods`.
+    pub logs_dir: PathBuf,
+    /// Memory of the machine in bytes.
+    pub machine_memory: u64,
+    /// Name servers for `ClusterFirst`.
+    pub cluster_dns: Vec<IpAddr>,
+    /// Cluster domain.
+    pub cluster_domain: String,
+    /// `KUBERNETES_SERVICE_HOST` and friends.
+    pub service_env: watch::Receiver<Vec<(String, String)>>,
+}
+
+/// What a worker is told.
+#[derive(Debug)]
+pub enum Message {
+    /// The newest spec (or deletion time) of the pod.
+    Update(Box<Pod>),
+    /// The pod is gone from its source: stop and forget it.
+    Removed,
+    /// A container ended.
+    Exited {
+        /// Container id.
+        container: String,
+        /// How.
+        exit: ExitRecord,
+    },
+    /// The shim died.
+    SandboxLost {
+        /// Sandbox id.
+        sandbox: String,
+    },
+    /// A pull this worker asked for has ended.
+    Pulled {
+        /// Container name.
+        container: String,
+        /// The image, or why there is none.
+        result: Result<Image, ImageError>,
+    },
+}
+
+/// The sandbox of a pod.
+pub(super) struct Sandbox {
+    pub id: String,
+    pub attempt: u32,
+    pub ips: Vec<IpAddr>,
+    /// The network is attached.
+    pub ready: bool,
+}
+
+/// See the module.
+pub struct Worker {
+    pub(super) shared: Arc<Shared>,
+    pub(super) pod: Arc<Pod>,
+    pub(super) uid: String,
+    pub(super) tx: mpsc::Sender<Message>,
+    rx: mpsc::Receiver<Message>,
+    pub(super) sandbox: Option<Sandbox>,
+    pub(super) next_sandbox: u32,
+    pub(super) containers: BTreeMap<String, ContainerState>,
+    pub(super) volumes: Option<BTreeMap<String, PathBuf>>,
+    pub(super) setup_retry: Backoff,
+    pub(super) stopping: Option<Stopping>,
+    pub(super) removed: bool,
+    pub(super) failed: Option<(String, String)>,
+    /// Containers whose image was pulled for their coming run.
+    pub(super) pulled_fresh: Vec<String>,
+    status: PodStatus,
+    writer: writer::StatusWriter,
+}
+
+impl Worker {
+    /// A worker for `pod`, going on from `found` (its newest sandbox in the runtime).
+    pub fn new(shared: Arc<Shared>, pod: Pod, found: Option<SandboxInfo>) -> (Self, mpsc::Sender<Message>) {
+        let (tx, rx) = mpsc::channel(64);
+        let uid = pod.uid().to_owned();
+        let status = pod.status.clone().unwrap_or_default();
+        let mut containers = BTreeMap::new();
+        for reported in
+            status.init_container_statuses.iter().flatten().chain(status.container_statuses.iter().flatten())
+        {
+            if reported.container_id.is_some() {
+                let state =
+                    ContainerState { next_attempt: reported.restart_count as u32 + 1, ..ContainerState::default() };
+                containers.insert(reported.name.clone(), state);
+            }
+        }
+        if found.is_none() && matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
+            containers.clear();
+        }
+        let (sandbox, next_sandbox) = adopt(&shared, found, &mut containers);
+        let writer = writer::StatusWriter::new(shared.client.clone());
+        let worker = Self {
+            shared,
+            pod: Arc::new(pod),
+            uid,
+            tx: tx.clone(),
+            rx,
+            sandbox,
+            next_sandbox,
+            containers,
+            volumes: None,
+            setup_retry: Backoff::new(Duration::from_millis(250), Duration::from_secs(5)),
+            stopping: None,
+            removed: false,
+            failed: None,
+            pulled_fresh: Vec::new(),
+            status,
+            writer,
+        };
+        (worker, tx)
+    }
+
+    /// Runs until the pod is gone and nothing of it is left.
+    pub async fn run(mut self) {
+        let mut network = self.shared.network_ready.clone();
+        let mut objects = self.shared.objects_changed.clone();
+        loop {
+            let wake = self.sync().await;
+            self.publish();
+            if self.stopping.as_ref().is_some_and(Stopping::finished) {
+                break;
+            }
+            let sleep = async {
+                match wake {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                message = self.rx.recv() => match message {
+                    Some(message) => self.take(message),
+                    None => return,
+                },
+                () = sleep => {}
+                Ok(()) = network.changed() => {}
+                Ok(()) = objects.changed() => self.refresh().await,
+            }
+            while let Ok(message) = self.rx.try_recv() {
+                self.take(message);
+            }
+        }
+        self.writer.finish(&self.pod, self.removed).await;
+        self.shared.table.remove(&self.uid);
+    }
+
+    fn take(&mut self, message: Message) {
+        match message {
+            Message::Update(pod) => {
+                let mut pod = *pod;
+                if self.pod.metadata.deletion_timestamp.is_some() && pod.metadata.deletion_timestamp.is_none() {
+                    pod.metadata.deletion_timestamp = self.pod.metadata.deletion_timestamp.clone();
+                }
+                self.pod = Arc::new(pod);
+            }
+            Message::Removed => self.removed = true,
+            Message::Exited { container, exit } => self.exited(&container, exit),
+            Message::SandboxLost { sandbox } => self.sandbox_lost(&sandbox),
+            Message::Pulled { container, result } => self.pulled(&container, result),
+        }
+    }
+
+    fn exited(&mut self, id: &str, exit: ExitRecord) {
+        let policy = self.pod.restart_policy().to_owned();
+        for (name, state) in &mut self.containers {
+            let Some(current) = state.current.as_mut().filter(|c| c.spec.id == id && c.exit.is_none()) else {
+                continue;
+            };
+            let ran = current.started_at.map_or(0, |s| exit.finished_at - s);
+            debug!(pod = %self.uid, container = %name, code = exit.code, "container ended");
+            state.message = read_termination_message(current.spec.termination_log.as_ref());
+            if u128::try_from(ran).is_ok_and(|n| n >= RESET_AFTER.as_nanos()) {
+                state.crash.reset();
+            }
+            current.exit = Some(exit.clone());
+            // the first restart comes at once; each one after that waits twice as long
+            let sidecar = self.pod.init_containers().iter().any(|c| &c.name == name && is_sidecar(c));
+            let policy = if sidecar { "Always" } else { policy.as_str() };
+            if state.wants_restart(policy) && current_attempt(state) > 0 {
+                state.crash.fail(Instant::now());
+            }
+        }
+    }
+
+    fn sandbox_lost(&mut self, id: &str) {
+        if self.sandbox.as_ref().is_none_or(|s| s.id != id) {
+            return;
+        }
+        let finished_at = now_nanos();
+        for state in self.containers.values_mut().filter(|s| s.running()) {
+            if let Some(current) = state.current.as_mut() {
+                current.exit = Some(ExitRecord { code: 137, signal: Some(9), oom_killed: false, finished_at });
+            }
+        }
+        if let Some(sandbox) = self.sandbox.as_mut() {
+            sandbox.ready = false;
+        }
+        self.shared.events.pod_event(
+            &self.pod,
+            None,
+            "Normal",
+            "SandboxChanged",
+            "Pod sandbox changed, it will be killed and re-created.".to_owned(),
+        );
+    }
+
+    async fn refresh(&mut self) {
+        if self.volumes.is_some() && self.stopping.is_none() {
+            if let Err(error) = self.shared.volumes.refresh(&self.pod).await {
+                warn!(pod = %self.uid, %error, "volume not refreshed");
+            }
+        }
+        for state in self.containers.values_mut() {
+            state.retry.reset();
+        }
+        self.setup_retry.reset();
+    }
+
+    /// One step towards the wanted state; returns when something is due by itself.
+    async fn sync(&mut self) -> Option<Instant> {
+        let deleted = self.removed || self.pod.metadata.deletion_timestamp.is_some();
+        if deleted || self.stopping.is_some() {
+            return self.stop().await;
+        }
+        if self.terminal() {
+            self.end_of_life().await;
+            return None;
+        }
+        if let Err(error) = checkpoint::save(&self.shared.pods_dir, &self.uid, &self.pod) {
+            warn!(pod = %self.uid, %error, "checkpoint not written: the pod would not come back after a reboot with no API server");
+        }
+        let wake = self.create().await;
+        if self.compute().phase.as_deref().is_some_and(|p| p == "Succeeded" || p == "Failed") {
+            self.publish();
+            self.end_of_life().await;
+        }
+        wake
+    }
+
+    /// True once the phase is final.
+    fn terminal(&self) -> bool {
+        matches!(self.status.phase.as_deref(), Some("Succeeded" | "Failed"))
+    }
+
+    fn compute(&self) -> PodStatus {
+        status::compute(&status::Facts {
+            pod: &self.pod,
+            previous: &self.status,
+            containers: &self.containers,
+            sandbox_ready: self.sandbox.as_ref().is_some_and(|s| s.ready),
+            pod_ips: self.sandbox.as_ref().map(|s| s.ips.as_slice()).unwrap_or_default(),
+            host_ips: &self.shared.host_ips,
+            failed: self.failed.as_ref().map(|(r, m)| (r.as_str(), m.as_str())),
+            terminating: self.stopping.is_some() || self.pod.metadata.deletion_timestamp.is_some(),
+        })
+    }
+
+    /// Makes the newest status known: to the other rooms at once, to the API server when it has changed.
+    pub(super) fn publish(&mut self) {
+        let status = self.compute();
+        let mut pod = (*self.pod).clone();
+        let changed = status != self.status || self.shared.table.by_uid(&self.uid).is_none();
+        pod.status = Some(status.clone());
+        self.status = status;
+        let pod = Arc::new(pod);
+        if changed || self.shared.table.by_uid(&self.uid).is_none_or(|p| p.metadata != pod.metadata) {
+            self.shared.table.put(&self.uid, pod.clone());
+        }
+        if changed || self.pod.status.as_ref() != pod.status.as_ref() {
+            self.writer.put(pod);
+        }
+    }
+
+    pub(super) fn state(&mut self, name: &str) -> &mut ContainerState {
+        self.containers.entry(name.to_owned()).or_default()
+    }
+
+    pub(super) fn event(&self, container: Option<&Container>, type_: &'static str, reason: &str, message: String) {
+        self.shared.events.pod_event(&self.pod, container.map(|c| c.name.as_str()), type_, reason, message);
+    }
+}
+
+fn current_attempt(state: &ContainerState) -> u32 {
+    state.current.as_ref().map_or(0, |c| c.spec.attempt)
+}
+
+/// Nanoseconds since the epoch.
+pub(super) fn now_nanos() -> i64 {
+    i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or_default()
+}
+
+/// Longest termination message in bytes (Kubernetes' limit per container).
+const TERMINATION_MESSAGE_MAX: u64 = 4096;
+
+fn read_termination_message(path: Option<&PathBuf>) -> Option<String> {
+    use std::io::Read;
+    let mut text = Vec::new();
+    std::fs::File::open(path?).ok()?.take(TERMINATION_MESSAGE_MAX).read_to_end(&mut text).ok()?;
+    (!text.is_empty()).then(|| String::from_utf8_lossy(&text).into_owned())
+}
+
+/// Takes over what an earlier agent left in the runtime.
+fn adopt(
+    shared: &Shared,
+    found: Option<SandboxInfo>,
+    containers: &mut BTreeMap<String, ContainerState>,
+) -> (Option<Sandbox>, u32) {
+    let Some(found) = found else { return (None, 0) };
+    for mut info in found.containers {
+        if !found.alive && info.exit.is_none() && info.started_at.is_some() {
+            info.exit = Some(ExitRecord { code: 137, signal: Some(9), oom_killed: false, finished_at: now_nanos() });
+        }
+        let state = containers.entry(info.spec.name.clone()).or_default();
+        state.last = state.current.take();
+        state.last_message = state.message.take();
+        state.message = info.exit.as_ref().and_then(|_| read_termination_message(info.spec.termination_log.as_ref()));
+        state.next_attempt = info.spec.attempt + 1;
+        state.current = Some(info);
+    }
+    let spec = found.spec;
+    let addresses = shared.network.addresses(&spec.id).map(|a| a.ips);
+    let ips = if spec.host_network { shared.host_ips.clone() } else { addresses.unwrap_or_default() };
+    let ready = found.alive && !ips.is_empty();
+    (Some(Sandbox { id: spec.id, attempt: spec.attempt, ips, ready }), spec.attempt + 1)
+}
