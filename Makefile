@@ -6,7 +6,7 @@ export CARGO_TARGET_DIR = $(CACHE)/target
 endif
 export PATH := $(HOME)/.cargo/bin:/usr/local/go/bin:$(PATH)
 
-.PHONY: test lint fmt setup
+.PHONY: demo test lint fmt setup
 
 setup:
 	@tests/scripts/setup.sh
@@ -21,3 +21,9 @@ fmt:
 test: setup
 	cargo fmt --check
 	cargo test
+	cargo build
+	tests/demo.sh $${CARGO_TARGET_DIR:-target}/debug/pikelet
+
+demo: setup
+	cargo build --release
+	tests/demo.sh $${CARGO_TARGET_DIR:-target}/release/pikelet

@@ -88,7 +88,7 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
 
     let (cidrs_tx, cidrs) = watch::channel(config.pod_cidrs.iter().map(ToString::to_string).collect::<Vec<_>>());
     let (state_tx, state) = watch::channel(NodeState::default());
-    tokio::spawn(keep_network(network, cidrs, network_tx, state_tx));
+    tokio::spawn(keep_network(network.clone(), cidrs, network_tx, state_tx));
     if client.is_some() {
         tokio::spawn(async move {
             let mut tick = tokio::time::interval(OBJECTS);
@@ -101,7 +101,10 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
     let (drain_tx, drain) = mpsc::channel(1);
     tokio::spawn(serve_local(config.state_dir.clone(), table, drain_tx));
     let mut manager = Manager::new(shared);
-    manager.recover(runtime.recover().await?).await;
+    let found = runtime.recover().await?;
+    let live: Vec<String> = found.iter().map(|s| s.spec.id.clone()).collect();
+    network.retain(&live).await?;
+    manager.recover(found).await;
     if let Some(client) = client.clone() {
         let settings = NodeSettings {
             name: config.node_name.clone(),
@@ -123,7 +126,10 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
     info!(node = config.node_name, version = env!("CARGO_PKG_VERSION"), "agent is up");
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     tokio::select! {
-        () = manager.run(inputs) => info!("every pod has ended: agent ends"),
+        () = manager.run(inputs) => {
+            info!("every pod has ended: agent ends");
+            network.remove_all().await?;
+        }
         _ = term.recv() => info!("SIGTERM: agent ends, pods go on"),
         _ = int.recv() => info!("SIGINT: agent ends, pods go on"),
     }

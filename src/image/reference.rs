@@ -89,7 +89,7 @@ mod tests {
 
     #[test]
     fn names_get_their_defaults() {
-        let canonical = |s| Reference::parse(s).map(|r| r.canonical());
+        let canonical = |s: &str| Reference::parse(s).map(|r| r.canonical());
         assert_eq!(canonical("busybox").unwrap(), "docker.io/library/busybox:latest");
         assert_eq!(canonical("a/b:1").unwrap(), "docker.io/a/b:1");
         assert_eq!(canonical("127.0.0.1:5000/x").unwrap(), "127.0.0.1:5000/x:latest");

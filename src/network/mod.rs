@@ -1,50 +1,101 @@
-//! Pod addresses and links: bridge, IPAM, masquerade, resolv.conf and hosts. Everything by netlink from this process.
+//! Pod addresses and links: bridge, IPAM, resolv.conf and hosts. Everything by netlink from this process.
 //!
 //! Knows nothing of the API server: the agent hands in pod CIDRs.
 
+mod ipam;
+mod link;
 mod resolv;
 mod types;
 
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ipnet::IpNet;
+
+use ipam::Leases;
 pub use resolv::{host_resolv_conf, hosts_file, resolv_conf};
 pub use types::*;
 
-use std::path::Path;
+struct Inner {
+    config: NetworkConfig,
+    handle: rtnetlink::Handle,
+    leases: Mutex<Leases>,
+    ranges: Mutex<Vec<IpNet>>,
+}
 
 /// The pod network of this node; cheap to clone.
 #[derive(Clone)]
-pub struct Network {}
+pub struct Network {
+    inner: Arc<Inner>,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Name of a sandbox's link on this machine: at most 15 bytes with its peer's.
+fn outside(sandbox: &str) -> String {
+    format!("pk{}", &sandbox[..sandbox.len().min(11)])
+}
 
 impl Network {
     /// Loads the address leases. Nothing is created before [`Network::set_pod_cidrs`].
-    pub async fn open(_config: NetworkConfig) -> Result<Self, NetworkError> {
-        Err(NetworkError::NotReady)
+    pub async fn open(config: NetworkConfig) -> Result<Self, NetworkError> {
+        let leases = Mutex::new(Leases::open(&config.state_dir)?);
+        let inner = Inner { handle: link::connect()?, config, leases, ranges: Mutex::default() };
+        Ok(Self { inner: Arc::new(inner) })
     }
-    /// Sets the ranges pods get addresses from and makes bridge, forwarding and masquerade so. Repeatable.
-    pub async fn set_pod_cidrs(&self, _cidrs: &[ipnet::IpNet]) -> Result<(), NetworkError> {
+
+    /// Sets the ranges pods get addresses from and makes the bridge so. Repeatable.
+    pub async fn set_pod_cidrs(&self, cidrs: &[IpNet]) -> Result<(), NetworkError> {
+        link::bridge(&self.inner.handle, &self.inner.config.bridge, cidrs).await?;
+        *locked(&self.inner.ranges) = cidrs.to_vec();
         Ok(())
     }
+
     /// True once pods can be attached.
     pub fn ready(&self) -> bool {
-        false
+        !locked(&self.inner.ranges).is_empty()
     }
+
     /// Gives a sandbox's network namespace `lo`, `eth0`, its addresses and routes. Repeatable (the same addresses again).
-    pub async fn attach(&self, _sandbox: &str, _netns: &Path) -> Result<PodAddresses, NetworkError> {
-        Err(NetworkError::NotReady)
+    pub async fn attach(&self, sandbox: &str, netns: &Path) -> Result<PodAddresses, NetworkError> {
+        let ranges = locked(&self.inner.ranges).clone();
+        if ranges.is_empty() {
+            return Err(NetworkError::NotReady);
+        }
+        let ips = locked(&self.inner.leases).take(sandbox, &ranges)?;
+        let addresses = ips
+            .iter()
+            .filter_map(|ip| ranges.iter().find(|r| r.contains(ip)).map(|r| (*ip, r.prefix_len(), ipam::gateway(r))))
+            .collect();
+        let inner = &self.inner;
+        link::attach(&inner.handle, &inner.config.bridge, &outside(sandbox), netns, addresses).await?;
+        Ok(PodAddresses { ips })
     }
+
     /// Addresses held by a sandbox.
-    pub fn addresses(&self, _sandbox: &str) -> Option<PodAddresses> {
-        None
+    pub fn addresses(&self, sandbox: &str) -> Option<PodAddresses> {
+        locked(&self.inner.leases).of(sandbox).map(|ips| PodAddresses { ips: ips.clone() })
     }
+
     /// Takes back link and addresses. Repeatable.
-    pub async fn detach(&self, _sandbox: &str) -> Result<(), NetworkError> {
-        Ok(())
+    pub async fn detach(&self, sandbox: &str) -> Result<(), NetworkError> {
+        link::remove(&self.inner.handle, &outside(sandbox)).await?;
+        locked(&self.inner.leases).free(sandbox)
     }
+
     /// Frees links and addresses of every sandbox not in `live`.
-    pub async fn retain(&self, _live: &[String]) -> Result<(), NetworkError> {
+    pub async fn retain(&self, live: &[String]) -> Result<(), NetworkError> {
+        let held = locked(&self.inner.leases).holders();
+        for sandbox in held.iter().filter(|s| !live.contains(s)) {
+            self.detach(sandbox).await?;
+        }
         Ok(())
     }
-    /// Removes bridge and nftables table (for `drain-local`).
+
+    /// Removes the bridge (after `drain-local`).
     pub async fn remove_all(&self) -> Result<(), NetworkError> {
-        Ok(())
+        link::remove(&self.inner.handle, &self.inner.config.bridge).await
     }
 }

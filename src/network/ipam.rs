@@ -1,0 +1,110 @@
+//! Addresses of pods: which are taken, kept in a file so that none is handed out twice across crashes.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use super::types::NetworkError;
+
+/// Leases by sandbox id, written before an address is used.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Leases {
+    held: BTreeMap<String, Vec<IpAddr>>,
+    /// The last address given of each range: freed ones are used again as late as possible.
+    last: BTreeMap<IpNet, IpAddr>,
+    #[serde(skip)]
+    file: PathBuf,
+}
+
+/// The bridge's own address: the first of the range.
+pub fn gateway(range: &IpNet) -> Option<IpAddr> {
+    range.hosts().next()
+}
+
+impl Leases {
+    /// Reads the leases below `dir`; none is no error, an unreadable file is.
+    pub fn open(dir: &Path) -> Result<Self, NetworkError> {
+        let file = dir.join("leases.json");
+        let failed = |source| NetworkError::Io { what: format!("reading {}", file.display()), source };
+        fs::create_dir_all(dir).map_err(failed)?;
+        let mut leases: Self = match fs::read(&file) {
+            Ok(text) => serde_json::from_slice(&text).map_err(|e| failed(e.into()))?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Self::default(),
+            Err(error) => return Err(failed(error)),
+        };
+        leases.file = file;
+        Ok(leases)
+    }
+
+    /// Addresses of a sandbox.
+    pub fn of(&self, sandbox: &str) -> Option<&Vec<IpAddr>> {
+        self.held.get(sandbox)
+    }
+
+    /// One address of each range; the same again for the same sandbox.
+    pub fn take(&mut self, sandbox: &str, ranges: &[IpNet]) -> Result<Vec<IpAddr>, NetworkError> {
+        if let Some(held) = self.held.get(sandbox) {
+            return Ok(held.clone());
+        }
+        let mut given = Vec::new();
+        for range in ranges {
+            let last = self.last.get(range).copied();
+            let usable = || range.hosts().skip(1).filter(|ip| !self.held.values().flatten().any(|h| h == ip));
+            let free = usable().find(|ip| last.is_none_or(|l| *ip > l)).or_else(|| usable().next());
+            let ip = free.ok_or_else(|| NetworkError::Exhausted(range.to_string()))?;
+            self.last.insert(*range, ip);
+            given.push(ip);
+        }
+        self.held.insert(sandbox.to_owned(), given.clone());
+        self.save()?;
+        Ok(given)
+    }
+
+    /// Frees what a sandbox holds.
+    pub fn free(&mut self, sandbox: &str) -> Result<(), NetworkError> {
+        if self.held.remove(sandbox).is_some() { self.save() } else { Ok(()) }
+    }
+
+    /// Every sandbox that holds addresses.
+    pub fn holders(&self) -> Vec<String> {
+        self.held.keys().cloned().collect()
+    }
+
+    fn save(&self) -> Result<(), NetworkError> {
+        let temporary = self.file.with_extension("tmp");
+        serde_json::to_vec(self)
+            .map_err(io::Error::other)
+            .and_then(|text| fs::write(&temporary, text))
+            .and_then(|()| fs::rename(&temporary, &self.file))
+            .map_err(|source| NetworkError::Io { what: format!("writing {}", self.file.display()), source })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_unique_kept_and_freed() {
+        let dir = std::env::temp_dir().join(format!("pikelet-ipam-{}", std::process::id()));
+        let ranges = ["10.1.2.0/29".parse().unwrap()];
+        let mut leases = Leases::open(&dir).unwrap();
+        let mut given = Vec::new();
+        for i in 0..5 {
+            given.extend(leases.take(&format!("s{i}"), &ranges).unwrap());
+        }
+        assert_eq!(given.iter().collect::<std::collections::BTreeSet<_>>().len(), 5);
+        assert!(!given.contains(&gateway(&ranges[0]).unwrap()));
+        assert!(matches!(leases.take("more", &ranges), Err(NetworkError::Exhausted(_))));
+        let mut again = Leases::open(&dir).unwrap();
+        assert_eq!(again.take("s1", &ranges).unwrap(), [given[1]]);
+        again.free("s1").unwrap();
+        assert_eq!(again.take("more", &ranges).unwrap(), [given[1]]);
+        fs::remove_dir_all(dir).unwrap();
+    }
+}

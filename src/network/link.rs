@@ -1,0 +1,163 @@
+//! Links by netlink: the bridge, and a veth pair into each pod's network namespace.
+
+use std::fs::File;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::AsRawFd;
+use std::path::Path;
+
+use futures::TryStreamExt;
+use ipnet::IpNet;
+use nix::sched::{CloneFlags, setns};
+use rtnetlink::{Error, Handle, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder};
+
+use super::types::NetworkError;
+
+/// Name of a pod's link inside its namespace.
+const INSIDE: &str = "eth0";
+
+fn kernel(what: impl Into<String>) -> impl FnOnce(Error) -> NetworkError {
+    let what = what.into();
+    move |error| NetworkError::Kernel { what, message: error.to_string() }
+}
+
+/// True for "it exists already", which a repeated step takes as done.
+fn exists(error: &Error) -> bool {
+    matches!(error, Error::NetlinkError(message) if message.raw_code() == -nix::libc::EEXIST)
+}
+
+fn done(result: Result<(), Error>) -> Result<(), Error> {
+    match result {
+        Err(error) if exists(&error) => Ok(()),
+        other => other,
+    }
+}
+
+/// A netlink connection in the present network namespace.
+pub fn connect() -> Result<Handle, NetworkError> {
+    let opened = rtnetlink::new_connection();
+    let (connection, handle, _) =
+        opened.map_err(|source| NetworkError::Io { what: "opening a netlink socket".to_owned(), source })?;
+    tokio::spawn(connection);
+    Ok(handle)
+}
+
+/// Index of a link, if there is one of that name.
+pub async fn index(handle: &Handle, name: &str) -> Option<u32> {
+    let mut links = handle.link().get().match_name(name.to_owned()).execute();
+    links.try_next().await.ok().flatten().map(|l| l.header.index)
+}
+
+async fn need(handle: &Handle, name: &str) -> Result<u32, NetworkError> {
+    index(handle, name).await.ok_or_else(|| NetworkError::Kernel {
+        what: format!("looking for link {name}"),
+        message: "there is none".to_owned(),
+    })
+}
+
+/// Makes the bridge with its addresses, and lets this machine forward.
+pub async fn bridge(handle: &Handle, name: &str, ranges: &[IpNet]) -> Result<(), NetworkError> {
+    let made = handle.link().add(LinkBridge::new(name).build()).execute().await;
+    done(made).map_err(kernel(format!("creating bridge {name}")))?;
+    let index = need(handle, name).await?;
+    for range in ranges {
+        if let Some(gateway) = super::ipam::gateway(range) {
+            let added = handle.address().add(index, gateway, range.prefix_len()).execute().await;
+            done(added).map_err(kernel(format!("adding {gateway} to bridge {name}")))?;
+        }
+    }
+    let up = LinkUnspec::new_with_index(index).up().build();
+    handle.link().set(up).execute().await.map_err(kernel(format!("setting bridge {name} up")))?;
+    for file in ["/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding"] {
+        if std::fs::read_to_string(file).is_ok_and(|v| v.trim() == "0")
+            && let Err(error) = std::fs::write(file, "1")
+        {
+            tracing::warn!(file, %error, "forwarding is off: pods reach this node only");
+        }
+    }
+    Ok(())
+}
+
+/// Connects a namespace to the bridge. Repeatable.
+pub async fn attach(
+    handle: &Handle,
+    bridge: &str,
+    outside: &str,
+    netns: &Path,
+    addresses: Vec<(IpAddr, u8, Option<IpAddr>)>,
+) -> Result<(), NetworkError> {
+    let open =
+        |what: &str| File::open(what).map_err(|source| NetworkError::Io { what: format!("opening {what}"), source });
+    let pod = open(&netns.display().to_string())?;
+    let bridge_index = need(handle, bridge).await?;
+    if index(handle, outside).await.is_none() {
+        // the other end gets its name inside: here it could meet another pod's
+        let peer = format!("{outside}p");
+        let made = handle.link().add(LinkVeth::new(outside, &peer).build()).execute().await;
+        done(made).map_err(kernel(format!("creating link {outside}")))?;
+        let peer_index = need(handle, &peer).await?;
+        let moved = LinkUnspec::new_with_index(peer_index).name(INSIDE).setns_by_fd(pod.as_raw_fd()).build();
+        handle.link().set(moved).execute().await.map_err(kernel(format!("moving link {peer} into the pod")))?;
+    }
+    let own = need(handle, outside).await?;
+    let port = LinkUnspec::new_with_index(own).controller(bridge_index).up().build();
+    handle.link().set(port).execute().await.map_err(kernel(format!("adding link {outside} to bridge {bridge}")))?;
+    let hairpin = format!("/sys/class/net/{outside}/brport/hairpin_mode");
+    if let Err(error) = std::fs::write(&hairpin, "1") {
+        tracing::debug!(hairpin, %error, "hairpin not set");
+    }
+    let inside = std::thread::spawn(move || {
+        setns(&pod, CloneFlags::CLONE_NEWNET).map_err(|e| NetworkError::Kernel {
+            what: "entering the pod's network namespace".to_owned(),
+            message: e.to_string(),
+        })?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime =
+            runtime.map_err(|source| NetworkError::Io { what: "starting a netlink thread".to_owned(), source })?;
+        runtime.block_on(configure(addresses))
+    });
+    let joined = tokio::task::spawn_blocking(move || inside.join()).await;
+    match joined {
+        Ok(Ok(result)) => result,
+        _ => Err(NetworkError::Kernel {
+            what: "configuring the pod's link".to_owned(),
+            message: "thread ended".to_owned(),
+        }),
+    }
+}
+
+/// Inside the pod: loopback, addresses, default routes.
+async fn configure(addresses: Vec<(IpAddr, u8, Option<IpAddr>)>) -> Result<(), NetworkError> {
+    let handle = connect()?;
+    let lo = LinkUnspec::new_with_name("lo").up().build();
+    handle.link().set(lo).execute().await.map_err(kernel("setting lo up in the pod"))?;
+    let index = need(&handle, INSIDE).await?;
+    for (ip, prefix, _) in &addresses {
+        let added = handle.address().add(index, *ip, *prefix).execute().await;
+        done(added).map_err(kernel(format!("adding {ip} in the pod")))?;
+    }
+    let up = LinkUnspec::new_with_index(index).up().build();
+    handle.link().set(up).execute().await.map_err(kernel("setting eth0 up in the pod"))?;
+    for (_, _, gateway) in &addresses {
+        let added = match gateway {
+            Some(IpAddr::V4(gateway)) => {
+                handle.route().add(RouteMessageBuilder::<Ipv4Addr>::new().gateway(*gateway).build()).execute().await
+            }
+            Some(IpAddr::V6(gateway)) => {
+                handle.route().add(RouteMessageBuilder::<Ipv6Addr>::new().gateway(*gateway).build()).execute().await
+            }
+            None => Ok(()),
+        };
+        done(added).map_err(kernel("adding the default route in the pod"))?;
+    }
+    Ok(())
+}
+
+/// Loopback alone is set up by [`attach`]; this removes a link of ours. Repeatable.
+pub async fn remove(handle: &Handle, name: &str) -> Result<(), NetworkError> {
+    let Some(index) = index(handle, name).await else { return Ok(()) };
+    match handle.link().del(index).execute().await {
+        // it went with the pod's namespace just now
+        Err(Error::NetlinkError(message)) if message.raw_code() == -nix::libc::ENODEV => Ok(()),
+        other => other.map_err(kernel(format!("removing link {name}"))),
+    }
+}
