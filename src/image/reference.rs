@@ -51,7 +51,8 @@ impl Reference {
                 && edge(p.chars().last())
                 && p.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "._-".contains(c))
         };
-        if rest.is_empty() || host.is_empty() || !path.split('/').all(part) {
+        let host_ok = host.starts_with(|c: char| c.is_ascii_alphanumeric());
+        if rest.is_empty() || !host_ok || !path.split('/').all(part) {
             return Err(bad("invalid reference format: lower-case letters, digits and . _ - between slashes"));
         }
         let tag = if tag.is_none() && digest.is_none() { Some("latest".to_owned()) } else { tag };
