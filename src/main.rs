@@ -3,9 +3,9 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let args: Vec<_> = std::env::args_os().skip(1).collect();
+    let mut args: Vec<_> = std::env::args_os().skip(1).collect();
     match args.first() {
-        Some(role) if role == "shim" => pikelet::runtime::shim::main(&args[1..]),
+        Some(role) if role == "shim" => pikelet::runtime::shim::main(args.split_off(1)),
         _ => pikelet::cli::main(),
     }
 }

@@ -1,113 +1,271 @@
-//! The cgroups of pods: made with their limits, emptied and removed, on v1 and v2.
-//!
-//! Kernel interface: `Documentation/admin-guide/cgroup-v1` and `cgroup-v2.rst`.
+//! Pod and container cgroups as plain files: version 1 hierarchies and version 2 alike.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use cgroups_rs::fs::cgroup_builder::CgroupBuilder;
-use cgroups_rs::fs::hierarchies;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::types::Resources;
 
-/// Makes a cgroup in every hierarchy and sets its limits.
-pub fn create(path: &str, limits: &Resources) -> Result<(), String> {
-    let mut builder = CgroupBuilder::new(path.trim_start_matches('/'));
-    if let Some(limit) = limits.memory_limit {
-        builder = builder.memory().memory_hard_limit(limit).done();
-    }
-    let mut cpu = builder.cpu();
-    if let Some(shares) = limits.cpu_shares {
-        cpu = cpu.shares(shares);
-    }
-    if let (Some(quota), Some(period)) = (limits.cpu_quota, limits.cpu_period) {
-        cpu = cpu.quota(quota).period(period);
-    }
-    cpu.done().build(hierarchies::auto()).map(drop).map_err(|e| format!("creating cgroup {path}: {e}"))
+/// Controllers switched on for children on version 2.
+const V2_CONTROLLERS: [&str; 5] = ["cpu", "memory", "pids", "cpuset", "io"];
+/// Tries to remove a busy cgroup; killed processes leave it a moment later.
+const REMOVE_TRIES: u32 = 60;
+const REMOVE_PAUSE: Duration = Duration::from_millis(25);
+
+/// The cgroup hierarchies of this machine.
+#[derive(Debug, Clone)]
+pub struct Hierarchies {
+    mounts: Vec<PathBuf>,
+    unified: bool,
 }
 
-/// Mount points of every cgroup hierarchy.
-fn roots() -> Vec<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    mounts
-        .lines()
-        .map(|l| l.split(' ').collect::<Vec<_>>())
-        .filter(|f| f.len() > 2 && f[2].starts_with("cgroup"))
-        .map(|f| PathBuf::from(f[1]))
-        .collect()
+impl Hierarchies {
+    /// Finds them among the mounts. A version 2 tree next to version 1 hierarchies is left alone.
+    pub fn detect() -> io::Result<Self> {
+        Self::parse(&fs::read_to_string("/proc/self/mountinfo")?)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no cgroup file system is mounted"))
+    }
+
+    fn parse(mountinfo: &str) -> Option<Self> {
+        let (mut v1, mut v2) = (Vec::<PathBuf>::new(), None);
+        for line in mountinfo.lines() {
+            let Some((left, right)) = line.split_once(" - ") else { continue };
+            let Some(point) = left.split(' ').nth(4) else { continue };
+            let mut right = right.split(' ');
+            let (kind, options) = (right.next(), right.nth(1).unwrap_or_default());
+            match kind {
+                Some("cgroup") if options.split(',').any(|o| o.starts_with("name=")) => {}
+                Some("cgroup") if !v1.iter().any(|m| m == Path::new(point)) => v1.push(point.into()),
+                Some("cgroup2") => v2 = v2.or(Some(PathBuf::from(point))),
+                _ => {}
+            }
+        }
+        if v1.is_empty() {
+            Some(Self { mounts: vec![v2?], unified: true })
+        } else {
+            Some(Self { mounts: v1, unified: false })
+        }
+    }
+
+    /// True with version 2.
+    pub fn unified(&self) -> bool {
+        self.unified
+    }
+
+    /// The directories of the cgroup `path` in all hierarchies.
+    pub fn dirs(&self, path: &str) -> impl Iterator<Item = PathBuf> {
+        let path = path.trim_start_matches('/').to_owned();
+        self.mounts.iter().map(move |m| m.join(&path))
+    }
+
+    /// Creates `path` with its parents, ready to hold cgroups of its own.
+    pub fn create(&self, path: &str) -> io::Result<()> {
+        for mount in &self.mounts {
+            let mut parent = mount.clone();
+            for part in path.split('/').filter(|p| !p.is_empty()) {
+                if self.unified {
+                    delegate(&parent);
+                }
+                let dir = parent.join(part);
+                match fs::create_dir(&dir) {
+                    Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(at(&dir, &e)),
+                    _ => {}
+                }
+                if !self.unified {
+                    inherit_cpuset(&parent, &dir);
+                }
+                parent = dir;
+            }
+            if self.unified {
+                delegate(&parent);
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets the limits of `path`.
+    pub fn apply(&self, path: &str, resources: &Resources) -> io::Result<()> {
+        for (file, value) in settings(resources, self.unified) {
+            let Some(target) = self.dirs(path).map(|d| d.join(file)).find(|f| f.exists()) else {
+                tracing::warn!("cgroup {path}: no {file}; this machine's kernel does not offer that limit");
+                continue;
+            };
+            fs::write(&target, value).map_err(|e| at(&target, &e))?;
+        }
+        Ok(())
+    }
+
+    /// All processes in `path` and below.
+    pub fn processes(&self, path: &str) -> Vec<Pid> {
+        let mut pids = Vec::new();
+        for dir in self.dirs(path) {
+            collect_processes(&dir, &mut pids);
+        }
+        pids.sort_unstable();
+        pids.dedup();
+        pids
+    }
+
+    /// Sends `signal` to every process in `path` and below; returns how many there were.
+    pub fn signal_all(&self, path: &str, signal: Signal) -> usize {
+        let pids = self.processes(path);
+        for &pid in &pids {
+            // A process that ended meanwhile is what is wanted.
+            let _ = kill(pid, signal);
+        }
+        pids.len()
+    }
+
+    /// Kills every process of `path` and removes it with everything below. A missing cgroup is fine.
+    pub fn remove(&self, path: &str) -> io::Result<()> {
+        let mut left = Ok(());
+        for attempt in 0..REMOVE_TRIES {
+            if attempt > 0 {
+                std::thread::sleep(REMOVE_PAUSE);
+            }
+            self.signal_all(path, Signal::SIGKILL);
+            left = Ok(());
+            for dir in self.dirs(path) {
+                if let Err(e) = remove_tree(&dir) {
+                    left = Err(at(&dir, &e));
+                }
+            }
+            if left.is_ok() {
+                break;
+            }
+        }
+        left
+    }
+
+    /// How many processes of `path` the kernel's OOM killer has ended.
+    pub fn oom_kills(&self, path: &str) -> u64 {
+        let file = if self.unified { "memory.events" } else { "memory.oom_control" };
+        self.dirs(path)
+            .find_map(|dir| fs::read_to_string(dir.join(file)).ok())
+            .and_then(|text| text.lines().find_map(|l| l.strip_prefix("oom_kill ")?.trim().parse().ok()))
+            .unwrap_or(0)
+    }
 }
 
-fn in_every_hierarchy(path: &str) -> impl Iterator<Item = PathBuf> {
-    let path = path.trim_start_matches('/').to_owned();
-    roots().into_iter().map(move |r| r.join(&path)).filter(|p| p.is_dir())
+fn at(path: &Path, e: &io::Error) -> io::Error {
+    io::Error::new(e.kind(), format!("cgroup {}: {e}", path.display()))
 }
 
-fn pids_below(dir: &Path, found: &mut Vec<i32>) {
-    let procs = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
-    found.extend(procs.lines().filter_map(|l| l.parse::<i32>().ok()).filter(|p| *p > 0));
-    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|t| t.is_dir()) {
-            pids_below(&entry.path(), found);
+/// Version 2: lets children of `dir` have controllers. Each alone, since one that is missing would refuse them all.
+fn delegate(dir: &Path) {
+    let file = dir.join("cgroup.subtree_control");
+    for controller in V2_CONTROLLERS {
+        if let Err(e) = fs::write(&file, format!("+{controller}")) {
+            tracing::debug!("{}: +{controller}: {e}", file.display());
         }
     }
 }
 
-/// Sends a signal to every process of a cgroup and those below it.
-pub fn signal(path: &str, signal: Signal) {
-    let mut pids = Vec::new();
-    in_every_hierarchy(path).for_each(|dir| pids_below(&dir, &mut pids));
-    pids.sort_unstable();
-    pids.dedup();
-    for pid in pids {
-        // it may have ended just now
-        let _ = kill(Pid::from_raw(pid), signal);
+/// Version 1: a new cpuset is empty and takes no process until it has its parent's values.
+fn inherit_cpuset(parent: &Path, dir: &Path) {
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        let Ok(own) = fs::read_to_string(dir.join(file)) else { continue };
+        if own.trim().is_empty()
+            && let Ok(value) = fs::read_to_string(parent.join(file))
+            && let Err(e) = fs::write(dir.join(file), value.trim())
+        {
+            tracing::warn!("{}: {e}", dir.join(file).display());
+        }
+    }
+}
+
+fn settings(r: &Resources, unified: bool) -> Vec<(&'static str, String)> {
+    let mut out = Vec::new();
+    let limit = |v: i64| if v < 0 { "max".to_owned() } else { v.to_string() };
+    if let Some(shares) = r.cpu_shares {
+        let shares = shares.clamp(2, 262_144);
+        out.push(if unified {
+            ("cpu.weight", (1 + (shares - 2) * 9999 / 262_142).to_string())
+        } else {
+            ("cpu.shares", shares.to_string())
+        });
+    }
+    let period = r.cpu_period.unwrap_or(100_000);
+    if let Some(quota) = r.cpu_quota {
+        if unified {
+            out.push(("cpu.max", format!("{} {period}", if quota <= 0 { limit(-1) } else { limit(quota) })));
+        } else {
+            out.push(("cpu.cfs_period_us", period.to_string()));
+            out.push(("cpu.cfs_quota_us", if quota <= 0 { "-1".into() } else { quota.to_string() }));
+        }
+    }
+    if let Some(memory) = r.memory_limit {
+        out.push(if unified {
+            ("memory.max", limit(memory))
+        } else {
+            ("memory.limit_in_bytes", memory.max(-1).to_string())
+        });
+    }
+    if let Some(pids) = r.pids_limit {
+        out.push(("pids.max", if pids <= 0 { limit(-1) } else { limit(pids) }));
+    }
+    out
+}
+
+fn subdirs(dir: &Path) -> impl Iterator<Item = PathBuf> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path())
+}
+
+fn collect_processes(dir: &Path, pids: &mut Vec<Pid>) {
+    if let Ok(text) = fs::read_to_string(dir.join("cgroup.procs")) {
+        // 0 stands for a process of another PID namespace, and kill(0) would hit the caller's own group.
+        pids.extend(text.lines().filter_map(|l| l.parse().ok()).filter(|&p| p > 1).map(Pid::from_raw));
+    }
+    for sub in subdirs(dir) {
+        collect_processes(&sub, pids);
     }
 }
 
 fn remove_tree(dir: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(dir)?.flatten() {
-        if entry.file_type().is_ok_and(|t| t.is_dir()) {
-            remove_tree(&entry.path())?;
-        }
+    for sub in subdirs(dir) {
+        remove_tree(&sub)?;
     }
-    fs::remove_dir(dir)
+    match fs::remove_dir(dir) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
 }
 
-/// Removes a cgroup from every hierarchy, killing what is still in it. Safe to repeat.
-pub fn remove(path: &str) -> Result<(), String> {
-    let mut last = None;
-    // a killed process leaves its cgroup a moment after the signal
-    for attempt in 0..40 {
-        last = None;
-        for dir in in_every_hierarchy(path) {
-            if let Err(error) = remove_tree(&dir)
-                && error.kind() != io::ErrorKind::NotFound
-            {
-                last = Some(format!("removing cgroup {}: {error}", dir.display()));
-            }
-        }
-        if last.is_none() {
-            return Ok(());
-        }
-        if attempt % 10 == 0 {
-            signal(path, Signal::SIGKILL);
-        }
-        std::thread::sleep(Duration::from_millis(if attempt < 10 { 2 } else { 25 }));
-    }
-    last.map_or(Ok(()), Err)
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// How often the kernel's OOM killer struck in a cgroup.
-pub fn oom_kills(path: &str) -> u64 {
-    in_every_hierarchy(path)
-        .flat_map(|dir| [dir.join("memory.oom_control"), dir.join("memory.events")])
-        .filter_map(|file| fs::read_to_string(file).ok())
-        .flat_map(|text| {
-            text.lines().filter_map(|l| l.strip_prefix("oom_kill ")?.trim().parse::<u64>().ok()).collect::<Vec<_>>()
-        })
-        .sum()
+    #[test]
+    fn hybrid_and_unified_machines() {
+        let hybrid = "1 0 0:1 / /c/cpu rw - cgroup cgroup rw,cpu\n2 0 0:2 / /c/systemd rw - cgroup cgroup rw,name=systemd\n\
+                      3 0 0:3 / /c/unified rw shared:1 - cgroup2 cgroup2 rw\n";
+        let found = Hierarchies::parse(hybrid).unwrap();
+        assert!(!found.unified());
+        assert_eq!(found.dirs("/a/b").collect::<Vec<_>>(), [PathBuf::from("/c/cpu/a/b")]);
+        let found = Hierarchies::parse("3 0 0:3 / /c rw - cgroup2 cgroup2 rw\n").unwrap();
+        assert!(found.unified());
+        assert!(Hierarchies::parse("").is_none());
+    }
+
+    #[test]
+    fn values_for_both_versions() {
+        let r = Resources {
+            cpu_shares: Some(1024),
+            cpu_quota: Some(50_000),
+            cpu_period: Some(100_000),
+            memory_limit: Some(64 << 20),
+            pids_limit: Some(-1),
+        };
+        let v2 = settings(&r, true);
+        let expect =
+            [("cpu.weight", "39"), ("cpu.max", "50000 100000"), ("memory.max", "67108864"), ("pids.max", "max")];
+        assert_eq!(v2, expect.map(|(k, v)| (k, v.to_owned())));
+        assert!(settings(&r, false).contains(&("cpu.cfs_quota_us", "50000".into())));
+        assert!(settings(&Resources::default(), true).is_empty());
+    }
 }

@@ -1,117 +1,149 @@
-//! Container output as CRI log files: `<RFC3339Nano> stdout|stderr F|P <text>` (Kubernetes CRI log format).
+//! The CRI log format: one line per output line, stamped, named and marked full (`F`) or partial (`P`).
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::Path;
 
-/// Longest text of one line; a longer one is split with the tag `P`.
-pub const MAX_LINE: usize = 16 << 10;
+/// Longest text of one log line; longer output lines are split.
+pub const MAX_LINE: usize = 16 * 1024;
 
-/// Which of a container's outputs a line came from.
+/// Which output a line came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stream {
-    /// Standard output.
+    /// Standard output (and a terminal's output).
     Stdout,
     /// Standard error.
     Stderr,
 }
 
 impl Stream {
-    fn name(self) -> &'static str {
+    fn name(self) -> &'static [u8] {
         match self {
-            Self::Stdout => "stdout",
-            Self::Stderr => "stderr",
+            Self::Stdout => b"stdout",
+            Self::Stderr => b"stderr",
         }
     }
 }
 
-/// Turns the bytes of one stream into lines of the log file, which both streams share.
-pub struct LineWriter {
-    file: Arc<Mutex<File>>,
+/// Turns one stream's bytes into CRI log lines; keeps at most [`MAX_LINE`] bytes of an unfinished line.
+#[derive(Debug)]
+pub struct LineSplitter {
     stream: Stream,
     pending: Vec<u8>,
+    split: bool,
 }
 
-impl LineWriter {
-    /// A writer for one stream.
-    pub fn new(file: Arc<Mutex<File>>, stream: Stream) -> Self {
-        Self { file, stream, pending: Vec::new() }
+impl LineSplitter {
+    /// For the bytes of `stream`.
+    pub fn new(stream: Stream) -> Self {
+        Self { stream, pending: Vec::new(), split: false }
     }
 
-    /// Takes output; whole lines are written at once.
-    pub fn push(&mut self, mut bytes: &[u8]) -> io::Result<()> {
-        let mut out = Vec::new();
-        let time = jiff::Timestamp::now();
-        while let Some(end) = bytes.iter().position(|b| *b == b'\n') {
-            self.take(&bytes[..end], time, &mut out);
-            let rest = std::mem::take(&mut self.pending);
-            self.line(&rest, 'F', time, &mut out);
-            bytes = &bytes[end + 1..];
+    /// Appends the log lines finished by `data` to `out`.
+    pub fn push(&mut self, mut data: &[u8], stamp: &str, out: &mut Vec<u8>) {
+        while !data.is_empty() {
+            let room = MAX_LINE - self.pending.len();
+            let window = &data[..data.len().min(room + 1)];
+            if let Some(end) = window.iter().position(|&b| b == b'\n') {
+                self.pending.extend_from_slice(&data[..end]);
+                self.emit(b"F", stamp, out);
+                data = &data[end + 1..];
+            } else {
+                let taken = data.len().min(room);
+                self.pending.extend_from_slice(&data[..taken]);
+                data = &data[taken..];
+                if self.pending.len() == MAX_LINE && !data.is_empty() {
+                    self.emit(b"P", stamp, out);
+                }
+            }
         }
-        self.take(bytes, time, &mut out);
-        self.write(&out)
     }
 
-    /// Writes what has no newline yet: the stream has ended.
-    pub fn finish(&mut self) -> io::Result<()> {
-        if self.pending.is_empty() {
-            return Ok(());
+    /// The stream ended: an unfinished line becomes a full one.
+    pub fn finish(&mut self, stamp: &str, out: &mut Vec<u8>) {
+        if !self.pending.is_empty() || self.split {
+            self.emit(b"F", stamp, out);
         }
-        let mut out = Vec::new();
-        let rest = std::mem::take(&mut self.pending);
-        self.line(&rest, 'P', jiff::Timestamp::now(), &mut out);
-        self.write(&out)
     }
 
-    /// Adds text without a newline to the pending line; full pieces go out as partial lines.
-    fn take(&mut self, mut bytes: &[u8], time: jiff::Timestamp, out: &mut Vec<u8>) {
-        while self.pending.len() + bytes.len() > MAX_LINE {
-            let (head, tail) = bytes.split_at(MAX_LINE - self.pending.len());
-            let mut piece = std::mem::take(&mut self.pending);
-            piece.extend_from_slice(head);
-            self.line(&piece, 'P', time, out);
-            bytes = tail;
+    fn emit(&mut self, tag: &[u8], stamp: &str, out: &mut Vec<u8>) {
+        for part in [stamp.as_bytes(), self.stream.name(), tag] {
+            out.extend_from_slice(part);
+            out.push(b' ');
         }
-        self.pending.extend_from_slice(bytes);
-    }
-
-    fn line(&self, text: &[u8], tag: char, time: jiff::Timestamp, out: &mut Vec<u8>) {
-        // writing to a Vec cannot fail
-        let _ = write!(out, "{time:.9} {} {tag} ", self.stream.name());
-        out.extend_from_slice(text);
+        out.append(&mut self.pending);
         out.push(b'\n');
+        self.split = tag == b"P";
+    }
+}
+
+/// A container's log file.
+#[derive(Debug)]
+pub struct LogFile {
+    file: File,
+    failed: bool,
+}
+
+impl LogFile {
+    /// Opens `path` for appending; creates it and its directories.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent)?;
+        }
+        let file = OpenOptions::new().create(true).append(true).open(path)?;
+        Ok(Self { file, failed: false })
     }
 
-    fn write(&self, out: &[u8]) -> io::Result<()> {
-        if out.is_empty() {
-            return Ok(());
-        }
-        self.file.lock().unwrap_or_else(PoisonError::into_inner).write_all(out)
+    /// Appends finished lines. Output must go on when the disk is full: only the first error of a row is returned.
+    pub fn append(&mut self, lines: &[u8]) -> io::Result<()> {
+        let result = self.file.write_all(lines);
+        let before = std::mem::replace(&mut self.failed, result.is_err());
+        if before { Ok(()) } else { result }
     }
+}
+
+/// The present time as the log writes it (RFC 3339 with nanoseconds).
+pub fn timestamp() -> String {
+    format!("{:.9}", jiff::Timestamp::now())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn logged(pieces: &[&[u8]]) -> Vec<String> {
-        let path =
-            std::env::temp_dir().join(format!("pikelet-cri-{}-{:?}", std::process::id(), std::thread::current().id()));
-        let file = Arc::new(Mutex::new(File::create(&path).unwrap()));
-        let mut writer = LineWriter::new(file, Stream::Stdout);
-        pieces.iter().for_each(|p| writer.push(p).unwrap());
-        writer.finish().unwrap();
-        let text = std::fs::read_to_string(&path).unwrap();
-        std::fs::remove_file(path).unwrap();
-        text.lines().map(|l| l.split_once(' ').unwrap().1.to_owned()).collect()
+    fn lines(chunks: &[&[u8]]) -> String {
+        let (mut splitter, mut out) = (LineSplitter::new(Stream::Stdout), Vec::new());
+        for chunk in chunks {
+            splitter.push(chunk, "T", &mut out);
+        }
+        splitter.finish("T", &mut out);
+        String::from_utf8(out).unwrap()
     }
 
     #[test]
-    fn lines_are_whole_or_partial() {
-        assert_eq!(logged(&[b"a", b"b\n\nc"]), ["stdout F ab", "stdout F ", "stdout P c"]);
-        let long = vec![b'x'; MAX_LINE + 1];
-        let lines = logged(&[&long, b"\n"]);
-        assert_eq!(lines.len(), 2);
-        assert_eq!((lines[0].len(), lines[1].as_str()), ("stdout P ".len() + MAX_LINE, "stdout F x"));
+    fn lines_are_joined_across_reads() {
+        assert_eq!(lines(&[b"he", b"llo\nyou", b"\n\n"]), "T stdout F hello\nT stdout F you\nT stdout F \n");
+    }
+
+    #[test]
+    fn an_unfinished_last_line_is_kept() {
+        assert_eq!(lines(&[b"a\nb"]), "T stdout F a\nT stdout F b\n");
+        assert_eq!(lines(&[]), "");
+    }
+
+    #[test]
+    fn long_lines_are_split() {
+        let long = vec![b'x'; MAX_LINE + 3];
+        let text = lines(&[&long, b"\n"]);
+        let x = "x".repeat(MAX_LINE);
+        assert_eq!(text, format!("T stdout P {x}\nT stdout F xxx\n"));
+        let exact = lines(&[&long[..MAX_LINE], b"\n"]);
+        assert_eq!(exact, format!("T stdout F {x}\n"));
+    }
+
+    #[test]
+    fn stamps_have_nanoseconds() {
+        let stamp = timestamp();
+        assert_eq!(stamp.len(), "2026-01-02T03:04:05.123456789Z".len(), "{stamp}");
     }
 }

@@ -1,33 +1,40 @@
-//! The protocol between agent and shim: length-prefixed JSON frames over a unix stream socket.
-//!
-//! A frame is a little-endian u32 length and that many bytes. The shim speaks first, with [`Reply::Hello`].
+//! The messages between agent and shim: JSON documents behind a little-endian `u32` length on a Unix socket.
 
-use std::io::{self, Read, Write};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use serde::{Deserialize, Serialize};
+use super::types::{ContainerSpec, ExitRecord, SandboxInfo};
 
-use super::types::{ContainerInfo, ContainerSpec, ExitRecord};
-
-/// Version said in the first message; raised on an incompatible change.
+/// Spoken version; both sides send it first. A shim outlives its agent, so changes must stay readable for old shims.
 pub const VERSION: u32 = 1;
-/// Largest frame in bytes; a longer one ends the connection.
+/// Largest accepted message; a container's environment is the bulk of the largest.
 pub const MAX_FRAME: usize = 4 << 20;
 
-/// Agent to shim.
+/// What the agent sends.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Request {
-    /// Chosen by the agent, given back in the reply.
-    pub id: u64,
-    /// What to do.
-    pub call: Call,
+pub enum ClientMessage {
+    /// First message of a connection.
+    Hello {
+        /// [`VERSION`] of the agent.
+        version: u32,
+    },
+    /// Asks for one thing; answered by [`ShimMessage::Response`] with the same id.
+    Request {
+        /// Chosen by the agent, unique on the connection.
+        id: u64,
+        /// What is asked.
+        request: Request,
+    },
 }
 
-/// What an agent may ask.
+/// What can be asked of a shim.
 #[derive(Debug, Serialize, Deserialize)]
-pub enum Call {
-    /// Create a container's process.
-    Create(Box<ContainerSpec>),
-    /// Let its program run.
+pub enum Request {
+    /// Create a container, stopped before its program.
+    Create {
+        /// What it is made from.
+        spec: Box<ContainerSpec>,
+    },
+    /// Let a created container's program run.
     Start {
         /// Container id.
         container: String,
@@ -41,33 +48,33 @@ pub enum Call {
         /// To every process of the container.
         all: bool,
     },
-    /// Forget a container; killed first if it runs.
+    /// Kill if needed, then remove state and cgroup.
     Remove {
         /// Container id.
         container: String,
     },
-    /// Kill everything and end.
+    /// The state of the sandbox and its containers.
+    Info,
+    /// Kill and remove all containers, then end.
     Shutdown,
 }
 
-/// Shim to agent.
+/// What the shim sends.
 #[derive(Debug, Serialize, Deserialize)]
-pub enum Reply {
+pub enum ShimMessage {
     /// First message of a connection.
     Hello {
-        /// Protocol version.
+        /// [`VERSION`] of the shim.
         version: u32,
-        /// What the shim holds.
-        containers: Vec<ContainerInfo>,
     },
-    /// A call is done.
-    Done {
-        /// The request's id.
+    /// The answer to a request.
+    Response {
+        /// Id of the request.
         id: u64,
-        /// Pid for create, start time in nanoseconds for start, else 0; or what went wrong.
-        result: Result<i64, String>,
+        /// The reply, or an error's text.
+        result: Result<Reply, String>,
     },
-    /// A container ended.
+    /// A container's process ended.
     Exited {
         /// Container id.
         container: String,
@@ -76,39 +83,46 @@ pub enum Reply {
     },
 }
 
-/// One message as a frame.
-pub fn encode<T: Serialize>(message: &T) -> io::Result<Vec<u8>> {
+/// Successful answers.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Reply {
+    /// Nothing to tell.
+    Done,
+    /// To [`Request::Create`]: the process id on the host.
+    Pid(i32),
+    /// To [`Request::Start`]: nanoseconds since the epoch.
+    StartedAt(i64),
+    /// To [`Request::Info`].
+    Info(Box<SandboxInfo>),
+}
+
+/// Frames one message.
+pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, String> {
     let mut frame = vec![0; 4];
-    serde_json::to_writer(&mut frame, message)?;
-    let length = u32::try_from(frame.len() - 4).map_err(io::Error::other)?;
-    frame[..4].copy_from_slice(&length.to_le_bytes());
+    serde_json::to_writer(&mut frame, message).map_err(|e| format!("writing a message: {e}"))?;
+    let length = frame.len() - 4;
+    if length > MAX_FRAME {
+        return Err(format!("message of {length} bytes is larger than the limit of {MAX_FRAME}"));
+    }
+    let prefix = u32::try_from(length).map_err(|e| format!("message length: {e}"))?.to_le_bytes();
+    frame[..4].copy_from_slice(&prefix);
     Ok(frame)
 }
 
-/// Writes one frame.
-pub fn write<T: Serialize>(mut to: impl Write, message: &T) -> io::Result<()> {
-    to.write_all(&encode(message)?)
-}
-
-/// Reads one frame; `None` at a clean end.
-pub fn read<T: for<'a> Deserialize<'a>>(mut from: impl Read) -> io::Result<Option<T>> {
-    let mut length = [0; 4];
-    match from.read_exact(&mut length) {
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
-        other => other?,
-    }
-    let mut frame = vec![0; frame_length(length)?];
-    from.read_exact(&mut frame)?;
-    Ok(Some(serde_json::from_slice(&frame)?))
-}
-
-/// Length of a frame from its prefix, refused beyond [`MAX_FRAME`].
-pub fn frame_length(prefix: [u8; 4]) -> io::Result<usize> {
-    let length = u32::from_le_bytes(prefix) as usize;
+/// Takes the first whole message from the front of `buffer`; `None` when more bytes are needed.
+pub fn decode<T: DeserializeOwned>(buffer: &mut Vec<u8>) -> Result<Option<T>, String> {
+    let Some(prefix) = buffer.first_chunk::<4>() else { return Ok(None) };
+    let length = u32::from_le_bytes(*prefix) as usize;
     if length > MAX_FRAME {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("frame of {length} bytes is over {MAX_FRAME}")));
+        return Err(format!("message of {length} bytes is larger than the limit of {MAX_FRAME}"));
     }
-    Ok(length)
+    let Some(body) = buffer.get(4..4 + length) else { return Ok(None) };
+    let message = serde_json::from_slice(body).map_err(|e| format!("reading a message: {e}"))?;
+    buffer.drain(..4 + length);
+    if buffer.is_empty() {
+        buffer.shrink_to(4096);
+    }
+    Ok(Some(message))
 }
 
 #[cfg(test)]
@@ -116,12 +130,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn frames_go_round_and_oversize_ones_are_refused() {
-        let mut wire = Vec::new();
-        write(&mut wire, &Request { id: 7, call: Call::Shutdown }).unwrap();
-        let back: Request = read(wire.as_slice()).unwrap().unwrap();
-        assert_eq!(back.id, 7);
-        assert!(read::<Request>([].as_slice()).unwrap().is_none());
-        assert!(read::<Request>([0xff, 0xff, 0xff, 0xff].as_slice()).is_err());
+    fn frames_survive_being_cut_anywhere() {
+        let frame = encode(&ClientMessage::Hello { version: 7 }).unwrap();
+        for cut in 0..frame.len() {
+            let mut buffer = frame[..cut].to_vec();
+            assert!(decode::<ClientMessage>(&mut buffer).unwrap().is_none());
+        }
+        let mut two = [frame.clone(), frame].concat();
+        for _ in 0..2 {
+            let message = decode::<ClientMessage>(&mut two).unwrap();
+            assert!(matches!(message, Some(ClientMessage::Hello { version: 7 })));
+        }
+        assert!(two.is_empty());
+    }
+
+    #[test]
+    fn oversized_frames_are_refused() {
+        let mut buffer = u32::MAX.to_le_bytes().to_vec();
+        assert!(decode::<ClientMessage>(&mut buffer).is_err());
     }
 }

@@ -1,32 +1,14 @@
-//! A [`ContainerSpec`] as an OCI runtime configuration (`config.json`, OCI Runtime Specification 1.0).
+//! From a [`ContainerSpec`] to the OCI runtime configuration libcontainer reads.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
-use super::types::{ContainerSpec, Propagation, SandboxSpec};
+use super::types::{ContainerSpec, Propagation, Resources};
 
-/// What a container may do unless told otherwise: the set container engines give by default.
-const DEFAULT_CAPABILITIES: [&str; 14] = [
-    "CHOWN",
-    "DAC_OVERRIDE",
-    "FSETID",
-    "FOWNER",
-    "MKNOD",
-    "NET_RAW",
-    "SETGID",
-    "SETUID",
-    "SETFCAP",
-    "SETPCAP",
-    "NET_BIND_SERVICE",
-    "SYS_CHROOT",
-    "KILL",
-    "AUDIT_WRITE",
-];
-
-/// Every capability of Linux, by number (`linux/capability.h`).
-const ALL_CAPABILITIES: [&str; 41] = [
+/// All capabilities by number, without `CAP_`.
+const CAPABILITIES: [&str; 41] = [
     "CHOWN",
     "DAC_OVERRIDE",
     "DAC_READ_SEARCH",
@@ -70,197 +52,329 @@ const ALL_CAPABILITIES: [&str; 41] = [
     "CHECKPOINT_RESTORE",
 ];
 
-const MASKED: [&str; 9] = [
-    "/proc/asound",
+/// What a container may do unless its pod says otherwise.
+const DEFAULT_CAPABILITIES: [&str; 14] = [
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FSETID",
+    "FOWNER",
+    "MKNOD",
+    "NET_RAW",
+    "SETGID",
+    "SETUID",
+    "SETFCAP",
+    "SETPCAP",
+    "NET_BIND_SERVICE",
+    "SYS_CHROOT",
+    "KILL",
+    "AUDIT_WRITE",
+];
+
+const MASKED_PATHS: [&str; 11] = [
     "/proc/acpi",
+    "/proc/asound",
     "/proc/interrupts",
     "/proc/kcore",
     "/proc/keys",
     "/proc/latency_stats",
     "/proc/timer_list",
+    "/proc/timer_stats",
     "/proc/sched_debug",
+    "/proc/scsi",
     "/sys/firmware",
 ];
 
-const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+const READ_ONLY_PATHS: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
-/// Namespaces and cgroup a container joins.
-pub struct Place<'a> {
-    /// Its sandbox.
-    pub sandbox: &'a SandboxSpec,
-    /// Process whose namespaces it joins.
-    pub holder: i32,
-    /// PID 1 of the pod's shared PID namespace, if it has one.
-    pub pid_holder: Option<i32>,
-    /// Absolute cgroup path of the container.
-    pub cgroup: &'a str,
-    /// Lowest `oom_score_adj` this system lets us set; `None`: any.
-    pub oom_floor: Option<i32>,
-    /// Capabilities this agent itself holds; none beyond them can be given.
-    pub bounding: u64,
+/// `PATH` of a container whose image and pod set none.
+const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// One device node a privileged container gets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Device {
+    /// Path on the host and in the container.
+    pub path: PathBuf,
+    /// `b` or `c`.
+    pub kind: char,
+    /// Major number.
+    pub major: u64,
+    /// Minor number.
+    pub minor: u64,
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Owning group.
+    pub gid: u32,
 }
 
-/// The capabilities of a container, as `CAP_*`.
-fn capabilities(spec: &ContainerSpec, bounding: u64) -> Vec<String> {
-    let name = |c: &String| c.to_uppercase().trim_start_matches("CAP_").to_owned();
-    let drop: BTreeSet<String> = spec.capabilities_drop.iter().map(name).collect();
-    let add: BTreeSet<String> = spec.capabilities_add.iter().map(name).collect();
-    ALL_CAPABILITIES
-        .iter()
-        .enumerate()
-        .filter(|(bit, _)| bounding & (1 << bit) != 0)
-        .map(|(_, c)| *c)
-        .filter(|c| {
-            if spec.privileged {
-                return true;
-            }
-            let base = DEFAULT_CAPABILITIES.contains(c) && !drop.contains("ALL");
-            ((base || add.contains("ALL")) && !drop.contains(*c)) || add.contains(*c)
-        })
-        .map(|c| format!("CAP_{c}"))
-        .collect()
+/// What the sandbox and the machine add to a container.
+#[derive(Debug, Clone, Default)]
+pub struct Surroundings {
+    /// Network namespace to join; `None` for the host's.
+    pub network: Option<PathBuf>,
+    /// IPC namespace to join; `None` for the host's.
+    pub ipc: Option<PathBuf>,
+    /// UTS namespace to join; `None` for the host's.
+    pub uts: Option<PathBuf>,
+    /// PID namespace.
+    pub pid: PidNamespace,
+    /// The container's cgroup from the hierarchies' roots.
+    pub cgroup: String,
+    /// cgroup version 2.
+    pub unified: bool,
+    /// Bit set of the capabilities this process may hand on.
+    pub capabilities: u64,
+    /// Adjusted to what this process may set.
+    pub oom_score_adj: i32,
+    /// The host's devices, given to privileged containers.
+    pub devices: Vec<Device>,
 }
 
-fn namespaces(place: &Place) -> Vec<Value> {
-    let join = |kind: &str, file: &str, pid: i32| json!({"type": kind, "path": format!("/proc/{pid}/ns/{file}")});
-    let mut list = vec![json!({"type": "mount"})];
-    if !place.sandbox.host_network {
-        list.push(join("network", "net", place.holder));
-        list.push(join("uts", "uts", place.holder));
-    }
-    if !place.sandbox.host_ipc {
-        list.push(join("ipc", "ipc", place.holder));
-    }
-    match (place.pid_holder, place.sandbox.host_pid) {
-        (_, true) => {}
-        (Some(pid), _) => list.push(join("pid", "pid", pid)),
-        (None, _) => list.push(json!({"type": "pid"})),
-    }
-    list
+/// A container's PID namespace.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum PidNamespace {
+    /// One of its own.
+    #[default]
+    New,
+    /// The host's.
+    Host,
+    /// The pod's, by path.
+    Join(PathBuf),
 }
 
-fn mounts(spec: &ContainerSpec) -> Vec<Value> {
-    let sys_mode = if spec.privileged { "rw" } else { "ro" };
-    let mut list = vec![
-        json!({"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]}),
-        json!({"destination": "/dev", "type": "tmpfs", "source": "tmpfs",
-            "options": ["nosuid", "strictatime", "mode=755", "size=65536k"]}),
-        json!({"destination": "/dev/pts", "type": "devpts", "source": "devpts",
-            "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]}),
-        json!({"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": ["nosuid", "noexec", "nodev"]}),
-        json!({"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "nodev", sys_mode]}),
-        json!({"destination": "/dev/shm", "type": "tmpfs", "source": "shm",
-            "options": ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]}),
+/// The OCI configuration (`config.json`) of a container.
+pub fn oci_config(spec: &ContainerSpec, around: &Surroundings) -> Result<Value, String> {
+    if spec.args.is_empty() {
+        return Err("no command specified".into());
+    }
+    let capabilities = capability_set(spec, around.capabilities)?;
+    // Without ambient capabilities a program of an ordinary user gains nothing from the effective set.
+    let (effective, none) = (&capabilities, BTreeSet::<String>::new());
+    let effective = if spec.user.uid == 0 { effective } else { &none };
+    let mut env: Vec<String> = spec.env.iter().map(|(k, v)| format!("{k}={v}")).collect();
+    if !spec.env.iter().any(|(k, _)| k == "PATH") {
+        env.push(DEFAULT_PATH.into());
+    }
+    if spec.tty && !spec.env.iter().any(|(k, _)| k == "TERM") {
+        env.push("TERM=xterm".into());
+    }
+    let cwd = if spec.cwd.is_empty() { "/" } else { &spec.cwd };
+    let mut linux = json!({
+        "namespaces": namespaces(around),
+        "cgroupsPath": format!("/{}", around.cgroup.trim_start_matches('/')),
+        "resources": resources(&spec.resources, spec.privileged),
+        "rootfsPropagation": root_propagation(spec),
+        "maskedPaths": [],
+        "readonlyPaths": [],
+    });
+    if spec.privileged {
+        let device = |d: &Device| {
+            json!({ "path": d.path, "type": d.kind.to_string(), "major": d.major, "minor": d.minor,
+                    "fileMode": d.mode, "uid": d.uid, "gid": d.gid })
+        };
+        linux["devices"] = around.devices.iter().map(device).collect();
+    } else {
+        linux["maskedPaths"] = json!(MASKED_PATHS);
+        linux["readonlyPaths"] = json!(READ_ONLY_PATHS);
+    }
+    Ok(json!({
+        "ociVersion": "1.0.2",
+        "root": { "path": spec.rootfs, "readonly": spec.read_only_rootfs },
+        "process": {
+            "terminal": spec.tty,
+            "user": { "uid": spec.user.uid, "gid": spec.user.gid, "additionalGids": spec.user.additional_gids },
+            "args": spec.args,
+            "env": env,
+            "cwd": cwd,
+            "capabilities": {
+                "bounding": capabilities, "permitted": effective, "effective": effective,
+                "inheritable": [], "ambient": [],
+            },
+            "noNewPrivileges": spec.no_new_privileges,
+            "oomScoreAdj": around.oom_score_adj,
+        },
+        "mounts": mounts(spec, around),
+        "linux": linux,
+    }))
+}
+
+fn capability_set(spec: &ContainerSpec, held: u64) -> Result<BTreeSet<String>, String> {
+    let named = |name: &String| {
+        let upper = name.to_ascii_uppercase();
+        upper.strip_prefix("CAP_").map(str::to_owned).unwrap_or(upper)
+    };
+    let (add, drop): (Vec<_>, Vec<_>) =
+        (spec.capabilities_add.iter().map(named).collect(), spec.capabilities_drop.iter().map(named).collect());
+    for name in add.iter().chain(&drop) {
+        if name != "ALL" && !CAPABILITIES.contains(&name.as_str()) {
+            return Err(format!("unknown capability {name:?}; use ALL or a name of capabilities(7) without CAP_"));
+        }
+    }
+    let has = |list: &[String], name: &str| list.iter().any(|n| n == name);
+    let chosen = |name: &str| {
+        if spec.privileged {
+            return true;
+        }
+        let base = !has(&drop, "ALL") && DEFAULT_CAPABILITIES.contains(&name) || has(&add, "ALL");
+        (base || has(&add, name)) && !has(&drop, name)
+    };
+    let available = |number: usize| held >> number & 1 == 1;
+    let kept = CAPABILITIES.iter().enumerate().filter(|&(number, name)| chosen(name) && available(number));
+    Ok(kept.map(|(_, name)| format!("CAP_{name}")).collect())
+}
+
+fn namespaces(around: &Surroundings) -> Vec<Value> {
+    let mut out = vec![json!({ "type": "mount" })];
+    match &around.pid {
+        PidNamespace::New => out.push(json!({ "type": "pid" })),
+        PidNamespace::Join(path) => out.push(json!({ "type": "pid", "path": path })),
+        PidNamespace::Host => {}
+    }
+    for (kind, path) in [("network", &around.network), ("ipc", &around.ipc), ("uts", &around.uts)] {
+        if let Some(path) = path {
+            out.push(json!({ "type": kind, "path": path }));
+        }
+    }
+    if around.unified {
+        out.push(json!({ "type": "cgroup" }));
+    }
+    out
+}
+
+fn resources(r: &Resources, privileged: bool) -> Value {
+    let mut out = json!({ "devices": [{ "allow": privileged, "access": "rwm" }] });
+    let mut cpu = json!({});
+    if let Some(shares) = r.cpu_shares {
+        cpu["shares"] = shares.clamp(2, 262_144).into();
+    }
+    if let Some(quota) = r.cpu_quota.filter(|&q| q > 0) {
+        cpu["quota"] = quota.into();
+        cpu["period"] = r.cpu_period.unwrap_or(100_000).into();
+    }
+    if cpu != json!({}) {
+        out["cpu"] = cpu;
+    }
+    if let Some(limit) = r.memory_limit.filter(|&m| m > 0) {
+        out["memory"] = json!({ "limit": limit });
+    }
+    if let Some(limit) = r.pids_limit.filter(|&p| p > 0) {
+        out["pids"] = json!({ "limit": limit });
+    }
+    out
+}
+
+fn root_propagation(spec: &ContainerSpec) -> &'static str {
+    let any = |p| spec.mounts.iter().any(|m| m.propagation == p);
+    if any(Propagation::Bidirectional) {
+        "shared"
+    } else if any(Propagation::HostToContainer) {
+        "slave"
+    } else {
+        "private"
+    }
+}
+
+fn mounts(spec: &ContainerSpec, around: &Surroundings) -> Vec<Value> {
+    let mount = |destination: &str, kind: &str, options: &[&str]| json!({ "destination": destination, "type": kind, "source": kind, "options": options });
+    let safe = ["nosuid", "noexec", "nodev"];
+    let with = |more: &[&'static str]| [&safe[..], more].concat();
+    let access = if spec.privileged { "rw" } else { "ro" };
+    let mut out = vec![
+        mount("/proc", "proc", &safe),
+        mount("/dev", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
+        mount("/dev/pts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
+        mount("/dev/mqueue", "mqueue", &safe),
+        mount("/dev/shm", "tmpfs", &with(&["mode=1777", "size=65536k"])),
+        mount("/sys", "sysfs", &with(&[access])),
     ];
+    if around.unified {
+        out.push(mount("/sys/fs/cgroup", "cgroup", &with(&["relatime", access])));
+    }
+    // A volume may take the place of a default; parents come before what lies below them.
+    let depth = |path: &str| path.split('/').filter(|p| !p.is_empty()).count();
     let mut own: Vec<_> = spec.mounts.iter().collect();
-    // a mount point below another one must come after it
-    own.sort_by_key(|m| m.destination.trim_end_matches('/').matches('/').count());
-    for mount in own {
-        list.retain(|m| m["destination"] != json!(mount.destination));
-        let propagation = match mount.propagation {
+    own.sort_by_key(|m| depth(&m.destination));
+    out.retain(|m| !own.iter().any(|o| m["destination"] == *o.destination));
+    for m in own {
+        let propagation = match m.propagation {
             Propagation::None => "rprivate",
             Propagation::HostToContainer => "rslave",
             Propagation::Bidirectional => "rshared",
         };
-        let mode = if mount.read_only { "ro" } else { "rw" };
-        list.push(json!({"destination": mount.destination, "type": "bind", "source": mount.source,
-            "options": ["rbind", propagation, mode]}));
+        let access = if m.read_only { "ro" } else { "rw" };
+        out.push(json!({ "destination": m.destination, "type": "bind", "source": m.source,
+                         "options": ["rbind", propagation, access] }));
     }
-    list
-}
-
-fn devices(spec: &ContainerSpec) -> Value {
-    if spec.privileged {
-        return json!([{"allow": true, "access": "rwm"}]);
-    }
-    let allow = |major: i64, minor: Option<i64>| match minor {
-        Some(minor) => json!({"allow": true, "type": "c", "major": major, "minor": minor, "access": "rwm"}),
-        None => json!({"allow": true, "type": "c", "major": major, "access": "rwm"}),
-    };
-    json!([
-        {"allow": false, "access": "rwm"},
-        allow(1, Some(3)), allow(1, Some(5)), allow(1, Some(7)), allow(1, Some(8)), allow(1, Some(9)),
-        allow(5, Some(0)), allow(5, Some(2)), allow(136, None),
-    ])
-}
-
-/// The whole configuration.
-pub fn to_oci(spec: &ContainerSpec, place: &Place) -> Value {
-    let caps = capabilities(spec, place.bounding);
-    // a user other than root has capabilities only through files
-    let held = if spec.user.uid == 0 { caps.clone() } else { Vec::new() };
-    let oom = place.oom_floor.map_or(spec.oom_score_adj, |floor| spec.oom_score_adj.max(floor));
-    let r = &spec.resources;
-    let mut memory = json!({});
-    let mut cpu = json!({});
-    let mut resources = json!({"devices": devices(spec)});
-    if let Some(limit) = r.memory_limit {
-        memory["limit"] = json!(limit);
-        resources["memory"] = memory;
-    }
-    for (key, value) in [
-        ("shares", r.cpu_shares.map(|v| json!(v))),
-        ("quota", r.cpu_quota.map(|v| json!(v))),
-        ("period", r.cpu_period.map(|v| json!(v))),
-    ] {
-        if let Some(value) = value {
-            cpu[key] = value;
-        }
-    }
-    if cpu.as_object().is_some_and(|c| !c.is_empty()) {
-        resources["cpu"] = cpu;
-    }
-    if let Some(limit) = r.pids_limit {
-        resources["pids"] = json!({"limit": limit});
-    }
-    let mut linux = json!({
-        "namespaces": namespaces(place),
-        "cgroupsPath": place.cgroup,
-        "resources": resources,
-    });
-    if !spec.privileged {
-        linux["maskedPaths"] = json!(MASKED);
-        linux["readonlyPaths"] = json!(READ_ONLY);
-    }
-    json!({
-        "ociVersion": "1.0.2",
-        "root": {"path": spec.rootfs, "readonly": spec.read_only_rootfs},
-        "process": {
-            "terminal": false,
-            "user": {"uid": spec.user.uid, "gid": spec.user.gid, "additionalGids": spec.user.additional_gids},
-            "args": spec.args,
-            "env": spec.env.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>(),
-            "cwd": spec.cwd,
-            "capabilities": {"bounding": caps, "effective": held, "permitted": held},
-            "noNewPrivileges": spec.no_new_privileges && !spec.privileged,
-            "oomScoreAdj": oom,
-        },
-        "mounts": mounts(spec),
-        "linux": linux,
-    })
-}
-
-/// Writes `config.json` into the bundle.
-pub fn write_bundle(bundle: &Path, config: &Value) -> std::io::Result<()> {
-    std::fs::write(bundle.join("config.json"), serde_json::to_vec(config)?)
+    out
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::types::{Mount, User};
     use super::*;
 
-    fn caps(add: &[&str], drop: &[&str]) -> Vec<String> {
-        let list = |l: &[&str]| l.iter().map(|s| (*s).to_owned()).collect();
-        let spec =
-            ContainerSpec { capabilities_add: list(add), capabilities_drop: list(drop), ..ContainerSpec::default() };
-        capabilities(&spec, u64::MAX)
+    fn spec() -> ContainerSpec {
+        ContainerSpec { id: "c".into(), args: vec!["true".into()], rootfs: "/r".into(), ..Default::default() }
+    }
+
+    fn caps(change: impl FnOnce(&mut ContainerSpec)) -> BTreeSet<String> {
+        let mut spec = spec();
+        change(&mut spec);
+        capability_set(&spec, u64::MAX).unwrap()
     }
 
     #[test]
-    fn capability_rules() {
-        assert_eq!(caps(&[], &[]).len(), 14);
-        assert_eq!(caps(&["NET_ADMIN"], &["ALL"]), ["CAP_NET_ADMIN"]);
-        assert!(!caps(&[], &["MKNOD"]).contains(&"CAP_MKNOD".to_owned()));
-        assert_eq!(caps(&["ALL"], &[]).len(), 41);
+    fn capabilities_are_added_and_dropped() {
+        assert_eq!(caps(|_| {}).len(), 14);
+        assert_eq!(caps(|s| s.privileged = true).len(), 41);
+        assert_eq!(caps(|s| s.capabilities_drop = vec!["ALL".into()]).len(), 0);
+        let one = caps(|s| {
+            s.capabilities_drop = vec!["ALL".into()];
+            s.capabilities_add = vec!["CAP_net_admin".into()];
+        });
+        assert_eq!(one.into_iter().collect::<Vec<_>>(), ["CAP_NET_ADMIN"]);
+        let most = caps(|s| {
+            s.capabilities_add = vec!["ALL".into()];
+            s.capabilities_drop = vec!["SYS_ADMIN".into()];
+        });
+        assert_eq!(most.len(), 40);
+        let bad = ContainerSpec { capabilities_add: vec!["NONSENSE".into()], ..spec() };
+        assert!(capability_set(&bad, u64::MAX).unwrap_err().contains("NONSENSE"));
+        assert!(!capability_set(&spec(), !1).unwrap().contains("CAP_CHOWN"));
+    }
+
+    #[test]
+    fn libcontainer_reads_it() {
+        let mut spec = spec();
+        spec.user = User { uid: 7, gid: 8, additional_gids: vec![9] };
+        spec.resources = Resources { memory_limit: Some(1 << 20), cpu_shares: Some(2), ..Default::default() };
+        spec.mounts = vec![Mount {
+            source: "/a".into(),
+            destination: "/dev/shm".into(),
+            read_only: true,
+            propagation: Propagation::HostToContainer,
+        }];
+        let around = Surroundings {
+            network: Some("/proc/1/ns/net".into()),
+            capabilities: u64::MAX,
+            cgroup: "k/p/c".into(),
+            ..Default::default()
+        };
+        let config = oci_config(&spec, &around).unwrap();
+        let oci: libcontainer::oci_spec::runtime::Spec = serde_json::from_value(config.clone()).unwrap();
+        assert_eq!(oci.process().as_ref().unwrap().user().uid(), 7);
+        assert_eq!(config["linux"]["cgroupsPath"], "/k/p/c");
+        let shm: Vec<_> =
+            config["mounts"].as_array().unwrap().iter().filter(|m| m["destination"] == "/dev/shm").collect();
+        assert_eq!(shm.len(), 1);
+        assert_eq!(shm[0]["options"], json!(["rbind", "rslave", "ro"]));
+        assert_eq!(config["process"]["capabilities"]["effective"], json!([]));
+    }
+
+    #[test]
+    fn an_empty_command_is_an_error() {
+        let spec = ContainerSpec { args: vec![], ..spec() };
+        assert!(oci_config(&spec, &Surroundings::default()).is_err());
     }
 }

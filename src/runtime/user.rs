@@ -1,86 +1,110 @@
-//! `user[:group]` of an image or pod to numbers, by the `/etc/passwd` and `/etc/group` inside the container.
+//! Who a process runs as: `user[:group]` of an image or pod, resolved with the image's own files.
 
-use std::fs::File;
-use std::io::Read;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
-
+use super::rooted;
 use super::types::{RuntimeError, User};
 
-/// Largest passwd or group file that is read.
-const MAX_FILE: u64 = 1 << 20;
-
-/// Reads a file below `rootfs`; links are followed inside it only. Missing files read as empty.
-fn read_inside(rootfs: &Path, path: &str) -> String {
-    let Ok(root) = File::options().read(true).custom_flags(OFlag::O_DIRECTORY.bits()).open(rootfs) else {
-        return String::new();
+/// Resolves an image's or pod's `user[:group]` (names or numbers) with the `/etc/passwd` and `/etc/group` of `rootfs`.
+/// Names are looked up below `rootfs` without following links out of it.
+pub fn resolve_user(rootfs: &Path, user: &str) -> Result<User, RuntimeError> {
+    let read = |path: &str| {
+        rooted::read_file(rootfs, path).map(Option::unwrap_or_default).map_err(|source| RuntimeError::Io {
+            what: format!("reading {path} of the image at {}", rootfs.display()),
+            source,
+        })
     };
-    let how = OpenHow::new().flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC).resolve(ResolveFlag::RESOLVE_IN_ROOT);
-    let Ok(fd) = openat2(&root, path, how) else { return String::new() };
-    let mut text = String::new();
-    let read = File::from(fd).take(MAX_FILE).read_to_string(&mut text);
-    if read.is_err() { String::new() } else { text }
+    lookup(user, &read("/etc/passwd")?, &read("/etc/group")?).map_err(RuntimeError::Shim)
 }
 
-/// Resolves `user` (empty: root), which may be `uid`, `name`, `uid:gid`, `name:group`...
-pub fn resolve_user(rootfs: &Path, user: &str) -> Result<User, RuntimeError> {
-    let (user, group) = user.split_once(':').map_or((user, None), |(u, g)| (u, Some(g)));
-    let passwd = read_inside(rootfs, "etc/passwd");
-    let groups = read_inside(rootfs, "etc/group");
-    let user = if user.is_empty() { "0" } else { user };
-    let number: Option<u32> = user.parse().ok();
-    let entry = passwd
-        .lines()
-        .map(|l| l.split(':').collect::<Vec<_>>())
-        .find(|f| f.len() >= 4 && number.map_or(f[0] == user, |n| f[2].parse() == Ok(n)));
-    let mut found = match (&entry, number) {
-        (Some(f), _) => {
-            User { uid: f[2].parse().unwrap_or(0), gid: f[3].parse().unwrap_or(0), additional_gids: Vec::new() }
-        }
-        (None, Some(uid)) => User { uid, gid: 0, additional_gids: Vec::new() },
+struct Passwd<'a> {
+    name: &'a str,
+    uid: u32,
+    gid: u32,
+}
+
+struct Group<'a> {
+    name: &'a str,
+    gid: u32,
+    members: &'a str,
+}
+
+fn passwd(text: &str) -> impl Iterator<Item = Passwd<'_>> {
+    text.lines().filter_map(|line| {
+        let mut field = line.split(':');
+        let name = field.next()?;
+        let uid = field.nth(1)?.parse().ok()?;
+        let gid = field.next()?.parse().ok()?;
+        Some(Passwd { name, uid, gid })
+    })
+}
+
+fn groups(text: &str) -> impl Iterator<Item = Group<'_>> {
+    text.lines().filter_map(|line| {
+        let mut field = line.split(':');
+        let name = field.next()?;
+        let gid = field.nth(1)?.parse().ok()?;
+        Some(Group { name, gid, members: field.next().unwrap_or_default() })
+    })
+}
+
+fn lookup(user: &str, passwd_text: &str, group_text: &str) -> Result<User, String> {
+    let (name, group) = match user.split_once(':') {
+        Some((name, group)) => (name, Some(group).filter(|g| !g.is_empty())),
+        None => (user, None),
+    };
+    let name = if name.is_empty() { "0" } else { name };
+    let number: Option<u32> = name.parse().ok();
+    let entry = passwd(passwd_text).find(|e| e.name == name || number == Some(e.uid));
+    let (uid, mut gid) = match (&entry, number) {
+        (_, Some(uid)) => (uid, entry.as_ref().map_or(0, |e| e.gid)),
+        (Some(entry), None) => (entry.uid, entry.gid),
         (None, None) => {
-            return Err(RuntimeError::Shim(format!("unable to find user {user}: no matching entries in passwd file")));
+            return Err(format!("unable to find user {name}: no such entry in the image's /etc/passwd; use a number"));
         }
     };
-    if let Some(group) = group.filter(|g| !g.is_empty()) {
-        let by_name = || {
-            let line =
-                groups.lines().map(|l| l.split(':').collect::<Vec<_>>()).find(|f| f.len() >= 3 && f[0] == group)?;
-            line[2].parse().ok()
+    let mut additional_gids = Vec::new();
+    if let Some(group) = group {
+        let found = groups(group_text).find(|g| g.name == group).map(|g| g.gid);
+        gid = match found.or_else(|| group.parse().ok()) {
+            Some(gid) => gid,
+            None => {
+                return Err(format!("unable to find group {group}: no such entry in the image's /etc/group"));
+            }
         };
-        found.gid = group.parse().ok().or_else(by_name).ok_or_else(|| {
-            RuntimeError::Shim(format!("unable to find group {group}: no matching entries in group file"))
-        })?;
-    } else if let Some(name) = entry.as_ref().map(|f| f[0]) {
-        found.additional_gids = groups
-            .lines()
-            .map(|l| l.split(':').collect::<Vec<_>>())
-            .filter(|f| f.len() >= 4 && f[3].split(',').any(|m| m == name))
-            .filter_map(|f| f[2].parse().ok())
-            .collect();
+    } else if let Some(entry) = &entry {
+        let member_of = groups(group_text).filter(|g| g.members.split(',').any(|m| m.trim() == entry.name));
+        additional_gids = member_of.map(|g| g.gid).filter(|&g| g != gid).collect();
     }
-    Ok(found)
+    Ok(User { uid, gid, additional_gids })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nweb:x:33:34::/:\nbroken\n";
+    const GROUP: &str = "root:x:0:\nwww:x:34:web\nlogs:x:50:other,web\n7:x:70:\n";
+
+    fn user(uid: u32, gid: u32, more: &[u32]) -> User {
+        User { uid, gid, additional_gids: more.to_vec() }
+    }
+
     #[test]
     fn names_and_numbers() {
-        let root = std::env::temp_dir().join(format!("pikelet-user-{}", std::process::id()));
-        std::fs::create_dir_all(root.join("etc")).unwrap();
-        std::fs::write(root.join("etc/passwd"), "root:x:0:0::/:\nweb:x:33:34::/:\n").unwrap();
-        std::fs::write(root.join("etc/group"), "web:x:34:\nlog:x:4:web\n").unwrap();
-        let user = |s| resolve_user(&root, s).map(|u| (u.uid, u.gid, u.additional_gids));
-        assert_eq!(user("").unwrap(), (0, 0, vec![]));
-        assert_eq!(user("web").unwrap(), (33, 34, vec![4]));
-        assert_eq!(user("33").unwrap(), (33, 34, vec![4]));
-        assert_eq!(user("1000").unwrap(), (1000, 0, vec![]));
-        assert_eq!(user("web:log").unwrap(), (33, 4, vec![]));
-        assert!(user("nobody-here").is_err());
-        std::fs::remove_dir_all(root).unwrap();
+        let find = |text| lookup(text, PASSWD, GROUP).unwrap();
+        assert_eq!(find(""), user(0, 0, &[]));
+        assert_eq!(find("web"), user(33, 34, &[50]));
+        assert_eq!(find("33"), user(33, 34, &[50]));
+        assert_eq!(find("1000"), user(1000, 0, &[]));
+        assert_eq!(find("1000:2000"), user(1000, 2000, &[]));
+        assert_eq!(find("web:logs"), user(33, 50, &[]));
+        assert_eq!(find("web:7"), user(33, 70, &[]));
+    }
+
+    #[test]
+    fn unknown_names_are_errors() {
+        assert!(lookup("nobody", PASSWD, GROUP).unwrap_err().contains("nobody"));
+        assert!(lookup("web:nogroup", PASSWD, GROUP).unwrap_err().contains("nogroup"));
     }
 }

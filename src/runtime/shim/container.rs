@@ -1,182 +1,353 @@
-//! One container of a pod as its shim runs it, through libcontainer.
+//! One container in its shim: creation by libcontainer, output, end.
 
+use std::error::Error;
 use std::fs::{self, File};
-use std::io::{ErrorKind, Read};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
 
+use libcontainer::container::Container as OciContainer;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{Pid, pipe2};
+use nix::sys::prctl;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::stat::{major, minor};
+use nix::unistd::{Pid, chdir, pipe2, read};
 
-use super::files;
-use crate::runtime::cri_log::{LineWriter, Stream};
-use crate::runtime::spec::{self, Place};
+use super::console::ConsoleSocket;
+use super::executor::ProgramExecutor;
+use super::namespaces::Held;
+use super::setup::context;
+use crate::runtime::cgroup::Hierarchies;
+use crate::runtime::cri_log::{LineSplitter, LogFile, Stream, timestamp};
+use crate::runtime::rooted;
+use crate::runtime::spec::{Device, Surroundings, oci_config};
+use crate::runtime::store::{self, SandboxFile};
 use crate::runtime::types::{ContainerInfo, ContainerSpec, ExitRecord};
 
-/// One output of a container on its way to the log.
-pub struct Output {
-    pipe: File,
-    lines: LineWriter,
+/// How much of the log is searched for the cause of a failure.
+const LOGGED_CAUSE: u64 = 16 * 1024;
+const OOM_SCORE_ADJ: &str = "/proc/self/oom_score_adj";
+
+/// What all containers of a sandbox share.
+pub struct Pod {
+    /// Sandbox directory.
+    pub dir: PathBuf,
+    /// What the sandbox is made from.
+    pub sandbox: SandboxFile,
+    /// The machine's cgroups.
+    pub hierarchies: Hierarchies,
+    /// Namespaces the containers join.
+    pub held: Held,
 }
 
-impl Output {
-    /// The end to poll.
-    pub fn fd(&self) -> BorrowedFd<'_> {
-        self.pipe.as_fd()
-    }
-
-    /// Copies what is there (at most a few buffers); true when the stream has ended.
-    pub fn copy(&mut self, buffer: &mut [u8]) -> bool {
-        for _ in 0..4 {
-            match self.pipe.read(buffer) {
-                Ok(0) => {
-                    // a full disk must not stop the container
-                    let _ = self.lines.finish();
-                    return true;
-                }
-                Ok(n) => drop(self.lines.push(&buffer[..n])),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return error.kind() != ErrorKind::WouldBlock,
-            }
-        }
-        false
-    }
-}
-
-/// A container and its open outputs.
+/// A container whose process exists or existed.
 pub struct Container {
-    /// What the agent is told of it.
+    /// As told to the agent and kept in `info.json`.
     pub info: ContainerInfo,
-    /// Its outputs until they end.
-    pub outputs: Vec<Output>,
-    /// Absolute cgroup path.
-    pub cgroup: String,
-    /// OOM kills in its cgroup when it was made.
-    pub oom_before: u64,
-    dir: PathBuf,
-    state: PathBuf,
+    cgroup: String,
+    outputs: Vec<Output>,
+    log: LogFile,
+    /// Write end kept open so that the program sees no end of its standard input.
+    _stdin: Option<OwnedFd>,
 }
 
-fn now() -> i64 {
-    i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or_default()
+struct Output {
+    fd: OwnedFd,
+    lines: LineSplitter,
+    open: bool,
 }
 
-fn output_pipe(log: &Arc<Mutex<File>>, stream: Stream) -> Result<(OwnedFd, Output), String> {
-    let (read, write) = pipe2(OFlag::O_CLOEXEC).map_err(|e| format!("creating a pipe: {e}"))?;
-    fcntl(&read, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(|e| format!("setting a pipe non-blocking: {e}"))?;
-    Ok((write, Output { pipe: File::from(read), lines: LineWriter::new(log.clone(), stream) }))
-}
-
-/// Whole chain of an error on one line, outermost first.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        let inner_text = inner.to_string();
-        if !text.contains(&inner_text) {
-            text = format!("{text}: {inner_text}");
+impl Pod {
+    /// Creates a container, stopped before its program. After an error nothing of it is left.
+    pub fn create(&self, spec: ContainerSpec) -> Result<Container, String> {
+        let id = &spec.id;
+        if id.is_empty() || !id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_') {
+            return Err(format!("container id {id:?}: only letters, digits, - and _ are allowed"));
         }
-        source = inner.source();
-    }
-    text
-}
-
-impl Container {
-    /// Creates the process, stopped before its program.
-    pub fn create(sandbox_dir: &Path, spec: ContainerSpec, place: &Place) -> Result<Self, String> {
-        let dir = sandbox_dir.join(files::CONTAINERS).join(&spec.id);
-        let root = sandbox_dir.join(files::LIBCONTAINER);
-        let state = root.join(&spec.id);
-        let made = Self::build(&dir, &root, spec, place);
-        if made.is_err() {
-            reap_leftovers();
-            for left in [&dir, &state] {
-                // what a failed try left must not refuse the next one; it may not exist
-                let _ = fs::remove_dir_all(left);
-            }
-            // the same for its cgroup
-            let _ = crate::runtime::cgroup::remove(place.cgroup);
-        }
-        made
+        let id = id.clone();
+        self.try_create(spec).inspect_err(|_| {
+            let _ = self.discard(&id);
+        })
     }
 
-    fn build(dir: &Path, root: &Path, spec: ContainerSpec, place: &Place) -> Result<Self, String> {
-        let made = |what: &Path| format!("creating {}", what.display());
-        for dir in [dir, root].into_iter().chain(spec.log_path.parent()) {
-            fs::create_dir_all(dir).map_err(|e| format!("{}: {e}", made(dir)))?;
+    fn try_create(&self, spec: ContainerSpec) -> Result<Container, String> {
+        let bundle = store::container_dir(&self.dir, &spec.id);
+        // Left over when an earlier attempt was cut short.
+        self.discard(&spec.id)?;
+        fs::create_dir_all(&bundle).map_err(context("creating the container's directory"))?;
+        let log = LogFile::open(&spec.log_path)
+            .map_err(|e| format!("opening the container's log {}: {e}", spec.log_path.display()))?;
+        if let Err(e) = rooted::create_dir_all(&spec.rootfs, &spec.cwd) {
+            tracing::warn!("creating the working directory {} in the container: {e}", spec.cwd);
         }
-        let log = File::options().create(true).append(true).open(&spec.log_path);
-        let log = Arc::new(Mutex::new(log.map_err(|e| format!("opening log {}: {e}", spec.log_path.display()))?));
-        spec::write_bundle(dir, &spec::to_oci(&spec, place)).map_err(|e| format!("{}: {e}", made(dir)))?;
-        let (stdout, out) = output_pipe(&log, Stream::Stdout)?;
-        let (stderr, err) = output_pipe(&log, Stream::Stderr)?;
-        let null = File::open("/dev/null").map_err(|e| format!("opening /dev/null: {e}"))?;
-        let container = ContainerBuilder::new(spec.id.clone(), SyscallType::default())
-            .with_root_path(root)
-            .map_err(|e| chain(&e))?
-            .with_stdin(OwnedFd::from(null))
-            .with_stdout(stdout)
-            .with_stderr(stderr)
-            .as_init(dir)
-            .with_systemd(false)
-            .with_detach(true)
-            .build()
-            .map_err(|e| chain(&e))?;
-        let pid = container.pid().map_or(0, |p| p.as_raw());
-        let cgroup = place.cgroup.to_owned();
-        let oom_before = crate::runtime::cgroup::oom_kills(&cgroup);
-        let info = ContainerInfo { spec, pid, started_at: None, created_at: now(), exit: None };
-        let state = root.join(&info.spec.id);
-        let made = Self { info, outputs: vec![out, err], cgroup, oom_before, dir: dir.to_owned(), state };
-        made.save()?;
-        Ok(made)
+        let cgroup = self.sandbox.container_cgroup(&spec.id);
+        self.hierarchies.create(&cgroup).map_err(context("creating the container's cgroup"))?;
+        let own_score = fs::read_to_string(OOM_SCORE_ADJ).map_err(context("reading the shim's oom_score_adj"))?;
+        let around = Surroundings {
+            network: self.held.network.clone(),
+            ipc: self.held.ipc.clone(),
+            uts: self.held.uts.clone(),
+            pid: self.held.pid.clone(),
+            cgroup: cgroup.clone(),
+            unified: self.hierarchies.unified(),
+            capabilities: bounding_set().map_err(context("reading own capabilities"))?,
+            oom_score_adj: settable_oom_score(spec.oom_score_adj, own_score.trim()),
+            devices: if spec.privileged { host_devices(Path::new("/dev")) } else { Vec::new() },
+        };
+        let config = oci_config(&spec, &around)?;
+        store::write_json(&bundle.join("config.json"), &config).map_err(context("writing config.json"))?;
+        let log_file = self.dir.join(store::LOG);
+        let logged = fs::metadata(&log_file).map_or(0, |m| m.len());
+        let built = self.build(&spec, &bundle);
+        restore_process(&self.dir, own_score.trim());
+        let (pid, outputs, stdin) = built.map_err(|e| match logged_cause(&log_file, logged) {
+            Some(cause) if !e.starts_with("exec: ") && !e.contains(&cause) => format!("{e}: {cause}"),
+            _ => e,
+        })?;
+        let info = ContainerInfo { spec, pid, started_at: None, created_at: store::now(), exit: None };
+        store::write_info(&self.dir, &info).map_err(context("writing info.json"))?;
+        Ok(Container { info, cgroup, outputs, log, _stdin: stdin })
+    }
+
+    fn build(&self, spec: &ContainerSpec, bundle: &Path) -> Result<(i32, Vec<Output>, Option<OwnedFd>), String> {
+        let state = self.dir.join("youki");
+        fs::create_dir_all(&state).map_err(context("creating the runtime's state directory"))?;
+        let mut builder = ContainerBuilder::new(spec.id.clone(), SyscallType::default())
+            .with_root_path(state)
+            .map_err(|e| root_cause(&e))?
+            .with_executor(ProgramExecutor);
+        let (mut outputs, mut stdin, mut console) = (Vec::new(), None, None);
+        if spec.tty {
+            let socket = ConsoleSocket::listen(&self.dir, &spec.id)?;
+            builder = builder.with_console_socket(Some(socket.path()));
+            console = Some(socket);
+        } else {
+            let (out, out_write) = output(Stream::Stdout)?;
+            let (err, err_write) = output(Stream::Stderr)?;
+            outputs = vec![out, err];
+            let input: OwnedFd = if spec.stdin {
+                let (input, write) = pipe2(OFlag::O_CLOEXEC).map_err(context("creating a pipe"))?;
+                stdin = Some(write);
+                input
+            } else {
+                File::open("/dev/null").map_err(context("opening /dev/null"))?.into()
+            };
+            builder = builder.with_stdin(input).with_stdout(out_write).with_stderr(err_write);
+        }
+        let built =
+            builder.as_init(bundle).with_systemd(false).with_detach(true).build().map_err(|e| root_cause(&e))?;
+        let pid = built.pid().ok_or("libcontainer created a container without a process")?.as_raw();
+        if let Some(socket) = console {
+            let fd = socket.receive()?;
+            set_nonblocking(&fd)?;
+            outputs.push(Output { fd, lines: LineSplitter::new(Stream::Stdout), open: true });
+        }
+        Ok((pid, outputs, stdin))
     }
 
     /// Lets the program run.
-    pub fn start(&mut self) -> Result<i64, String> {
-        let mut container = libcontainer::container::Container::load(self.state.clone()).map_err(|e| chain(&e))?;
-        container.start().map_err(|e| chain(&e))?;
-        let started = now();
-        self.info.started_at = Some(started);
-        self.save()?;
-        Ok(started)
+    pub fn start(&self, container: &mut Container) -> Result<i64, String> {
+        let id = container.info.spec.id.clone();
+        if container.info.exit.is_some() {
+            return Err(format!("container {id} has ended already; create a new one"));
+        }
+        if let Some(started) = container.info.started_at {
+            return Ok(started);
+        }
+        let started = OciContainer::load(self.dir.join("youki").join(&id)).and_then(|mut c| c.start());
+        let _ = chdir(&self.dir);
+        started.map_err(|e| format!("starting container {id}: {}", root_cause(&e)))?;
+        let now = store::now();
+        container.info.started_at = Some(now);
+        self.save(container);
+        Ok(now)
     }
 
-    /// Notes how it ended.
-    pub fn ended(&mut self, code: i32, signal: Option<i32>) -> ExitRecord {
-        let oom_killed = signal == Some(9) && crate::runtime::cgroup::oom_kills(&self.cgroup) > self.oom_before;
-        let exit = ExitRecord { code, signal, oom_killed, finished_at: now() };
-        self.info.exit = Some(exit.clone());
-        // the agent hears of it by message as well
-        let _ = self.save();
-        exit
-    }
-
-    /// Removes bundle, record and libcontainer's state.
-    pub fn forget(&self) {
-        for dir in [&self.dir, &self.state] {
-            // gone with the sandbox's directory at the latest
-            let _ = fs::remove_dir_all(dir);
+    /// Sends a signal to the first process or to all.
+    pub fn kill(&self, container: &Container, signal: i32, all: bool) -> Result<(), String> {
+        if container.info.exit.is_some() {
+            return Ok(());
+        }
+        let signal = Signal::try_from(signal).map_err(|e| format!("signal {signal}: {e}"))?;
+        if all {
+            self.hierarchies.signal_all(&container.cgroup, signal);
+        }
+        if all && self.hierarchies.processes(&container.cgroup).contains(&Pid::from_raw(container.info.pid)) {
+            return Ok(());
+        }
+        match kill(Pid::from_raw(container.info.pid), signal) {
+            Ok(()) | Err(Errno::ESRCH) => Ok(()),
+            Err(e) => Err(format!("sending {signal} to container {}: {e}", container.info.spec.id)),
         }
     }
 
-    /// Writes the record (temporary name, rename; the file system is volatile).
-    fn save(&self) -> Result<(), String> {
-        let file = self.dir.join(files::INFO);
-        let temporary = file.with_extension("tmp");
-        serde_json::to_vec(&self.info)
-            .map_err(std::io::Error::other)
-            .and_then(|text| fs::write(&temporary, text))
-            .and_then(|()| fs::rename(&temporary, &file))
-            .map_err(|e| format!("writing {}: {e}", file.display()))
+    /// The first process has been reaped: ends the rest, drains the output and records the exit.
+    pub fn finish(&self, container: &mut Container, code: i32, signal: Option<i32>, buffer: &mut [u8]) -> ExitRecord {
+        let oom_killed = signal == Some(Signal::SIGKILL as i32) && self.hierarchies.oom_kills(&container.cgroup) > 0;
+        self.hierarchies.signal_all(&container.cgroup, Signal::SIGKILL);
+        container.drain(buffer);
+        let exit = ExitRecord { code, signal, oom_killed, finished_at: store::now() };
+        container.info.exit = Some(exit.clone());
+        self.save(container);
+        exit
+    }
+
+    fn save(&self, container: &Container) {
+        if let Err(e) = store::write_info(&self.dir, &container.info) {
+            tracing::error!("writing the state of container {}: {e}", container.info.spec.id);
+        }
+    }
+
+    /// Removes cgroup, state and directory of a container without processes, also of a half-made one.
+    pub fn discard(&self, id: &str) -> Result<(), String> {
+        let mut errors = Vec::new();
+        if let Err(e) = self.hierarchies.remove(&self.sandbox.container_cgroup(id)) {
+            errors.push(format!("removing the cgroup of container {id}: {e}"));
+        }
+        for dir in [self.dir.join("youki").join(id), store::container_dir(&self.dir, id)] {
+            match fs::remove_dir_all(&dir) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                    errors.push(format!("removing {}: {e}", dir.display()));
+                }
+                _ => {}
+            }
+        }
+        if errors.is_empty() { Ok(()) } else { Err(errors.join("; ")) }
     }
 }
 
-/// A failed build leaves zombies.
-fn reap_leftovers() {
-    while matches!(waitpid(None::<Pid>, Some(WaitPidFlag::WNOHANG)), Ok(s) if s != WaitStatus::StillAlive) {}
+impl Container {
+    /// Descriptors to wait for, with their number for [`Container::pump`].
+    pub fn readable(&self) -> impl Iterator<Item = (usize, BorrowedFd<'_>)> {
+        self.outputs.iter().enumerate().filter(|(_, o)| o.open).map(|(i, o)| (i, o.fd.as_fd()))
+    }
+
+    /// Copies what one output holds (at most one buffer of it) to the log; false when there was nothing.
+    pub fn pump(&mut self, index: usize, buffer: &mut [u8]) -> bool {
+        let Some(output) = self.outputs.get_mut(index).filter(|o| o.open) else { return false };
+        let mut lines = Vec::new();
+        let more = match read(&output.fd, buffer) {
+            Ok(count) if count > 0 => {
+                output.lines.push(&buffer[..count], &timestamp(), &mut lines);
+                true
+            }
+            Err(Errno::EAGAIN | Errno::EINTR) => return false,
+            // End of file; EIO is a terminal's.
+            _ => {
+                output.lines.finish(&timestamp(), &mut lines);
+                output.open = false;
+                false
+            }
+        };
+        if let Err(e) = self.log.append(&lines) {
+            tracing::warn!("writing the log of container {}: {e}; lines are lost", self.info.spec.id);
+        }
+        more
+    }
+
+    fn drain(&mut self, buffer: &mut [u8]) {
+        for index in 0..self.outputs.len() {
+            while self.pump(index, buffer) {}
+        }
+        let mut lines = Vec::new();
+        for output in self.outputs.drain(..).filter(|o| o.open) {
+            let mut splitter = output.lines;
+            splitter.finish(&timestamp(), &mut lines);
+        }
+        // Reported when it first failed.
+        let _ = self.log.append(&lines);
+    }
+}
+
+fn output(stream: Stream) -> Result<(Output, OwnedFd), String> {
+    let (fd, write) = pipe2(OFlag::O_CLOEXEC).map_err(context("creating a pipe"))?;
+    set_nonblocking(&fd)?;
+    Ok((Output { fd, lines: LineSplitter::new(stream), open: true }, write))
+}
+
+fn set_nonblocking(fd: &OwnedFd) -> Result<(), String> {
+    fcntl(fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map(drop).map_err(context("making an output non-blocking"))
+}
+
+/// libcontainer changes its caller: OOM score, dumpable flag, working directory.
+fn restore_process(dir: &Path, oom_score: &str) {
+    if let Err(e) = fs::write(OOM_SCORE_ADJ, oom_score) {
+        tracing::warn!("restoring the shim's oom_score_adj to {oom_score}: {e}");
+    }
+    if let Err(e) = prctl::set_dumpable(true) {
+        tracing::warn!("restoring the shim's dumpable flag: {e}");
+    }
+    if let Err(e) = chdir(dir) {
+        tracing::warn!("returning to the sandbox directory: {e}");
+    }
+}
+
+/// Lowering the score takes `CAP_SYS_RESOURCE`, and libcontainer gives up without it.
+fn settable_oom_score(wanted: i32, own: &str) -> i32 {
+    match fs::write(OOM_SCORE_ADJ, wanted.to_string()) {
+        Ok(()) => wanted,
+        Err(e) => {
+            let own = own.parse().unwrap_or(0);
+            tracing::warn!("oom_score_adj {wanted}: {e}; using {own} (lowering it takes CAP_SYS_RESOURCE)");
+            wanted.max(own)
+        }
+    }
+}
+
+fn bounding_set() -> io::Result<u64> {
+    let status = fs::read_to_string("/proc/self/status")?;
+    let set = status.lines().find_map(|l| u64::from_str_radix(l.strip_prefix("CapBnd:")?.trim(), 16).ok());
+    set.ok_or_else(|| io::Error::other("no CapBnd in /proc/self/status"))
+}
+
+/// Device nodes of the host except those every container has of its own.
+fn host_devices(dir: &Path) -> Vec<Device> {
+    let own = ["pts", "shm", "mqueue", "fd", "console", "ptmx", "null", "zero", "full", "random", "urandom", "tty"];
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let (path, Ok(kind)) = (entry.path(), entry.file_type()) else { continue };
+        if dir == Path::new("/dev") && own.iter().any(|n| entry.file_name() == *n) {
+            continue;
+        }
+        if kind.is_dir() {
+            found.extend(host_devices(&path));
+            continue;
+        }
+        let Ok(meta) = entry.metadata() else { continue };
+        let kind = match meta.file_type() {
+            t if t.is_block_device() => 'b',
+            t if t.is_char_device() => 'c',
+            _ => continue,
+        };
+        let (major, minor) = (major(meta.rdev()), minor(meta.rdev()));
+        found.push(Device { path, kind, major, minor, mode: meta.mode() & 0o777, uid: meta.uid(), gid: meta.gid() });
+    }
+    found
+}
+
+/// The innermost error: the outer ones only say in which step of libcontainer it happened.
+fn root_cause(error: &dyn Error) -> String {
+    let mut cause = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    let text = cause.to_string();
+    // Errors of the container's first process arrive as text behind these.
+    let steps = ["exec process failed with error error in executing process : ", "exec process failed with error "];
+    let inner = steps.iter().find_map(|step| text.split_once(step));
+    inner.map_or(text.as_str(), |(_, inner)| inner).to_owned()
+}
+
+/// The first error logged after `from`: the container's first process keeps the cause of most errors to its log.
+fn logged_cause(log: &Path, from: u64) -> Option<String> {
+    let mut file = File::open(log).ok()?;
+    file.seek(SeekFrom::Start(from)).ok()?;
+    let mut text = String::new();
+    file.take(LOGGED_CAUSE).read_to_string(&mut text).ok()?;
+    let line = text.lines().find_map(|l| l.split_once(" ERROR "))?.1;
+    Some(line.split_once(": ").map_or(line, |(_, message)| message).to_owned())
 }

@@ -1,239 +1,332 @@
-//! The shim's loop: one poll over agents, container output and ended children.
+//! The shim's only loop: requests of agents, output and ends of containers.
 
-use std::fs;
-use std::io::{self, ErrorKind, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::collections::BTreeMap;
+use std::io::{ErrorKind, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{Pid, getpid, read};
+use nix::unistd::Pid;
 
-use super::container::Container;
-use super::{SandboxFile, files, namespaces};
-use crate::runtime::cgroup;
-use crate::runtime::protocol::{self, Call, Reply, Request, VERSION};
-use crate::runtime::spec::Place;
-use crate::runtime::types::ContainerSpec;
+use super::container::{Container, Pod};
+use super::namespaces::Held;
+use super::setup::context;
+use crate::runtime::cgroup::Hierarchies;
+use crate::runtime::protocol::{self, ClientMessage, Reply, Request, ShimMessage};
+use crate::runtime::store::SandboxFile;
+use crate::runtime::types::SandboxInfo;
 
-/// Agents connected at once; more are refused.
-const MAX_CLIENTS: usize = 16;
+/// Shared by all sockets and pipes.
+const BUFFER: usize = 32 * 1024;
+/// Connections at a time; one agent needs one.
+const MAX_CLIENTS: usize = 8;
+/// Unsent bytes at which a client that does not read is dropped.
+const MAX_UNSENT: usize = 8 << 20;
+/// How long a killed container may take to be gone.
+const KILL_TIME: Duration = Duration::from_secs(5);
 
-/// See the module.
+/// All state of a shim.
 pub struct Server {
-    dir: PathBuf,
-    sandbox: SandboxFile,
-    pid_holder: Option<i32>,
+    pod: Pod,
     listener: UnixListener,
-    children: OwnedFd,
-    clients: Vec<UnixStream>,
+    children: SignalFd,
+    clients: BTreeMap<u64, Client>,
+    next_client: u64,
     containers: Vec<Container>,
-    buffer: Vec<u8>,
-    oom_floor: Option<i32>,
-    bounding: u64,
-    ended: bool,
+    buffer: Box<[u8]>,
+    ending: bool,
+}
+
+struct Client {
+    stream: UnixStream,
+    received: Vec<u8>,
+    unsent: Vec<u8>,
+    dead: bool,
+}
+
+#[derive(Clone, Copy)]
+enum Source {
+    Listener,
+    Children,
+    Client(u64),
+    Output(usize, usize),
 }
 
 impl Server {
-    /// Listens on the sandbox's socket and records this process.
-    pub fn bind(dir: PathBuf, sandbox: SandboxFile, pid_holder: Option<i32>) -> Result<Self, String> {
-        let children = namespaces::child_events()?;
-        let socket = dir.join(files::SOCKET);
-        // relative: a socket's path may have no more than 107 bytes
-        std::env::set_current_dir(&dir).map_err(|e| format!("entering {}: {e}", dir.display()))?;
-        let listener =
-            UnixListener::bind(files::SOCKET).map_err(|e| format!("listening on {}: {e}", socket.display()))?;
-        listener.set_nonblocking(true).map_err(|e| format!("listening on {}: {e}", socket.display()))?;
-        let pid = getpid().as_raw();
-        let record = format!("{pid} {}", crate::runtime::process::start_time(pid).unwrap_or_default());
-        fs::write(dir.join(files::PID), record).map_err(|e| format!("writing {}: {e}", files::PID))?;
+    /// Ready to [`Server::run`].
+    pub fn new(
+        dir: PathBuf,
+        sandbox: SandboxFile,
+        hierarchies: Hierarchies,
+        held: Held,
+        listener: UnixListener,
+    ) -> Result<Self, String> {
+        listener.set_nonblocking(true).map_err(context("making the socket non-blocking"))?;
+        let mut mask = SigSet::empty();
+        mask.add(Signal::SIGCHLD);
+        mask.thread_block().map_err(context("blocking SIGCHLD"))?;
+        let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
+        let children = SignalFd::with_flags(&mask, flags).map_err(context("watching for ended processes"))?;
         Ok(Self {
-            dir,
-            sandbox,
-            pid_holder,
+            pod: Pod { dir, sandbox, hierarchies, held },
             listener,
             children,
-            clients: Vec::new(),
+            clients: BTreeMap::new(),
+            next_client: 0,
             containers: Vec::new(),
-            buffer: vec![0; 16 << 10],
-            oom_floor: oom_floor(),
-            bounding: bounding_set(),
-            ended: false,
+            buffer: vec![0; BUFFER].into_boxed_slice(),
+            ending: false,
         })
     }
 
-    /// Serves until told to shut down.
-    pub fn run(&mut self) {
-        while !self.ended {
-            if let Err(error) = self.turn() {
-                eprintln!("shim of {}: {error}", self.sandbox.spec.id);
-                std::thread::sleep(std::time::Duration::from_millis(50));
+    /// Serves until the sandbox is shut down.
+    pub fn run(&mut self) -> Result<(), String> {
+        while !(self.ending && self.clients.values().all(|c| c.unsent.is_empty())) {
+            for (source, flags) in self.wait()? {
+                match source {
+                    Source::Listener => self.accept(),
+                    Source::Children => self.reap(),
+                    Source::Output(container, index) => {
+                        if let Some(container) = self.containers.get_mut(container) {
+                            container.pump(index, &mut self.buffer);
+                        }
+                    }
+                    Source::Client(id) => self.serve(id, flags),
+                }
             }
-        }
-    }
-
-    fn turn(&mut self) -> io::Result<()> {
-        let mut fds = vec![
-            PollFd::new(self.children.as_fd(), PollFlags::POLLIN),
-            PollFd::new(self.listener.as_fd(), PollFlags::POLLIN),
-        ];
-        fds.extend(self.clients.iter().map(|c| PollFd::new(c.as_fd(), PollFlags::POLLIN)));
-        for container in &self.containers {
-            fds.extend(container.outputs.iter().map(|o| PollFd::new(o.fd(), PollFlags::POLLIN)));
-        }
-        match poll(&mut fds, PollTimeout::NONE) {
-            Ok(_) => {}
-            Err(nix::errno::Errno::EINTR) => return Ok(()),
-            Err(error) => return Err(error.into()),
-        }
-        let ready: Vec<bool> = fds.iter().map(|f| f.any().unwrap_or(false)).collect();
-        drop(fds);
-        let clients = self.clients.len();
-        let mut at = 2 + clients;
-        for container in &mut self.containers {
-            container.outputs.retain_mut(|output| {
-                let due = ready[at];
-                at += 1;
-                !(due && output.copy(&mut self.buffer))
-            });
-        }
-        if ready[0] {
-            while read(&self.children, &mut self.buffer).is_ok_and(|n| n == self.buffer.len()) {}
-            self.reap();
-        }
-        let due: Vec<usize> = (0..clients).filter(|i| ready[2 + i]).collect();
-        for index in due.into_iter().rev() {
-            if self.serve(index).is_err() {
-                self.clients.remove(index);
-            }
-        }
-        if ready[1] {
-            self.accept();
+            self.clients.retain(|_, c| !c.dead);
         }
         Ok(())
     }
 
+    /// Blocks until something happens. Outputs come before ends and requests so that logs are whole, and requests,
+    /// which may change the containers' numbers, come last.
+    fn wait(&self) -> Result<Vec<(Source, PollFlags)>, String> {
+        let mut waiting: Vec<(Source, BorrowedFd<'_>, PollFlags)> = Vec::new();
+        for (number, container) in self.containers.iter().enumerate() {
+            let outputs = container.readable();
+            waiting.extend(outputs.map(|(i, fd)| (Source::Output(number, i), fd, PollFlags::POLLIN)));
+        }
+        waiting.push((Source::Children, self.children.as_fd(), PollFlags::POLLIN));
+        if self.clients.len() < MAX_CLIENTS {
+            waiting.push((Source::Listener, self.listener.as_fd(), PollFlags::POLLIN));
+        }
+        for (&id, client) in &self.clients {
+            let write = if client.unsent.is_empty() { PollFlags::empty() } else { PollFlags::POLLOUT };
+            waiting.push((Source::Client(id), client.stream.as_fd(), PollFlags::POLLIN | write));
+        }
+        let mut fds: Vec<_> = waiting.iter().map(|&(_, fd, events)| PollFd::new(fd, events)).collect();
+        match poll(&mut fds, PollTimeout::NONE) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(e) => return Err(format!("waiting for events: {e}")),
+        }
+        let happened = fds.iter().map(|fd| fd.revents().unwrap_or(PollFlags::empty()));
+        Ok(waiting.iter().map(|w| w.0).zip(happened).filter(|(_, flags)| !flags.is_empty()).collect())
+    }
+
     fn accept(&mut self) {
-        while let Ok((stream, _)) = self.listener.accept() {
-            if self.clients.len() >= MAX_CLIENTS || stream.set_nonblocking(false).is_err() {
-                continue;
+        match self.listener.accept() {
+            Ok((stream, _)) => {
+                if let Err(e) = stream.set_nonblocking(true) {
+                    tracing::warn!("accepting a connection: {e}");
+                    return;
+                }
+                let client = Client { stream, received: Vec::new(), unsent: Vec::new(), dead: false };
+                let id = self.next_client;
+                self.next_client += 1;
+                self.clients.insert(id, client);
+                self.send(id, &ShimMessage::Hello { version: protocol::VERSION });
             }
-            let containers = self.containers.iter().map(|c| c.info.clone()).collect();
-            if protocol::write(&stream, &Reply::Hello { version: VERSION, containers }).is_ok() {
-                self.clients.push(stream);
+            Err(e) if e.kind() == ErrorKind::WouldBlock => {}
+            Err(e) => tracing::warn!("accepting a connection: {e}"),
+        }
+    }
+
+    fn send(&mut self, id: u64, message: &ShimMessage) {
+        let Some(client) = self.clients.get_mut(&id) else { return };
+        match protocol::encode(message) {
+            Ok(frame) => client.send(&frame),
+            Err(e) => {
+                tracing::error!("{e}");
+                client.dead = true;
             }
         }
     }
 
-    fn serve(&mut self, index: usize) -> io::Result<()> {
-        let request: Request = match protocol::read(self.clients[index].by_ref())? {
-            Some(request) => request,
-            None => return Err(ErrorKind::UnexpectedEof.into()),
-        };
-        let result = match request.call {
-            Call::Create(spec) => self.create(*spec),
-            Call::Start { container } => self.find(&container).and_then(Container::start),
-            Call::Kill { container, signal, all } => self.kill(&container, signal, all).map(|()| 0),
-            Call::Remove { container } => self.remove(&container).map(|()| 0),
-            Call::Shutdown => {
-                self.shutdown();
-                Ok(0)
+    fn serve(&mut self, id: u64, flags: PollFlags) {
+        let Some(client) = self.clients.get_mut(&id) else { return };
+        if flags.contains(PollFlags::POLLOUT) {
+            client.flush();
+        }
+        if !flags.intersects(PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR) {
+            return;
+        }
+        match client.stream.read(&mut self.buffer) {
+            Ok(0) => client.dead = true,
+            Ok(count) => client.received.extend_from_slice(&self.buffer[..count]),
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+            Err(_) => client.dead = true,
+        }
+        while let Some(client) = self.clients.get_mut(&id).filter(|c| !c.dead) {
+            match protocol::decode(&mut client.received) {
+                Ok(None) => break,
+                Ok(Some(ClientMessage::Hello { version })) => {
+                    if version != protocol::VERSION {
+                        tracing::warn!("agent speaks protocol {version}, this shim {}", protocol::VERSION);
+                    }
+                }
+                Ok(Some(ClientMessage::Request { id: request_id, request })) => {
+                    let result = self.answer(request);
+                    self.send(id, &ShimMessage::Response { id: request_id, result });
+                }
+                Err(e) => {
+                    tracing::warn!("dropping a connection: {e}");
+                    client.dead = true;
+                }
             }
-        };
-        protocol::write(&self.clients[index], &Reply::Done { id: request.id, result })
+        }
     }
 
-    fn find(&mut self, id: &str) -> Result<&mut Container, String> {
-        self.containers.iter_mut().find(|c| c.info.spec.id == id).ok_or_else(|| format!("no container {id}"))
+    fn answer(&mut self, request: Request) -> Result<Reply, String> {
+        match request {
+            Request::Create { spec } => {
+                if self.containers.iter().any(|c| c.info.spec.id == spec.id) {
+                    return Err(format!("container {} exists already; remove it first", spec.id));
+                }
+                let created = self.pod.create(*spec);
+                // A failed creation leaves zombies that keep the container's PID namespace alive.
+                if created.is_err() {
+                    self.reap();
+                }
+                let container = created?;
+                let pid = container.info.pid;
+                self.containers.push(container);
+                self.reap();
+                Ok(Reply::Pid(pid))
+            }
+            Request::Start { container } => {
+                let number = self.find(&container)?;
+                self.pod.start(&mut self.containers[number]).map(Reply::StartedAt)
+            }
+            Request::Kill { container, signal, all } => {
+                let number = self.find(&container)?;
+                self.pod.kill(&self.containers[number], signal, all).map(|()| Reply::Done)
+            }
+            Request::Remove { container } => self.remove(&container).map(|()| Reply::Done),
+            Request::Info => Ok(Reply::Info(Box::new(SandboxInfo {
+                spec: self.pod.sandbox.spec.clone(),
+                alive: true,
+                created_at: self.pod.sandbox.created_at,
+                containers: self.containers.iter().map(|c| c.info.clone()).collect(),
+            }))),
+            Request::Shutdown => self.shutdown().map(|()| Reply::Done),
+        }
     }
 
-    fn create(&mut self, spec: ContainerSpec) -> Result<i64, String> {
-        if self.containers.iter().any(|c| c.info.spec.id == spec.id) {
-            return Err(format!("container {} exists already", spec.id));
-        }
-        let cgroup = format!("{}/{}", self.sandbox.cgroup, spec.id);
-        let place = Place {
-            sandbox: &self.sandbox.spec,
-            holder: getpid().as_raw(),
-            pid_holder: self.pid_holder,
-            cgroup: &cgroup,
-            oom_floor: self.oom_floor,
-            bounding: self.bounding,
-        };
-        let container = Container::create(&self.dir, spec, &place)?;
-        let pid = container.info.pid;
-        self.containers.push(container);
-        Ok(i64::from(pid))
-    }
-
-    fn kill(&mut self, id: &str, signal: i32, all: bool) -> Result<(), String> {
-        let container = self.find(id)?;
-        if container.info.exit.is_some() || container.info.pid == 0 {
-            return Ok(());
-        }
-        let signal = Signal::try_from(signal).map_err(|e| format!("signal {signal}: {e}"))?;
-        if all {
-            cgroup::signal(&container.cgroup, signal);
-        }
-        match kill(Pid::from_raw(container.info.pid), signal) {
-            Ok(()) | Err(nix::errno::Errno::ESRCH) => Ok(()),
-            Err(error) => Err(format!("sending {signal} to container {id}: {error}")),
-        }
+    fn find(&self, id: &str) -> Result<usize, String> {
+        let number = self.containers.iter().position(|c| c.info.spec.id == id);
+        number.ok_or_else(|| format!("no container {id} in sandbox {}", self.pod.sandbox.spec.id))
     }
 
     fn remove(&mut self, id: &str) -> Result<(), String> {
-        let Some(index) = self.containers.iter().position(|c| c.info.spec.id == id) else { return Ok(()) };
-        cgroup::signal(&self.containers[index].cgroup, Signal::SIGKILL);
-        let removed = cgroup::remove(&self.containers[index].cgroup);
-        self.reap();
-        self.containers.remove(index).forget();
-        removed
-    }
-
-    fn shutdown(&mut self) {
-        cgroup::signal(&self.sandbox.cgroup, Signal::SIGKILL);
-        if let Some(pid) = self.pid_holder {
-            // gone already is as good
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        if let Ok(number) = self.find(id) {
+            self.pod.kill(&self.containers[number], Signal::SIGKILL as i32, true)?;
+            self.wait_for_ends(|c| c.info.spec.id == id)?;
         }
-        self.ended = true;
+        self.pod.discard(id)?;
+        self.containers.retain(|c| c.info.spec.id != id);
+        Ok(())
     }
 
-    /// Takes every ended child; those that are containers are recorded and told.
+    fn shutdown(&mut self) -> Result<(), String> {
+        self.ending = true;
+        let mut errors = Vec::new();
+        for container in &self.containers {
+            errors.extend(self.pod.kill(container, Signal::SIGKILL as i32, true).err());
+        }
+        errors.extend(self.wait_for_ends(|_| true).err());
+        if let Some(pause) = self.pod.held.pause {
+            errors.extend(nix::sys::signal::kill(pause, Signal::SIGKILL).err().map(|e| format!("first process: {e}")));
+        }
+        for container in std::mem::take(&mut self.containers) {
+            errors.extend(self.pod.discard(&container.info.spec.id).err());
+        }
+        if errors.is_empty() { Ok(()) } else { Err(errors.join("; ")) }
+    }
+
+    /// Reaps until the chosen containers have ended.
+    fn wait_for_ends(&mut self, chosen: impl Fn(&Container) -> bool) -> Result<(), String> {
+        let deadline = Instant::now() + KILL_TIME;
+        loop {
+            self.reap();
+            let Some(left) = self.containers.iter().find(|c| c.info.exit.is_none() && chosen(c)) else { return Ok(()) };
+            let remaining = deadline.saturating_duration_since(Instant::now());
+            if remaining.is_zero() {
+                return Err(format!("container {} was killed but has not ended", left.info.spec.id));
+            }
+            let timeout = PollTimeout::try_from(remaining).unwrap_or(PollTimeout::ZERO);
+            let mut fds = [PollFd::new(self.children.as_fd(), PollFlags::POLLIN)];
+            match poll(&mut fds, timeout) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(e) => return Err(format!("waiting for killed processes: {e}")),
+            }
+        }
+    }
+
+    /// Collects ended processes and tells the agents about containers among them.
     fn reap(&mut self) {
+        while let Ok(Some(_)) = self.children.read_signal() {}
         loop {
             let (pid, code, signal) = match waitpid(None::<Pid>, Some(WaitPidFlag::WNOHANG)) {
                 Ok(WaitStatus::Exited(pid, code)) => (pid, code, None),
                 Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, 128 + signal as i32, Some(signal as i32)),
-                Ok(WaitStatus::StillAlive) | Err(_) => return,
-                Ok(_) => continue,
+                Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return,
+                Ok(_) | Err(Errno::EINTR) => continue,
+                Err(e) => {
+                    tracing::error!("waiting for ended processes: {e}");
+                    return;
+                }
             };
-            let found = self.containers.iter_mut().find(|c| c.info.pid == pid.as_raw() && c.info.exit.is_none());
-            let Some(container) = found else { continue };
-            // nothing of a container outlives its first process
-            cgroup::signal(&container.cgroup, Signal::SIGKILL);
-            container.outputs.retain_mut(|output| !output.copy(&mut self.buffer));
-            let exit = container.ended(code, signal);
-            let told = Reply::Exited { container: container.info.spec.id.clone(), exit };
-            self.clients.retain(|client| protocol::write(client, &told).is_ok());
+            let ended = |c: &&mut Container| c.info.pid == pid.as_raw() && c.info.exit.is_none();
+            let Some(container) = self.containers.iter_mut().find(ended) else { continue };
+            let exit = self.pod.finish(container, code, signal, &mut self.buffer);
+            let message = ShimMessage::Exited { container: container.info.spec.id.clone(), exit };
+            let clients: Vec<u64> = self.clients.keys().copied().collect();
+            for id in clients {
+                self.send(id, &message);
+            }
         }
     }
 }
 
-/// Without `CAP_SYS_RESOURCE` no process may go below the value it was given.
-fn oom_floor() -> Option<i32> {
-    let own: i32 = fs::read_to_string("/proc/self/oom_score_adj").ok()?.trim().parse().ok()?;
-    match fs::write("/proc/self/oom_score_adj", "-998") {
-        Ok(()) => None,
-        Err(_) => Some(own),
+impl Client {
+    fn send(&mut self, frame: &[u8]) {
+        self.unsent.extend_from_slice(frame);
+        self.flush();
+        if self.unsent.len() > MAX_UNSENT {
+            tracing::warn!("dropping an agent that does not read");
+            self.dead = true;
+        }
     }
-}
 
-/// This process's capability bounding set.
-fn bounding_set() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|l| l.strip_prefix("CapBnd:")).unwrap_or_default();
-    u64::from_str_radix(line.trim(), 16).unwrap_or_default()
+    fn flush(&mut self) {
+        while !self.dead && !self.unsent.is_empty() {
+            match self.stream.write(&self.unsent) {
+                Ok(count) => drop(self.unsent.drain(..count)),
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return,
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(_) => self.dead = true,
+            }
+        }
+        if self.dead {
+            self.unsent.clear();
+        }
+        self.unsent.shrink_to(4096);
+    }
 }

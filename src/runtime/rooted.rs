@@ -1,0 +1,82 @@
+//! Paths below a container's root file system, resolved without following links out of it.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+use std::path::{Component, Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
+use nix::sys::stat::{Mode, mkdirat};
+
+/// Largest file read from a root file system (`/etc/passwd`, `/etc/group`).
+const MAX_FILE: u64 = 1 << 20;
+
+fn open_root(rootfs: &Path) -> Result<OwnedFd, Errno> {
+    open(rootfs, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+}
+
+fn open_in(root: &OwnedFd, path: &Path, flags: OFlag) -> Result<OwnedFd, Errno> {
+    let how = OpenHow::new()
+        .flags(flags | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    openat2(root, path, how)
+}
+
+/// Reads a text file of `rootfs`; `None` when there is none.
+pub fn read_file(rootfs: &Path, path: &str) -> io::Result<Option<String>> {
+    let root = open_root(rootfs)?;
+    let fd = match open_in(&root, Path::new(path), OFlag::O_RDONLY | OFlag::O_NONBLOCK) {
+        Ok(fd) => fd,
+        Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(None),
+        Err(e) => return Err(e.into()),
+    };
+    let mut bytes = Vec::new();
+    File::from(fd).take(MAX_FILE).read_to_end(&mut bytes)?;
+    Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
+}
+
+/// Creates the directory `path` and its parents below `rootfs` where missing.
+pub fn create_dir_all(rootfs: &Path, path: &str) -> io::Result<()> {
+    let root = open_root(rootfs)?;
+    let mut done = PathBuf::from("/");
+    for part in Path::new(path).components() {
+        let name: &OsStr = match part {
+            Component::Normal(name) => name,
+            Component::ParentDir => OsStr::new(".."),
+            _ => continue,
+        };
+        let next = done.join(name);
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
+        if matches!(open_in(&root, &next, flags), Err(Errno::ENOENT)) {
+            let parent = open_in(&root, &done, flags)?;
+            match mkdirat(&parent, name, Mode::from_bits_truncate(0o755)) {
+                Ok(()) | Err(Errno::EEXIST) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        done = next;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_do_not_lead_out() {
+        let root = std::env::temp_dir().join(format!("pikelet-rooted-{}", std::process::id()));
+        std::fs::create_dir_all(root.join("etc")).unwrap();
+        std::fs::write(root.join("etc/inner"), "inside").unwrap();
+        std::os::unix::fs::symlink("/etc/inner", root.join("etc/passwd")).unwrap();
+        std::os::unix::fs::symlink("/../../srv", root.join("link")).unwrap();
+        std::fs::create_dir_all(root.join("srv")).unwrap();
+        assert_eq!(read_file(&root, "/etc/passwd").unwrap().as_deref(), Some("inside"));
+        assert_eq!(read_file(&root, "/etc/none").unwrap(), None);
+        create_dir_all(&root, "/link/a/b").unwrap();
+        assert!(root.join("srv/a/b").is_dir());
+        std::fs::remove_dir_all(&root).unwrap();
+    }
+}
