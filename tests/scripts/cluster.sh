@@ -1,0 +1,230 @@
+#!/usr/bin/env bash
+# A Kubernetes cluster on one machine, in network namespaces of its own: a real control plane and pikelet nodes.
+#
+#   cluster.sh up [NODES]              starts it (default 2 nodes; 0: control plane only), prints `export KUBECONFIG=...`
+#   cluster.sh down                    drains and removes everything; what was left behind is reported as an error
+#   cluster.sh kubectl ...             as the cluster's admin
+#   cluster.sh start|stop NAME [SIGNAL]  one process: etcd apiserver controller-manager scheduler agent-n1 ...
+#   cluster.sh logs NAME               what it said
+#
+# PIKELET_CLUSTER_ID (at most 6 letters) tells clusters of one machine apart.
+set -uo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+. "$here/../harness/common.sh"
+
+id=${PIKELET_CLUSTER_ID:-t}
+[ ${#id} -le 6 ] || fail "PIKELET_CLUSTER_ID=$id is longer than 6 letters"
+dir=/tmp/pikelet-cluster-$id
+pki=$dir/pki
+pids=$dir/pids
+logs=$dir/logs
+cp_ip=10.77.0.1
+registry=$cp_ip:5000
+
+ns() { echo "pk$id-$1"; }
+node_ip() { echo "10.77.0.$((10 + ${1#n}))"; }
+nodes() { cat "$dir/nodes" 2>/dev/null; }
+kubectl() { "$(cat "$dir/controlplane")/kubectl" --kubeconfig "$dir/admin.kubeconfig" "$@"; }
+
+# certificate NAME SUBJECT [SAN]: EC key and certificate signed by the cluster's CA
+certificate() {
+  openssl ecparam -name prime256v1 -genkey -noout -out "$pki/$1.key" &&
+    openssl req -new -key "$pki/$1.key" -subj "$2" -out "$pki/$1.csr" &&
+    openssl x509 -req -in "$pki/$1.csr" -CA "$pki/ca.crt" -CAkey "$pki/ca.key" -CAcreateserial -days 7 \
+      -out "$pki/$1.crt" -extfile <(
+        echo "keyUsage=critical,digitalSignature"
+        echo "extendedKeyUsage=serverAuth,clientAuth"
+        [ -z "${3:-}" ] || echo "subjectAltName=$3"
+      ) 2>>"$logs/openssl.log" || fail "certificate $1: see $logs/openssl.log"
+}
+
+# kubeconfig FILE NAME SERVER: for the holder of certificate NAME
+kubeconfig() {
+  cat >"$1" <<YAML
+apiVersion: v1
+kind: Config
+current-context: test
+clusters: [{name: test, cluster: {server: "$3", certificate-authority-data: $(base64 -w0 "$pki/ca.crt")}}]
+contexts: [{name: test, context: {cluster: test, user: $2}}]
+users: [{name: $2, user: {client-certificate-data: $(base64 -w0 "$pki/$2.crt"), client-key-data: $(base64 -w0 "$pki/$2.key")}}]
+YAML
+}
+
+certificates() {
+  openssl ecparam -name prime256v1 -genkey -noout -out "$pki/ca.key" &&
+    openssl req -x509 -new -key "$pki/ca.key" -subj /CN=pikelet-test-ca -days 7 -out "$pki/ca.crt" || fail "making the CA"
+  certificate apiserver /CN=kube-apiserver "IP:$cp_ip,IP:127.0.0.1,IP:10.96.0.1,DNS:localhost,DNS:kubernetes,DNS:kubernetes.default,DNS:kubernetes.default.svc,DNS:kubernetes.default.svc.cluster.local"
+  certificate admin /O=system:masters/CN=admin
+  certificate controller-manager /CN=system:kube-controller-manager
+  certificate scheduler /CN=system:kube-scheduler
+  certificate kubelet-client /O=system:masters/CN=kube-apiserver-kubelet-client
+  openssl ecparam -name prime256v1 -genkey -noout -out "$pki/sa.key"
+  openssl ec -in "$pki/sa.key" -pubout -out "$pki/sa.pub" 2>>"$logs/openssl.log"
+  local node
+  for node in $(nodes); do certificate "$node" "/O=system:nodes/CN=system:node:$node"; done
+}
+
+# namespace NAME: with its loopback up
+namespace() { ip netns add "$(ns "$1")" && ip -n "$(ns "$1")" link set lo up || fail "making network namespace $(ns "$1")"; }
+
+# join NAME ADDRESS: connects the namespace to the switch
+join() {
+  ip -n "$(ns sw)" link add "$1" type veth peer name eth0 netns "$(ns "$1")" &&
+    ip -n "$(ns sw)" link set "$1" master br0 up &&
+    ip -n "$(ns "$1")" addr add "$2/24" dev eth0 &&
+    ip -n "$(ns "$1")" link set eth0 up || fail "joining $(ns "$1") to the switch"
+}
+
+network() {
+  namespace sw
+  ip -n "$(ns sw)" link add br0 type bridge && ip -n "$(ns sw)" link set br0 up || fail "making the switch"
+  namespace cp; join cp $cp_ip
+  local node
+  for node in $(nodes); do
+    namespace "$node"; join "$node" "$(node_ip "$node")"
+    ip -n "$(ns "$node")" route add default via $cp_ip
+  done
+}
+
+# routes: every node's pod range, on all other nodes and the control plane
+routes() {
+  local a b range
+  for b in $(nodes); do
+    until_true 30 has_range "$b" || fail "node $b got no podCIDR in 30 s"
+    range=$(kubectl get node "$b" -o 'jsonpath={.spec.podCIDR}')
+    for a in cp $(nodes); do
+      [ "$a" = "$b" ] || ip -n "$(ns "$a")" route replace "$range" via "$(node_ip "$b")"
+    done
+  done
+}
+has_range() { [ -n "$(kubectl get node "$1" -o 'jsonpath={.spec.podCIDR}')" ]; }
+
+# launch NAME: starts one of the cluster's processes
+launch() {
+  local name=$1 bin node
+  bin=$(cat "$dir/controlplane")
+  proc_pid "$pids" "$name" >/dev/null && return
+  local in_cp=(ip netns exec "$(ns cp)")
+  case $name in
+    etcd) proc_start "$pids" "$logs" etcd "${in_cp[@]}" "$bin/etcd" --data-dir "$dir/etcd" --unsafe-no-fsync \
+      --listen-client-urls http://127.0.0.1:2379 --advertise-client-urls http://127.0.0.1:2379 \
+      --listen-peer-urls http://127.0.0.1:2380 --log-level warn ;;
+    apiserver) proc_start "$pids" "$logs" apiserver "${in_cp[@]}" "$bin/kube-apiserver" \
+      --authorization-mode=Node,RBAC --enable-admission-plugins=NodeRestriction --client-ca-file="$pki/ca.crt" \
+      --tls-cert-file="$pki/apiserver.crt" --tls-private-key-file="$pki/apiserver.key" \
+      --etcd-servers=http://127.0.0.1:2379 --service-cluster-ip-range=10.96.0.0/16 \
+      --service-account-issuer=https://kubernetes.default.svc.cluster.local \
+      --service-account-key-file="$pki/sa.pub" --service-account-signing-key-file="$pki/sa.key" \
+      --kubelet-client-certificate="$pki/kubelet-client.crt" --kubelet-client-key="$pki/kubelet-client.key" \
+      --kubelet-preferred-address-types=InternalIP --bind-address=$cp_ip --advertise-address=$cp_ip --secure-port=6443 \
+      --cert-dir="$dir/apiserver" --allow-privileged=true ;;
+    controller-manager) proc_start "$pids" "$logs" controller-manager "${in_cp[@]}" "$bin/kube-controller-manager" \
+      --kubeconfig="$dir/controller-manager.kubeconfig" --allocate-node-cidrs --cluster-cidr=10.244.0.0/16 \
+      --node-cidr-mask-size=24 --service-cluster-ip-range=10.96.0.0/16 --use-service-account-credentials \
+      --cluster-signing-cert-file="$pki/ca.crt" --cluster-signing-key-file="$pki/ca.key" --root-ca-file="$pki/ca.crt" \
+      --service-account-private-key-file="$pki/sa.key" --bind-address=127.0.0.1 --leader-elect=false ;;
+    scheduler) proc_start "$pids" "$logs" scheduler "${in_cp[@]}" "$bin/kube-scheduler" \
+      --kubeconfig="$dir/scheduler.kubeconfig" --bind-address=127.0.0.1 --leader-elect=false ;;
+    registry) proc_start "$pids" "$logs" registry "${in_cp[@]}" docker-registry serve "$dir/registry.yaml" ;;
+    forward) proc_start "$pids" "$logs" forward python3 "$here/../harness/forward.py" "/run/netns/$(ns cp)" $cp_ip 6443 "$dir/port" ;;
+    mounts-n*)
+      # Holds the node's mount namespace, so that an agent started again finds the mounts of the one before.
+      # nsenter, not `ip netns exec`: that one mounts another /sys, without the cgroups.
+      proc_start "$pids" "$logs" "$name" nsenter --net="/run/netns/$(ns "${name#mounts-}")" \
+        unshare --mount --propagation private sh -c 'mount --make-rshared / && exec sleep infinity' ;;
+    agent-n*)
+      node=${name#agent-}
+      proc_start "$pids" "$logs" "$name" nsenter --target "$(proc_pid "$pids" "mounts-$node")" --mount --net \
+        "$(cat "$dir/pikelet")" run --kubeconfig "$dir/$node/kubeconfig" --node-name "$node" \
+        --node-ip "$(node_ip "$node")" --root-dir "$dir/$node/lib" --state-dir "$dir/$node/run" \
+        --pod-logs-dir "$dir/$node/log" --cgroup-root "$(ns "$node")" --bridge pikelet0 \
+        --cluster-dns 10.96.0.10 --cluster-domain cluster.local --insecure-registry $registry ;;
+    *) fail "no process is called $name" ;;
+  esac
+}
+
+# report_failure WHAT NAME: the end of the log beside the complaint
+report_failure() { tail -n 20 "$logs/$2.log" >&2; fail "$1 (log: $logs/$2.log; end it with: $0 down)"; }
+
+is_ready() { kubectl get --raw /readyz; }
+registry_answers() { ip netns exec "$(ns cp)" curl -fsS "http://$registry/v2/"; }
+
+up() {
+  [ "$(id -u)" = 0 ] || fail "network namespaces need root"
+  mkdir "$dir" 2>/dev/null || fail "$dir exists: that cluster is up, or was not ended: $0 down"
+  mkdir -p "$pids" "$logs" "$pki"
+  local count=${1:-2} node
+  seq -f 'n%.0f' 1 "$count" >"$dir/nodes"
+  "$here/controlplane.sh" >"$dir/controlplane" || exit 1
+  [ "$count" = 0 ] || pikelet_bin >"$dir/pikelet" || exit 1
+  network
+  certificates
+  kubeconfig "$dir/controller-manager.kubeconfig" controller-manager "https://$cp_ip:6443"
+  kubeconfig "$dir/scheduler.kubeconfig" scheduler "https://$cp_ip:6443"
+  registry_config "$dir" $registry
+  launch etcd; launch apiserver; launch registry; launch forward
+  until_true 10 test -s "$dir/port" || report_failure "the loopback forwarder did not start" forward
+  kubeconfig "$dir/admin.kubeconfig" admin "https://127.0.0.1:$(cat "$dir/port")"
+  until_true 90 is_ready || report_failure "the API server is not ready after 90 s" apiserver
+  launch controller-manager; launch scheduler
+  until_true 30 kubectl get serviceaccount default || report_failure "no default service account after 30 s" controller-manager
+  until_true 20 registry_answers || report_failure "the registry does not answer" registry
+  for node in $(nodes); do
+    mkdir -p "$dir/$node"
+    kubeconfig "$dir/$node/kubeconfig" "$node" "https://$cp_ip:6443"
+    launch "mounts-$node"
+    until_true 5 node_mounts_ready "$node" || report_failure "no mount namespace for $node" "mounts-$node"
+    launch "agent-$node"
+  done
+  for node in $(nodes); do
+    until_true 30 kubectl get node "$node" || report_failure "node $node did not register in 30 s" "agent-$node"
+  done
+  routes
+  echo "export KUBECONFIG=$dir/admin.kubeconfig"
+}
+node_mounts_ready() { [ "$(cat "/proc/$(proc_pid "$pids" "mounts-$1")/comm")" = sleep ]; }
+
+down() {
+  [ -d "$dir" ] || { say "no cluster $id is up"; return 0; }
+  local node name found left="" holder
+  for node in $(nodes); do
+    proc_pid "$pids" "mounts-$node" >/dev/null || continue
+    # A node whose agent was killed has pods still: an agent has to be there to drain them.
+    [ -S "$dir/$node/run/agent.sock" ] || [ -d "$dir/$node/run" ] && launch "agent-$node"
+    holder=$(proc_pid "$pids" "mounts-$node")
+    if [ -d "$dir/$node/run" ]; then
+      timeout 60 nsenter --target "$holder" --mount --net "$(cat "$dir/pikelet")" drain-local \
+        --state-dir "$dir/$node/run" >&2 || left+="drain-local on $node failed"$'\n'
+    fi
+    proc_stop "$pids" "agent-$node"
+  done
+  for name in scheduler controller-manager apiserver registry etcd forward; do proc_stop "$pids" "$name"; done
+  for node in $(nodes); do
+    found=$(leftovers "$dir/$node" "$(ns "$node")")
+    [ -z "$found" ] || left+=$(sed "s/^/$node: /" <<<"$found")$'\n'
+    sweep "$dir/$node" "$(ns "$node")"
+    proc_stop "$pids" "mounts-$node" KILL
+  done
+  for name in $(nodes) cp sw; do
+    [ ! -e "/run/netns/$(ns "$name")" ] || ip netns del "$(ns "$name")" || left+="network namespace $(ns "$name")"$'\n'
+  done
+  if [ -n "$left" ]; then
+    mkdir -p "/tmp/pikelet-cluster-$id.logs" && cp -r "$logs/." "/tmp/pikelet-cluster-$id.logs/"
+    say "left behind by the nodes (logs kept in /tmp/pikelet-cluster-$id.logs):"
+    printf '%s' "$left" >&2
+  fi
+  rm -rf --one-file-system "$dir" || left+="$dir"
+  [ -z "$left" ]
+}
+
+command=${1:-}; shift || true
+case $command in
+  up) up "$@" ;;
+  down) down ;;
+  kubectl) kubectl "$@" ;;
+  start) launch "${1:?a process name}" ;;
+  stop) proc_stop "$pids" "${1:?a process name}" "${2:-TERM}" ;;
+  logs) cat "$logs/${1:?a process name}.log" ;;
+  dir) echo "$dir" ;;
+  *) sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+esac

@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Builds the control plane that cluster tests run against, only what is missing, and prints the folder it is in.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+
+version=v1.36.3
+dir=${PIKELET_CACHE:-$HOME/.cache/pikelet}/controlplane-$version
+mkdir -p "$dir"
+
+# Two test runs at once share the cache: one builds, the other waits.
+exec 9>"$dir/.lock"
+flock 9
+
+stamp=k8s.io/component-base/version
+ldflags="-s -w -X $stamp.gitVersion=$version -X $stamp.gitMajor=1 -X $stamp.gitMinor=36"
+export GOFLAGS=-trimpath CGO_ENABLED=0 GOTOOLCHAIN=auto
+unset GOOS GOARCH
+
+# build NAME PACKAGE: into the cache, whole or not at all
+build() {
+  [ -x "$dir/$1" ] && return
+  echo "controlplane: building $1 (once; minutes on a small machine)" >&2
+  (cd "$here/../controlplane" && go build -mod=readonly -p 2 -ldflags "$ldflags" -o "$dir/.$1.new" "$2")
+  mv "$dir/.$1.new" "$dir/$1"
+}
+
+for name in kube-apiserver kube-controller-manager kube-scheduler kubectl; do
+  build "$name" "k8s.io/kubernetes/cmd/$name"
+done
+build etcd go.etcd.io/etcd/server/v3
+echo "$dir"
