@@ -6,7 +6,7 @@ export CARGO_TARGET_DIR = $(CACHE)/target
 endif
 export PATH := $(HOME)/.cargo/bin:/usr/local/go/bin:$(PATH)
 
-.PHONY: demo test lint fmt setup
+.PHONY: cluster cluster-down demo test lint fmt setup
 
 setup:
 	@tests/scripts/setup.sh
@@ -23,7 +23,15 @@ test: setup
 	cargo test
 	cargo build
 	tests/demo.sh $${CARGO_TARGET_DIR:-target}/debug/pikelet
+	tests/cluster.sh
 
 demo: setup
 	cargo build --release
 	tests/demo.sh $${CARGO_TARGET_DIR:-target}/release/pikelet
+
+cluster: setup
+	cargo build
+	tests/scripts/cluster.sh up 2
+
+cluster-down:
+	tests/scripts/cluster.sh down
