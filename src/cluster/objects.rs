@@ -3,7 +3,7 @@
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, ServiceAccount};
+use k8s_openapi::api::core::v1::{ConfigMap, Secret, ServiceAccount};
 use kube::api::PostParams;
 use kube::{Api, Client};
 
@@ -47,19 +47,20 @@ impl ObjectSource for Objects {
 
     fn token<'a>(
         &'a self,
-        pod: &'a Pod,
+        namespace: &'a str,
+        account: &'a str,
+        pod_name: &'a str,
+        pod_uid: &'a str,
         audience: Option<String>,
         expiration_seconds: i64,
-    ) -> BoxFuture<'a, Result<String, String>> {
+    ) -> BoxFuture<'a, Result<(String, i64), String>> {
         async move {
-            let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
-            let account = pod.spec.as_ref().and_then(|s| s.service_account_name.as_deref()).unwrap_or("default");
             let api: Api<ServiceAccount> = Api::namespaced(self.client()?, namespace);
             let bound = BoundObjectReference {
                 api_version: Some("v1".to_owned()),
                 kind: Some("Pod".to_owned()),
-                name: pod.metadata.name.clone(),
-                uid: pod.metadata.uid.clone(),
+                name: Some(pod_name.to_owned()),
+                uid: Some(pod_uid.to_owned()),
             };
             let request = TokenRequest {
                 spec: Some(TokenRequestSpec {
@@ -71,7 +72,11 @@ impl ObjectSource for Objects {
             };
             let what = |e| format!("requesting a token of service account {namespace}/{account}: {e}");
             let answer = api.create_token_request(account, &PostParams::default(), &request).await.map_err(what)?;
-            Ok(answer.status.and_then(|s| s.token).unwrap_or_default())
+            let status = answer
+                .status
+                .ok_or_else(|| format!("no token of service account {namespace}/{account} in the answer"))?;
+            let expires = status.expiration_timestamp.map_or(0, |t| t.0.as_second());
+            Ok((status.token.unwrap_or_default(), expires))
         }
         .boxed()
     }

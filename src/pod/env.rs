@@ -1,230 +1,344 @@
-//! The environment of a container: every source, and `$(VAR)` (Kubernetes "Define Environment Variables").
+//! The environment of a container, and the expansion of `$(VAR)`.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use k8s_openapi::api::core::v1::{Container, EnvVar, Pod, ResourceFieldSelector};
+use k8s_openapi::api::core::v1::{ConfigMap, Container, EnvVarSource, Pod, Secret};
 
-use super::{PodExt, qos};
-use crate::volume::ObjectSource;
+use crate::volume::{ObjectSource, fields};
 
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// The search path of a container whose image sets none.
+pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// What the environment takes from the node.
+/// What the environment may say that the pod's manifest does not.
+#[derive(Debug, Clone, Default)]
 pub struct EnvContext {
-    /// Node addresses.
+    /// Addresses of the node, the primary first.
     pub host_ips: Vec<IpAddr>,
-    /// Pod addresses.
+    /// Addresses of the pod, the primary first.
     pub pod_ips: Vec<IpAddr>,
-    /// Node name.
+    /// Name of the node.
     pub node_name: String,
-    /// Host name of the pod.
+    /// Host name inside the pod.
     pub hostname: String,
-    /// Service variables.
+    /// Variables the agent adds, such as `KUBERNETES_SERVICE_HOST`; the container's own win over them.
     pub extra: Vec<(String, String)>,
 }
 
-/// Expands `$(NAME)`; `$$` is a dollar sign, an unknown name stays as it is written.
+/// The variables of a container in the order they are set, each name once.
+///
+/// Later sources win: defaults, image, the agent's own, `envFrom`, `env`. `$(VAR)` in a value of `env` sees the
+/// agent's own, `envFrom` and the entries of `env` before it.
+pub async fn build_env(
+    pod: &Pod,
+    container: &Container,
+    image_env: &[String],
+    ctx: &EnvContext,
+    objects: &dyn ObjectSource,
+) -> Result<Vec<(String, String)>, String> {
+    let mut env = Environment::default();
+    env.set("PATH", DEFAULT_PATH.into());
+    env.set("HOSTNAME", ctx.hostname.clone());
+    for (name, value) in image_env.iter().filter_map(|e| e.split_once('=')) {
+        env.set(name, value.into());
+    }
+    let mut visible = BTreeMap::new();
+    for (name, value) in &ctx.extra {
+        env.set(name, value.clone());
+        visible.insert(name.clone(), value.clone());
+    }
+    let mut objects = Objects::new(pod, objects);
+    for (name, value) in from_objects(container, &mut objects).await? {
+        env.set(&name, value.clone());
+        visible.insert(name, value);
+    }
+    for var in container.env.iter().flatten() {
+        let value = match (&var.value_from, &var.value) {
+            (Some(source), _) => match value_from(pod, container, source, ctx, &mut objects).await? {
+                Some(value) => value,
+                None => continue,
+            },
+            (None, Some(value)) => expand(value, &visible),
+            (None, None) => String::new(),
+        };
+        visible.insert(var.name.clone(), value.clone());
+        env.set(&var.name, value);
+    }
+    Ok(env.variables)
+}
+
+/// Replaces `$(NAME)` by the variable's value and `$$` by `$`; a name that is not known stays as written.
 pub fn expand(text: &str, variables: &BTreeMap<String, String>) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(at) = rest.find('$') {
         out.push_str(&rest[..at]);
-        rest = &rest[at..];
-        if let Some(after) = rest.strip_prefix("$$") {
+        rest = &rest[at + 1..];
+        if let Some(tail) = rest.strip_prefix('$') {
             out.push('$');
-            rest = after;
-        } else if let Some((name, after)) = rest.strip_prefix("$(").and_then(|r| r.split_once(')')) {
+            rest = tail;
+        } else if let Some((name, tail)) = rest.strip_prefix('(').and_then(|r| r.split_once(')')) {
             match variables.get(name) {
                 Some(value) => out.push_str(value),
-                None => out.push_str(&rest[..name.len() + 3]),
+                None => out.extend(["$(", name, ")"]),
             }
-            rest = after;
+            rest = tail;
         } else {
             out.push('$');
-            rest = &rest[1..];
         }
     }
-    out.push_str(rest);
-    out
+    out + rest
 }
 
-/// A field of the pod's metadata or spec by its path.
-pub fn field(pod: &Pod, path: &str) -> Result<String, String> {
-    let map = |m: &Option<BTreeMap<String, String>>| {
-        m.iter().flatten().map(|(k, v)| format!("{k}={v:?}")).collect::<Vec<_>>().join("\n")
-    };
-    let keyed = |m: &Option<BTreeMap<String, String>>, prefix: &str| {
-        let key = path.strip_prefix(prefix)?.strip_suffix("']")?;
-        Some(m.as_ref().and_then(|m| m.get(key)).cloned().unwrap_or_default())
-    };
-    let spec = pod.spec.as_ref();
-    Ok(match path {
-        "metadata.name" => pod.name().to_owned(),
-        "metadata.namespace" => pod.ns().to_owned(),
-        "metadata.uid" => pod.uid().to_owned(),
-        "metadata.labels" => map(&pod.metadata.labels),
-        "metadata.annotations" => map(&pod.metadata.annotations),
-        "spec.nodeName" => spec.and_then(|s| s.node_name.clone()).unwrap_or_default(),
-        "spec.serviceAccountName" => spec.and_then(|s| s.service_account_name.clone()).unwrap_or_default(),
-        _ => {
-            let labels = keyed(&pod.metadata.labels, "metadata.labels['");
-            let found = labels.or_else(|| keyed(&pod.metadata.annotations, "metadata.annotations['"));
-            return found.ok_or_else(|| format!("unsupported fieldPath: {path}"));
-        }
-    })
+/// Variables in order, each name once.
+#[derive(Default)]
+struct Environment {
+    variables: Vec<(String, String)>,
 }
 
-/// A resource request or limit of a container of the pod (`own` where the selector names none).
-pub fn resource(pod: &Pod, selector: &ResourceFieldSelector, own: Option<&Container>) -> Result<String, String> {
-    let name = selector.container_name.as_deref().filter(|n| !n.is_empty());
-    let container = match name {
-        Some(name) => pod.init_containers().iter().chain(pod.app_containers()).find(|c| c.name == name),
-        None => own,
-    };
-    let container = container.ok_or_else(|| format!("container {name:?} not found"))?;
-    let (list, resource) = selector.resource.split_once('.').unwrap_or(("", selector.resource.as_str()));
-    let value = match list {
-        "limits" => qos::limit(container, resource),
-        "requests" => qos::request(container, resource),
-        _ => return Err(format!("unsupported resource: {}", selector.resource)),
-    };
-    let scale = if resource == "cpu" { 1000.0 } else { 1.0 };
-    let divisor = selector.divisor.as_ref().and_then(|d| qos::parse_quantity(d, scale)).filter(|d| *d > 0);
-    let divisor = divisor.unwrap_or(if resource == "cpu" { 1000 } else { 1 });
-    let value = value.unwrap_or(0);
-    Ok(((value + divisor - 1) / divisor).to_string())
-}
-
-/// The whole environment, in order.
-pub async fn build_env(
-    pod: &Pod,
-    container: &Container,
-    image_env: &[String],
-    context: &EnvContext,
-    objects: &dyn ObjectSource,
-) -> Result<Vec<(String, String)>, String> {
-    let mut env = Env::default();
-    env.set("PATH", DEFAULT_PATH.to_owned());
-    env.set("HOSTNAME", context.hostname.clone());
-    for pair in image_env {
-        if let Some((name, value)) = pair.split_once('=') {
-            env.set(name, value.to_owned());
+impl Environment {
+    fn set(&mut self, name: &str, value: String) {
+        match self.variables.iter_mut().find(|(known, _)| known == name) {
+            Some(variable) => variable.1 = value,
+            None => self.variables.push((name.to_owned(), value)),
         }
     }
-    for (name, value) in &context.extra {
-        env.set(name, value.clone());
+}
+
+/// The objects this container refers to, each asked for once.
+struct Objects<'a> {
+    namespace: &'a str,
+    source: &'a dyn ObjectSource,
+    config_maps: BTreeMap<String, Option<ConfigMap>>,
+    secrets: BTreeMap<String, Option<Secret>>,
+}
+
+impl<'a> Objects<'a> {
+    fn new(pod: &'a Pod, source: &'a dyn ObjectSource) -> Self {
+        let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
+        Self { namespace, source, config_maps: BTreeMap::new(), secrets: BTreeMap::new() }
     }
-    for source in container.env_from.iter().flatten() {
-        let prefix = source.prefix.as_deref().unwrap_or_default();
-        if let Some(reference) = &source.config_map_ref {
-            match objects.config_map(pod.ns(), &reference.name).await? {
-                Some(map) => map.data.into_iter().flatten().for_each(|(k, v)| env.set(&format!("{prefix}{k}"), v)),
-                None if reference.optional == Some(true) => {}
-                None => return Err(format!("configmap {:?} not found", reference.name)),
+
+    async fn config_map(&mut self, name: &str) -> Result<Option<&ConfigMap>, String> {
+        if !self.config_maps.contains_key(name) {
+            let found = self.source.config_map(self.namespace, name).await?;
+            self.config_maps.insert(name.to_owned(), found);
+        }
+        Ok(self.config_maps.get(name).and_then(Option::as_ref))
+    }
+
+    async fn secret(&mut self, name: &str) -> Result<Option<&Secret>, String> {
+        if !self.secrets.contains_key(name) {
+            let found = self.source.secret(self.namespace, name).await?;
+            self.secrets.insert(name.to_owned(), found);
+        }
+        Ok(self.secrets.get(name).and_then(Option::as_ref))
+    }
+}
+
+async fn from_objects(container: &Container, objects: &mut Objects<'_>) -> Result<Vec<(String, String)>, String> {
+    let mut variables = Vec::new();
+    for from in container.env_from.iter().flatten() {
+        let prefix = from.prefix.as_deref().unwrap_or_default();
+        if let Some(source) = &from.config_map_ref {
+            match objects.config_map(&source.name).await? {
+                Some(map) => variables
+                    .extend(map.data.iter().flatten().map(|(key, value)| (format!("{prefix}{key}"), value.clone()))),
+                None if source.optional == Some(true) => {}
+                None => return Err(format!("configmap {:?} not found", source.name)),
             }
         }
-        if let Some(reference) = &source.secret_ref {
-            match objects.secret(pod.ns(), &reference.name).await? {
+        if let Some(source) = &from.secret_ref {
+            match objects.secret(&source.name).await? {
                 Some(secret) => {
-                    for (key, value) in secret.data.into_iter().flatten() {
-                        env.set(&format!("{prefix}{key}"), String::from_utf8_lossy(&value.0).into_owned());
+                    for (key, value) in secret.data.iter().flatten() {
+                        variables.push((format!("{prefix}{key}"), text(&value.0)));
                     }
                 }
-                None if reference.optional == Some(true) => {}
-                None => return Err(format!("secret {:?} not found", reference.name)),
+                None if source.optional == Some(true) => {}
+                None => return Err(format!("secret {:?} not found", source.name)),
             }
         }
     }
-    for variable in container.env.iter().flatten() {
-        if let Some(value) = value_of(pod, container, variable, context, objects, &env).await? {
-            env.set(&variable.name, value);
-        }
-    }
-    Ok(env.order.into_iter().filter_map(|n| env.values.get(&n).map(|v| (n.clone(), v.clone()))).collect())
+    variables.retain(|(name, _)| is_variable_name(name));
+    Ok(variables)
 }
 
-#[derive(Default)]
-struct Env {
-    order: Vec<String>,
-    values: BTreeMap<String, String>,
+/// A name the kernel can carry; others are left out, as kubelet does.
+fn is_variable_name(name: &str) -> bool {
+    !name.is_empty() && !name.contains('=') && name.bytes().all(|b| (0x20..0x7f).contains(&b))
 }
 
-impl Env {
-    fn set(&mut self, name: &str, value: String) {
-        if self.values.insert(name.to_owned(), value).is_none() {
-            self.order.push(name.to_owned());
-        }
-    }
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
 }
 
-async fn value_of(
+/// The value, or `None` when an optional one is missing.
+async fn value_from(
     pod: &Pod,
     container: &Container,
-    variable: &EnvVar,
-    context: &EnvContext,
-    objects: &dyn ObjectSource,
-    env: &Env,
+    source: &EnvVarSource,
+    ctx: &EnvContext,
+    objects: &mut Objects<'_>,
 ) -> Result<Option<String>, String> {
-    let Some(from) = &variable.value_from else {
-        return Ok(Some(expand(variable.value.as_deref().unwrap_or_default(), &env.values)));
-    };
-    let join = |ips: &[IpAddr]| ips.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(",");
-    if let Some(reference) = &from.field_ref {
-        return Ok(Some(match reference.field_path.as_str() {
-            "status.hostIP" => join(&context.host_ips[..context.host_ips.len().min(1)]),
-            "status.hostIPs" => join(&context.host_ips),
-            "status.podIP" => join(&context.pod_ips[..context.pod_ips.len().min(1)]),
-            "status.podIPs" => join(&context.pod_ips),
-            "spec.nodeName" => context.node_name.clone(),
-            path => field(pod, path)?,
-        }));
-    }
-    if let Some(selector) = &from.resource_field_ref {
-        return resource(pod, selector, Some(container)).map(Some);
-    }
-    if let Some(reference) = &from.config_map_key_ref {
-        let optional = reference.optional == Some(true);
-        let found = objects.config_map(pod.ns(), &reference.name).await?;
-        if found.is_none() && !optional {
-            return Err(format!("configmap {:?} not found", reference.name));
-        }
-        let value = found.and_then(|m| m.data).and_then(|mut d| d.remove(&reference.key));
-        return match value {
-            None if !optional => {
-                Err(format!("couldn't find key {} in ConfigMap {}/{}", reference.key, pod.ns(), reference.name))
-            }
-            value => Ok(value),
+    let namespace = objects.namespace;
+    if let Some(selector) = &source.config_map_key_ref {
+        let (name, key, optional) = (&selector.name, &selector.key, selector.optional == Some(true));
+        return match objects.config_map(name).await? {
+            Some(map) => match map.data.as_ref().and_then(|d| d.get(key)) {
+                Some(value) => Ok(Some(value.clone())),
+                None if optional => Ok(None),
+                None => Err(format!("couldn't find key {key} in ConfigMap {namespace}/{name}")),
+            },
+            None if optional => Ok(None),
+            None => Err(format!("configmap {name:?} not found")),
         };
     }
-    if let Some(reference) = &from.secret_key_ref {
-        let optional = reference.optional == Some(true);
-        let found = objects.secret(pod.ns(), &reference.name).await?;
-        if found.is_none() && !optional {
-            return Err(format!("secret {:?} not found", reference.name));
-        }
-        let value = found.and_then(|s| s.data).and_then(|mut d| d.remove(&reference.key));
-        return match value {
-            None if !optional => {
-                Err(format!("couldn't find key {} in Secret {}/{}", reference.key, pod.ns(), reference.name))
-            }
-            value => Ok(value.map(|v| String::from_utf8_lossy(&v.0).into_owned())),
+    if let Some(selector) = &source.secret_key_ref {
+        let (name, key, optional) = (&selector.name, &selector.key, selector.optional == Some(true));
+        return match objects.secret(name).await? {
+            Some(secret) => match secret.data.as_ref().and_then(|d| d.get(key)) {
+                Some(value) => Ok(Some(text(&value.0))),
+                None if optional => Ok(None),
+                None => Err(format!("couldn't find key {key} in Secret {namespace}/{name}")),
+            },
+            None if optional => Ok(None),
+            None => Err(format!("secret {name:?} not found")),
         };
     }
-    Err(format!("environment variable {}: this source is not one this node knows", variable.name))
+    if let Some(field) = &source.field_ref {
+        let value = pod_field(pod, &field.field_path, ctx);
+        return value.map(Some).ok_or_else(|| format!("unsupported fieldPath: {}", field.field_path));
+    }
+    if let Some(selector) = &source.resource_field_ref {
+        return fields::resource_field(pod, selector, Some(container)).map(Some);
+    }
+    Err("valueFrom names no source this agent knows (configMapKeyRef, secretKeyRef, fieldRef, resourceFieldRef)".into())
+}
+
+fn pod_field(pod: &Pod, path: &str, ctx: &EnvContext) -> Option<String> {
+    let list = |ips: &[IpAddr]| ips.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(",");
+    match path {
+        "spec.nodeName" => Some(ctx.node_name.clone()),
+        "spec.serviceAccountName" => {
+            Some(pod.spec.as_ref().and_then(|s| s.service_account_name.clone()).unwrap_or_default())
+        }
+        "status.hostIP" => Some(list(ctx.host_ips.get(..1).unwrap_or_default())),
+        "status.hostIPs" => Some(list(&ctx.host_ips)),
+        "status.podIP" => Some(list(ctx.pod_ips.get(..1).unwrap_or_default())),
+        "status.podIPs" => Some(list(&ctx.pod_ips)),
+        // A variable holds one label or annotation, never all of them.
+        "metadata.labels" | "metadata.annotations" => None,
+        _ => fields::metadata_field(pod, path),
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+    use futures::future::BoxFuture;
+
     use super::*;
 
+    struct Fake;
+
+    impl ObjectSource for Fake {
+        fn config_map<'a>(&'a self, _ns: &'a str, name: &'a str) -> BoxFuture<'a, Result<Option<ConfigMap>, String>> {
+            let map = serde_json::json!({"data": {"a": "1", "host": "db"}});
+            Box::pin(async move { Ok((name == "cm").then(|| serde_json::from_value(map).unwrap())) })
+        }
+        fn secret<'a>(&'a self, _ns: &'a str, name: &'a str) -> BoxFuture<'a, Result<Option<Secret>, String>> {
+            let secret = serde_json::json!({"data": {"pass": "aHVudGVy"}});
+            Box::pin(async move { Ok((name == "s").then(|| serde_json::from_value(secret).unwrap())) })
+        }
+        fn token<'a>(
+            &'a self,
+            _ns: &'a str,
+            _service_account: &'a str,
+            _pod_name: &'a str,
+            _pod_uid: &'a str,
+            _audience: Option<String>,
+            _expiration_seconds: i64,
+        ) -> BoxFuture<'a, Result<(String, i64), String>> {
+            Box::pin(async { Err("no tokens here".into()) })
+        }
+    }
+
+    async fn env_of(container: serde_json::Value) -> Result<BTreeMap<String, String>, String> {
+        let pod: Pod = serde_json::from_value(serde_json::json!({
+            "metadata": {"name": "p", "namespace": "ns", "labels": {"app": "web"}},
+            "spec": {"containers": [container]}}))
+        .unwrap();
+        let ctx = EnvContext {
+            host_ips: vec!["192.0.2.1".parse().unwrap()],
+            pod_ips: vec!["10.0.0.2".parse().unwrap(), "fd00::2".parse().unwrap()],
+            node_name: "n1".into(),
+            hostname: "p".into(),
+            extra: vec![("KUBERNETES_SERVICE_HOST".into(), "10.43.0.1".into())],
+        };
+        let container = &pod.spec.as_ref().unwrap().containers[0];
+        let image = ["PATH=/bin".to_owned(), "A=image".to_owned()];
+        Ok(build_env(&pod, container, &image, &ctx, &Fake).await?.into_iter().collect())
+    }
+
     #[test]
-    fn variables_expand() {
+    fn expansion_knows_escapes_and_leaves_the_unknown() {
         let variables = BTreeMap::from([("A".to_owned(), "1".to_owned())]);
-        for (text, want) in
-            [("x$(A)y", "x1y"), ("$$(A)", "$(A)"), ("$(B)", "$(B)"), ("$A", "$A"), ("$(A", "$(A"), ("end$", "end$")]
+        for (text, expected) in
+            [("$(A)-$$(A)-$(B)", "1-$(A)-$(B)"), ("$", "$"), ("$(A", "$(A"), ("$A $$", "$A $"), ("é$(A)", "é1")]
         {
-            assert_eq!(expand(text, &variables), want);
+            assert_eq!(expand(text, &variables), expected);
+        }
+    }
+
+    #[tokio::test]
+    async fn every_source_is_read_and_later_ones_win() {
+        let env = env_of(serde_json::json!({"name": "c",
+            "resources": {"limits": {"memory": "64Mi"}},
+            "envFrom": [{"prefix": "CM_", "configMapRef": {"name": "cm"}}, {"secretRef": {"name": "s"}},
+                        {"configMapRef": {"name": "none", "optional": true}}],
+            "env": [
+                {"name": "A", "value": "own"},
+                {"name": "URL", "value": "http://$(CM_host)/$(A)/$(KUBERNETES_SERVICE_HOST)/$(LATER)"},
+                {"name": "LATER", "valueFrom": {"secretKeyRef": {"name": "s", "key": "pass"}}},
+                {"name": "GONE", "valueFrom": {"configMapKeyRef": {"name": "cm", "key": "x", "optional": true}}},
+                {"name": "IPS", "valueFrom": {"fieldRef": {"fieldPath": "status.podIPs"}}},
+                {"name": "APP", "valueFrom": {"fieldRef": {"fieldPath": "metadata.labels['app']"}}},
+                {"name": "NODE", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
+                {"name": "MEM", "valueFrom": {"resourceFieldRef": {"resource": "limits.memory", "divisor": "1Mi"}}}]}))
+        .await
+        .unwrap();
+        let expected = [
+            ("PATH", "/bin"),
+            ("HOSTNAME", "p"),
+            ("A", "own"),
+            ("pass", "hunter"),
+            ("URL", "http://db/own/10.43.0.1/$(LATER)"),
+            ("LATER", "hunter"),
+            ("IPS", "10.0.0.2,fd00::2"),
+            ("APP", "web"),
+            ("NODE", "n1"),
+            ("MEM", "64"),
+        ];
+        for (name, value) in expected {
+            assert_eq!(env.get(name).map(String::as_str), Some(value), "{name}");
+        }
+        assert!(!env.contains_key("GONE"));
+    }
+
+    #[tokio::test]
+    async fn what_is_missing_is_named_as_kubelet_does() {
+        for (source, message) in [
+            (serde_json::json!({"configMapKeyRef": {"name": "x", "key": "k"}}), "configmap \"x\" not found"),
+            (
+                serde_json::json!({"configMapKeyRef": {"name": "cm", "key": "k"}}),
+                "couldn't find key k in ConfigMap ns/cm",
+            ),
+            (serde_json::json!({"secretKeyRef": {"name": "s", "key": "k"}}), "couldn't find key k in Secret ns/s"),
+            (serde_json::json!({"fieldRef": {"fieldPath": "status.phase"}}), "unsupported fieldPath: status.phase"),
+        ] {
+            let error = env_of(serde_json::json!({"name": "c", "env": [{"name": "V", "valueFrom": source}]})).await;
+            assert_eq!(error.unwrap_err(), message);
         }
     }
 }

@@ -1,42 +1,53 @@
-//! Volumes: emptyDir, hostPath, configMap, secret, downwardAPI and projected, and the atomic writer.
+//! Volumes: one file per kind, and the atomic writer. Knows nothing of containers.
 //!
-//! Knows nothing of containers: it makes host paths, the runtime mounts them.
+//! `local.rs` owns emptyDir and hostPath, `projection.rs` what configMap, secret, downwardAPI and projected volumes
+//! hold, `atomic.rs` how that is written, `fields.rs` the values of a pod's own fields and resources, `mounts.rs`
+//! tmpfs and teardown.
 
 mod atomic;
-mod host_path;
-mod payload;
+pub mod fields;
+mod local;
+mod mounts;
+mod projection;
+mod sub_path;
 
-use std::collections::BTreeMap;
-use std::fs;
-use std::io;
-use std::path::{Component, Path, PathBuf};
-use std::sync::Arc;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Volume};
-use nix::errno::Errno;
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-/// Where ConfigMaps, Secrets and tokens come from: a control plane, or nothing on a standalone node.
+use projection::Token;
+
+pub use sub_path::sub_path;
+
+/// Where the objects pods refer to come from. `Ok(None)` means that the object does not exist.
 pub trait ObjectSource: Send + Sync {
-    /// A ConfigMap; `None` if it does not exist.
-    fn config_map<'a>(&'a self, namespace: &'a str, name: &'a str) -> BoxFuture<'a, Result<Option<ConfigMap>, String>>;
-    /// A Secret; `None` if it does not exist.
-    fn secret<'a>(&'a self, namespace: &'a str, name: &'a str) -> BoxFuture<'a, Result<Option<Secret>, String>>;
-    /// A service account token bound to the pod.
+    /// The `ConfigMap` of that namespace and name.
+    fn config_map<'a>(&'a self, ns: &'a str, name: &'a str) -> BoxFuture<'a, Result<Option<ConfigMap>, String>>;
+    /// The `Secret` of that namespace and name.
+    fn secret<'a>(&'a self, ns: &'a str, name: &'a str) -> BoxFuture<'a, Result<Option<Secret>, String>>;
+    /// A token of the service account bound to the pod, with its expiry in unix seconds.
     fn token<'a>(
         &'a self,
-        pod: &'a Pod,
+        ns: &'a str,
+        service_account: &'a str,
+        pod_name: &'a str,
+        pod_uid: &'a str,
         audience: Option<String>,
         expiration_seconds: i64,
-    ) -> BoxFuture<'a, Result<String, String>>;
+    ) -> BoxFuture<'a, Result<(String, i64), String>>;
 }
 
-/// A volume that could not be set up.
-#[derive(Debug, thiserror::Error)]
-#[error("MountVolume.SetUp failed for volume {volume:?} : {message}")]
+/// Why a volume cannot be set up; the message is fit for a pod's events.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("MountVolume.SetUp failed for volume \"{volume}\" : {message}")]
 pub struct VolumeError {
-    /// Volume name.
+    /// Name of the volume in the pod.
     pub volume: String,
     /// What went wrong.
     pub message: String,
@@ -47,128 +58,153 @@ pub struct VolumeError {
 pub struct Volumes {
     root: PathBuf,
     objects: Arc<dyn ObjectSource>,
+    tokens: Arc<Mutex<HashMap<TokenKey, Token>>>,
+}
+
+/// Pod uid, volume name, path in the volume.
+type TokenKey = (String, String, String);
+
+/// The field of a volume that says its kind, e.g. `configMap`; empty for a kind this agent does not have.
+pub fn kind_of(volume: &Volume) -> &'static str {
+    if volume.empty_dir.is_some() {
+        "emptyDir"
+    } else if volume.host_path.is_some() {
+        "hostPath"
+    } else if volume.config_map.is_some() {
+        "configMap"
+    } else if volume.secret.is_some() {
+        "secret"
+    } else if volume.downward_api.is_some() {
+        "downwardAPI"
+    } else if volume.projected.is_some() {
+        "projected"
+    } else {
+        ""
+    }
+}
+
+/// Whether containers may only read volumes of this kind (as [`kind_of`] names it).
+pub fn volume_is_read_only(kind: &str) -> bool {
+    matches!(kind, "configMap" | "secret" | "downwardAPI" | "projected")
 }
 
 impl Volumes {
-    /// Volumes below `<root>/<pod uid>/volumes`.
+    /// `root` is `<rootDir>/pods`.
     pub fn new(root: PathBuf, objects: Arc<dyn ObjectSource>) -> Self {
-        Self { root, objects }
+        Self { root, objects, tokens: Arc::default() }
     }
 
-    fn dir(&self, uid: &str) -> PathBuf {
-        self.root.join(uid).join("volumes")
-    }
-
-    /// Makes every volume of the pod; returns host paths by volume name. Repeatable.
+    /// Sets every volume of the pod up and returns where each is on the host. Safe to repeat.
     pub async fn prepare(&self, pod: &Pod) -> Result<BTreeMap<String, PathBuf>, VolumeError> {
         let mut paths = BTreeMap::new();
-        for volume in pod.spec.iter().flat_map(|s| s.volumes.iter().flatten()) {
-            let failed = |message| VolumeError { volume: volume.name.clone(), message };
-            let path = self.one(pod, volume).await.map_err(failed)?;
+        for volume in pod_volumes(pod) {
+            let path = self.set_up(pod, volume).await.map_err(|message| in_volume(volume, message))?;
             paths.insert(volume.name.clone(), path);
         }
         Ok(paths)
     }
 
-    /// Writes changed ConfigMaps, Secrets, tokens and pod fields into their volumes.
+    /// Writes the projected kinds anew where their sources changed or a token nears its end. Every volume is tried;
+    /// the first error is returned and what that volume held before stays. Volumes that are not set up, or no longer,
+    /// are left alone.
     pub async fn refresh(&self, pod: &Pod) -> Result<(), VolumeError> {
-        for volume in pod.spec.iter().flat_map(|s| s.volumes.iter().flatten()).filter(|v| payload::is_projected(v)) {
-            let failed = |message| VolumeError { volume: volume.name.clone(), message };
-            self.one(pod, volume).await.map_err(failed)?;
-        }
-        Ok(())
-    }
-
-    async fn one(&self, pod: &Pod, volume: &Volume) -> Result<PathBuf, String> {
-        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-        let dir = |kind: &str| self.dir(uid).join(format!("kubernetes.io~{kind}")).join(&volume.name);
-        let group = pod.spec.as_ref().and_then(|s| s.security_context.as_ref()).and_then(|c| c.fs_group);
-        if let Some(empty) = &volume.empty_dir {
-            let path = dir("empty-dir");
-            let memory = empty.medium.as_deref() == Some("Memory");
-            let size = empty.size_limit.as_ref().and_then(|q| crate::pod::qos::parse_quantity(q, 1.0));
-            make_empty_dir(&path, memory, size, group).map_err(|e| format!("creating {}: {e}", path.display()))?;
-            return Ok(path);
-        }
-        if let Some(host) = &volume.host_path {
-            return host_path::check(Path::new(&host.path), host.type_.as_deref().unwrap_or_default());
-        }
-        if let Some(files) = payload::collect(pod, volume, &*self.objects).await? {
-            let path = dir(files.kind);
-            if files.secret {
-                tmpfs(&path, None).map_err(|e| format!("mounting a tmpfs on {}: {e}", path.display()))?;
+        let mut first_error = Ok(());
+        for volume in pod_volumes(pod).iter().filter(|v| volume_is_read_only(kind_of(v))) {
+            let refreshed = match self.volume_dir(pod, volume, kind_of(volume)) {
+                Ok(dir) if !dir.is_dir() => continue,
+                Ok(_) => self.set_up(pod, volume).await.map(drop),
+                Err(message) => Err(message),
+            };
+            if let Err(message) = refreshed {
+                first_error = first_error.and_then(|()| Err(in_volume(volume, message)));
             }
-            atomic::write(&path, &files.files, group).map_err(|e| format!("writing {}: {e}", path.display()))?;
-            return Ok(path);
         }
-        Err("this kind of volume is not one this node can mount (it can: emptyDir, hostPath, configMap, secret, \
-             downwardAPI, projected)"
-            .to_owned())
+        first_error
     }
 
-    /// Unmounts and removes all volumes of a pod; returns what could not be done. Safe to repeat.
+    /// Unmounts and removes everything of the pod; returns what could not be done. Safe to repeat.
     pub async fn teardown(&self, uid: &str) -> Vec<String> {
-        let dir = self.dir(uid);
-        let mut errors = Vec::new();
-        for kind in fs::read_dir(&dir).into_iter().flatten().flatten() {
-            for volume in fs::read_dir(kind.path()).into_iter().flatten().flatten() {
-                match umount2(&volume.path(), MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
-                    Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
-                    Err(error) => errors.push(format!("unmounting {}: {error}", volume.path().display())),
-                }
+        self.tokens.lock().unwrap_or_else(PoisonError::into_inner).retain(|(of, _, _), _| of != uid);
+        let dir = match pod_dir(&self.root, uid) {
+            Ok(dir) => dir,
+            Err(message) => return vec![message],
+        };
+        tokio::task::spawn_blocking(move || mounts::remove_tree(&dir)).await.unwrap_or_else(|e| vec![e.to_string()])
+    }
+
+    async fn set_up(&self, pod: &Pod, volume: &Volume) -> Result<PathBuf, String> {
+        let kind = kind_of(volume);
+        if let Some(source) = &volume.host_path {
+            let source = source.clone();
+            return blocking(move || local::host_path(&source)).await;
+        }
+        let dir = self.volume_dir(pod, volume, kind)?;
+        let group = fs_group(pod);
+        if let Some(source) = &volume.empty_dir {
+            let (source, limit) = (source.clone(), fields::pod_memory_limit(pod));
+            return blocking(move || local::empty_dir(&dir, &source, limit, group)).await;
+        }
+        if kind.is_empty() {
+            return Err(format!("this agent has no {} volumes", written_kind(volume)));
+        }
+        let payload = self.payload(pod, volume).await?;
+        let in_memory = matches!(kind, "secret" | "projected");
+        blocking(move || {
+            mounts::make_dir(&dir, 0o755)?;
+            if in_memory {
+                mounts::mount_tmpfs(&dir, "mode=0755")?;
             }
+            atomic::write(&dir, &payload, group)
+                .map_err(|e| format!("cannot write the files of {}: {e}", dir.display()))?;
+            Ok(dir)
+        })
+        .await
+    }
+
+    fn volume_dir(&self, pod: &Pod, volume: &Volume, kind: &str) -> Result<PathBuf, String> {
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        if !is_file_name(&volume.name) {
+            return Err(format!("{:?} cannot be the name of a directory", volume.name));
         }
-        if errors.is_empty()
-            && let Err(error) = fs::remove_dir_all(&dir)
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            errors.push(format!("removing {}: {error}", dir.display()));
-        }
-        errors
+        let plugin = match kind {
+            "emptyDir" => "kubernetes.io~empty-dir",
+            "configMap" => "kubernetes.io~configmap",
+            "downwardAPI" => "kubernetes.io~downward-api",
+            "secret" => "kubernetes.io~secret",
+            _ => "kubernetes.io~projected",
+        };
+        Ok(pod_dir(&self.root, uid)?.join("volumes").join(plugin).join(&volume.name))
     }
 }
 
-/// Mounts a tmpfs unless there is one already.
-fn tmpfs(path: &Path, size: Option<i64>) -> io::Result<()> {
-    fs::create_dir_all(path)?;
-    let mounts = fs::read_to_string("/proc/self/mounts")?;
-    let name = path.display().to_string();
-    if mounts.lines().any(|l| l.split(' ').nth(1) == Some(name.as_str())) {
-        return Ok(());
-    }
-    let options = size.map(|s| format!("size={s}"));
-    mount(Some("tmpfs"), path, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, options.as_deref())?;
-    Ok(())
+fn pod_dir(root: &Path, uid: &str) -> Result<PathBuf, String> {
+    if is_file_name(uid) { Ok(root.join(uid)) } else { Err(format!("{uid:?} cannot be the uid of a pod")) }
 }
 
-fn make_empty_dir(path: &Path, memory: bool, size: Option<i64>, group: Option<i64>) -> io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    if memory {
-        tmpfs(path, size)?;
-    } else {
-        fs::create_dir_all(path)?;
-    }
-    let mut mode = 0o777;
-    if let Some(gid) = group.and_then(|g| u32::try_from(g).ok()) {
-        std::os::unix::fs::chown(path, None, Some(gid))?;
-        mode |= 0o2000;
-    }
-    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+fn is_file_name(name: &str) -> bool {
+    !matches!(name, "" | "." | "..") && !name.contains(['/', '\0'])
 }
 
-/// A `subPath` of a volume, made as a directory where missing; one that leads out of the volume is refused.
-pub fn sub_path(volume: &Path, sub: &str) -> Result<PathBuf, String> {
-    let sub_path = Path::new(sub);
-    if !sub_path.components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir)) {
-        return Err(format!("subPath {sub:?} must be relative and must not contain .."));
-    }
-    let target = volume.join(sub_path);
-    if !target.exists() {
-        fs::create_dir_all(&target).map_err(|e| format!("creating subPath {}: {e}", target.display()))?;
-    }
-    let (real, root) = (target.canonicalize(), volume.canonicalize());
-    match (real, root) {
-        (Ok(real), Ok(root)) if real.starts_with(&root) => Ok(real),
-        _ => Err(format!("subPath {sub:?} leads out of its volume: refused")),
-    }
+fn pod_volumes(pod: &Pod) -> &[Volume] {
+    pod.spec.as_ref().and_then(|s| s.volumes.as_deref()).unwrap_or_default()
+}
+
+fn fs_group(pod: &Pod) -> Option<u32> {
+    let group = pod.spec.as_ref()?.security_context.as_ref()?.fs_group?;
+    u32::try_from(group).ok()
+}
+
+fn in_volume(volume: &Volume, message: String) -> VolumeError {
+    VolumeError { volume: volume.name.clone(), message }
+}
+
+/// The kind as the manifest has it, for a message.
+fn written_kind(volume: &Volume) -> String {
+    let value = serde_json::to_value(volume).unwrap_or_default();
+    let kind = value.as_object().and_then(|fields| fields.keys().find(|k| *k != "name").cloned());
+    kind.unwrap_or_else(|| "kindless".into())
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, String> + Send + 'static) -> Result<T, String> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| Err(format!("the file work was given up: {e}")))
 }

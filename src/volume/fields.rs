@@ -1,0 +1,125 @@
+//! The values of a pod's own fields and resources, as volumes and environment variables refer to them.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{Container, Pod, ResourceFieldSelector};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+
+/// The value of `metadata.*` at `path`; `None` when the path is not one of those.
+pub fn metadata_field(pod: &Pod, path: &str) -> Option<String> {
+    let meta = &pod.metadata;
+    let value = match path {
+        "metadata.name" => meta.name.clone(),
+        "metadata.namespace" => meta.namespace.clone(),
+        "metadata.uid" => meta.uid.clone(),
+        "metadata.labels" => Some(lines(meta.labels.as_ref())),
+        "metadata.annotations" => Some(lines(meta.annotations.as_ref())),
+        _ => {
+            let (map, key) = path.strip_suffix("']")?.split_once("['")?;
+            let map = match map {
+                "metadata.labels" => meta.labels.as_ref(),
+                "metadata.annotations" => meta.annotations.as_ref(),
+                _ => return None,
+            };
+            map.and_then(|m| m.get(key).cloned())
+        }
+    };
+    Some(value.unwrap_or_default())
+}
+
+/// `key="value"` lines, sorted, the value escaped.
+fn lines(map: Option<&BTreeMap<String, String>>) -> String {
+    let lines: Vec<String> = map.into_iter().flatten().map(|(k, v)| format!("{k}={v:?}")).collect();
+    lines.join("\n")
+}
+
+/// The value of a resource of a container, divided and rounded up as its selector says. A limit that is not set is
+/// all the machine has.
+pub fn resource_field(pod: &Pod, selector: &ResourceFieldSelector, own: Option<&Container>) -> Result<String, String> {
+    let container = match selector.container_name.as_deref().filter(|n| !n.is_empty()) {
+        Some(name) => find_container(pod, name).ok_or_else(|| format!("container {name} not found"))?,
+        None => own.ok_or("containerName is required in a volume's resourceFieldRef")?,
+    };
+    let (side, resource) =
+        selector.resource.split_once('.').ok_or_else(|| format!("unsupported resource {:?}", selector.resource))?;
+    let of = |map: Option<&BTreeMap<String, Quantity>>| map.and_then(|m| m.get(resource)).map(|q| milli(&q.0));
+    let resources = container.resources.as_ref();
+    let limit = of(resources.and_then(|r| r.limits.as_ref())).transpose()?;
+    let request = of(resources.and_then(|r| r.requests.as_ref())).transpose()?;
+    let value = match side {
+        "limits" => limit.map_or_else(|| machine_has(resource), Ok)?,
+        "requests" => request.or(limit).unwrap_or(0),
+        _ => return Err(format!("unsupported resource {:?}", selector.resource)),
+    };
+    let divisor = selector.divisor.as_ref().map(|q| milli(&q.0)).transpose()?.filter(|d| *d > 0).unwrap_or(1000);
+    Ok(((value + divisor - 1) / divisor).to_string())
+}
+
+fn find_container<'a>(pod: &'a Pod, name: &str) -> Option<&'a Container> {
+    let spec = pod.spec.as_ref()?;
+    spec.containers.iter().chain(spec.init_containers.iter().flatten()).find(|c| c.name == name)
+}
+
+/// What the machine has of a resource, in thousandths.
+fn machine_has(resource: &str) -> Result<i128, String> {
+    match resource {
+        "cpu" => {
+            let count = std::thread::available_parallelism().map_err(|e| format!("cannot count the CPUs: {e}"))?;
+            Ok(count.get() as i128 * 1000)
+        }
+        "memory" => {
+            let text =
+                std::fs::read_to_string("/proc/meminfo").map_err(|e| format!("cannot read /proc/meminfo: {e}"))?;
+            let total = text.lines().find_map(|l| l.strip_prefix("MemTotal:"));
+            let kib = total.and_then(|t| t.trim().trim_end_matches("kB").trim().parse::<i128>().ok());
+            Ok(kib.ok_or("/proc/meminfo has no MemTotal")? * 1024 * 1000)
+        }
+        _ => Ok(0),
+    }
+}
+
+/// Bytes of a quantity, rounded up.
+pub fn bytes(quantity: &str) -> Result<u64, String> {
+    u64::try_from((milli(quantity)? + 999) / 1000).map_err(|_| format!("quantity {quantity:?} is out of range"))
+}
+
+/// Sum of the containers' memory limits; `None` when one has none.
+pub fn pod_memory_limit(pod: &Pod) -> Option<u64> {
+    let containers = &pod.spec.as_ref()?.containers;
+    containers.iter().map(|c| bytes(&c.resources.as_ref()?.limits.as_ref()?.get("memory")?.0).ok()).sum()
+}
+
+/// A quantity in thousandths, rounded up.
+pub fn milli(quantity: &str) -> Result<i128, String> {
+    let wrong = || format!("{quantity:?} is not a quantity such as 500m, 2 or 64Mi");
+    let text = quantity.trim();
+    let end = text.find(|c: char| !matches!(c, '0'..='9' | '.' | '+' | '-')).unwrap_or(text.len());
+    let (number, suffix) = text.split_at(end);
+    // Numerator and denominator of the suffix's factor, in thousandths.
+    let (up, down): (i128, i128) = match suffix {
+        "n" => (1, 1_000_000),
+        "u" => (1, 1_000),
+        "m" => (1, 1),
+        "" => (1_000, 1),
+        "k" => (1_000_000, 1),
+        "M" => (1_000_000_000, 1),
+        "G" => (1_000_000_000_000, 1),
+        "T" => (1_000_000_000_000_000, 1),
+        "P" => (1_000_000_000_000_000_000, 1),
+        "Ki" => (1_000 << 10, 1),
+        "Mi" => (1_000 << 20, 1),
+        "Gi" => (1_000 << 30, 1),
+        "Ti" => (1_000 << 40, 1),
+        "Pi" => (1_000 << 50, 1),
+        exponent => {
+            let power: i32 = exponent.strip_prefix(['e', 'E']).and_then(|e| e.parse().ok()).ok_or_else(wrong)?;
+            let factor = 10_i128.checked_pow(power.unsigned_abs()).filter(|_| power.abs() <= 18).ok_or_else(wrong)?;
+            if power < 0 { (1_000, factor) } else { (1_000 * factor, 1) }
+        }
+    };
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+    let digits: i128 = format!("{whole}{fraction}").parse().map_err(|_| wrong())?;
+    let down = down * 10_i128.checked_pow(fraction.len() as u32).ok_or_else(wrong)?;
+    let scaled = digits.checked_mul(up).ok_or_else(wrong)?;
+    Ok(scaled.div_euclid(down) + i128::from(scaled.rem_euclid(down) != 0))
+}

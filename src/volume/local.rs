@@ -1,0 +1,79 @@
+//! emptyDir and hostPath.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+
+use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, HostPathVolumeSource};
+
+use super::{fields, mounts};
+
+/// A directory on disk, or a tmpfs for medium `Memory` bounded by its size limit or else the pod's memory limit.
+pub(super) fn empty_dir(
+    dir: &Path,
+    source: &EmptyDirVolumeSource,
+    memory_limit: Option<u64>,
+    group: Option<u32>,
+) -> Result<PathBuf, String> {
+    mounts::make_dir(dir, 0o777)?;
+    match source.medium.as_deref().unwrap_or_default() {
+        "" => {}
+        "Memory" => {
+            let wanted = source.size_limit.as_ref().map(|q| fields::bytes(&q.0)).transpose()?;
+            let options = match wanted.into_iter().chain(memory_limit).filter(|n| *n > 0).min() {
+                Some(size) => format!("mode=0777,size={size}"),
+                None => "mode=0777".to_owned(),
+            };
+            mounts::mount_tmpfs(dir, &options)?;
+        }
+        other => return Err(format!("emptyDir medium {other:?} is not supported; use \"\" or \"Memory\"")),
+    }
+    if let Some(group) = group {
+        give_to_group(dir, group).map_err(|e| format!("cannot give {} to group {group}: {e}", dir.display()))?;
+    }
+    Ok(dir.to_owned())
+}
+
+fn give_to_group(dir: &Path, group: u32) -> io::Result<()> {
+    let meta = fs::symlink_metadata(dir)?;
+    if meta.gid() != group {
+        chown(dir, None, Some(group))?;
+    }
+    if meta.mode() & 0o2070 != 0o2070 || meta.gid() != group {
+        fs::set_permissions(dir, fs::Permissions::from_mode((meta.mode() & 0o7777) | 0o2770))?;
+    }
+    Ok(())
+}
+
+/// Checks the path against its type, creating what the type says may be created.
+pub(super) fn host_path(source: &HostPathVolumeSource) -> Result<PathBuf, String> {
+    let path = Path::new(&source.path);
+    if !path.is_absolute() || path.components().any(|c| c == std::path::Component::ParentDir) {
+        return Err(format!("hostPath {} must be absolute and without \"..\"", source.path));
+    }
+    let kind = source.type_.as_deref().unwrap_or_default();
+    let found = match fs::metadata(path) {
+        Ok(meta) => Some(meta.file_type()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+        Err(e) => return Err(format!("hostPath type check failed: cannot look at {}: {e}", source.path)),
+    };
+    let failed = |what: &str| Err(format!("hostPath type check failed: {} is not {what}", source.path));
+    let created = |result: io::Result<()>| {
+        result.map(|()| path.to_owned()).map_err(|e| format!("cannot create hostPath {}: {e}", source.path))
+    };
+    let fits = |fits: bool, what: &str| if fits { Ok(path.to_owned()) } else { failed(what) };
+    match kind {
+        "" if found.is_some() => Ok(path.to_owned()),
+        "DirectoryOrCreate" | "" if found.is_none() => created(fs::create_dir_all(path)),
+        "DirectoryOrCreate" | "Directory" => fits(found.is_some_and(|f| f.is_dir()), "a directory"),
+        "FileOrCreate" if found.is_none() => {
+            created(fs::OpenOptions::new().write(true).create_new(true).open(path).map(drop))
+        }
+        "FileOrCreate" | "File" => fits(found.is_some_and(|f| f.is_file()), "a file"),
+        "Socket" => fits(found.is_some_and(|f| f.is_socket()), "a socket file"),
+        "CharDevice" => fits(found.is_some_and(|f| f.is_char_device()), "a character device"),
+        "BlockDevice" => fits(found.is_some_and(|f| f.is_block_device()), "a block device"),
+        other => Err(format!("hostPath type {other:?} is not a valid volume type")),
+    }
+}

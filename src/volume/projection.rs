@@ -1,0 +1,182 @@
+//! What configMap, secret, downwardAPI and projected volumes hold.
+
+use std::collections::BTreeMap;
+use std::sync::PoisonError;
+
+use k8s_openapi::api::core::v1::{
+    DownwardAPIVolumeFile, KeyToPath, Pod, ServiceAccountTokenProjection, Volume, VolumeProjection,
+};
+
+use super::atomic::{Entry, Payload};
+use super::{Volumes, fields};
+
+/// A token that was handed out, with its times in unix seconds.
+#[derive(Debug, Clone)]
+pub(super) struct Token {
+    value: String,
+    issued: i64,
+    expires: i64,
+}
+
+impl Token {
+    /// Still in the first 80 % of its life and younger than a day.
+    fn is_fresh(&self, now: i64) -> bool {
+        now < self.issued + (self.expires - self.issued) * 4 / 5 && now < self.issued + 86_400
+    }
+}
+
+const DEFAULT_MODE: i32 = 0o644;
+
+impl Volumes {
+    /// The files a volume of a projected kind holds now.
+    pub(super) async fn payload(&self, pod: &Pod, volume: &Volume) -> Result<Payload, String> {
+        if let Some(source) = &volume.config_map {
+            let data = self.config_map_data(pod, &source.name, source.optional).await?;
+            return select(data, source.items.as_deref(), source.default_mode, source.optional, "config");
+        }
+        if let Some(source) = &volume.secret {
+            let name = source.secret_name.as_deref().unwrap_or_default();
+            let data = self.secret_data(pod, name, source.optional).await?;
+            return select(data, source.items.as_deref(), source.default_mode, source.optional, "secret");
+        }
+        if let Some(source) = &volume.downward_api {
+            return downward(pod, source.items.as_deref().unwrap_or_default(), source.default_mode);
+        }
+        let mut payload = Payload::new();
+        if let Some(source) = &volume.projected {
+            for part in source.sources.iter().flatten() {
+                payload.extend(self.part(pod, volume, part, source.default_mode).await?);
+            }
+        }
+        Ok(payload)
+    }
+
+    async fn part(
+        &self,
+        pod: &Pod,
+        volume: &Volume,
+        part: &VolumeProjection,
+        mode: Option<i32>,
+    ) -> Result<Payload, String> {
+        if let Some(source) = &part.config_map {
+            let data = self.config_map_data(pod, &source.name, source.optional).await?;
+            return select(data, source.items.as_deref(), mode, source.optional, "config");
+        }
+        if let Some(source) = &part.secret {
+            let data = self.secret_data(pod, &source.name, source.optional).await?;
+            return select(data, source.items.as_deref(), mode, source.optional, "secret");
+        }
+        if let Some(source) = &part.downward_api {
+            return downward(pod, source.items.as_deref().unwrap_or_default(), mode);
+        }
+        if let Some(source) = &part.service_account_token {
+            let data = self.token(pod, volume, source).await?.into_bytes();
+            return Ok(Payload::from([(source.path.clone(), entry(data, None, mode)?)]));
+        }
+        Err("this agent projects configMap, secret, downwardAPI and serviceAccountToken only".into())
+    }
+
+    async fn config_map_data(&self, pod: &Pod, name: &str, optional: Option<bool>) -> Result<Data, String> {
+        let Some(map) = self.objects.config_map(namespace(pod), name).await? else {
+            return missing(optional, || format!("configmap {name:?} not found"));
+        };
+        let text = map.data.into_iter().flatten().map(|(k, v)| (k, v.into_bytes()));
+        let binary = map.binary_data.into_iter().flatten().map(|(k, v)| (k, v.0));
+        Ok(text.chain(binary).collect())
+    }
+
+    async fn secret_data(&self, pod: &Pod, name: &str, optional: Option<bool>) -> Result<Data, String> {
+        match self.objects.secret(namespace(pod), name).await? {
+            Some(secret) => Ok(secret.data.into_iter().flatten().map(|(k, v)| (k, v.0)).collect()),
+            None => missing(optional, || format!("secret {name:?} not found")),
+        }
+    }
+
+    async fn token(
+        &self,
+        pod: &Pod,
+        volume: &Volume,
+        source: &ServiceAccountTokenProjection,
+    ) -> Result<String, String> {
+        let uid = pod.metadata.uid.clone().unwrap_or_default();
+        let key = (uid.clone(), volume.name.clone(), source.path.clone());
+        let now = jiff::Timestamp::now().as_second();
+        let known = self.tokens.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
+        if let Some(token) = known.as_ref().filter(|t| t.is_fresh(now)) {
+            return Ok(token.value.clone());
+        }
+        let account = pod.spec.as_ref().and_then(|s| s.service_account_name.as_deref()).filter(|a| !a.is_empty());
+        let name = pod.metadata.name.as_deref().unwrap_or_default();
+        let audience = source.audience.clone().filter(|a| !a.is_empty());
+        let seconds = source.expiration_seconds.unwrap_or(3600);
+        let account = account.unwrap_or("default");
+        match self.objects.token(namespace(pod), account, name, &uid, audience, seconds).await {
+            Ok((value, expires)) => {
+                let token = Token { value: value.clone(), issued: now, expires };
+                self.tokens.lock().unwrap_or_else(PoisonError::into_inner).insert(key, token);
+                Ok(value)
+            }
+            Err(error) => match known.filter(|t| now < t.expires) {
+                Some(token) => {
+                    tracing::warn!(pod = name, volume = %volume.name, %error, "keeping the old service account token");
+                    Ok(token.value)
+                }
+                None => Err(format!("failed to fetch token: {error}")),
+            },
+        }
+    }
+}
+
+type Data = BTreeMap<String, Vec<u8>>;
+
+fn namespace(pod: &Pod) -> &str {
+    pod.metadata.namespace.as_deref().unwrap_or("default")
+}
+
+fn missing(optional: Option<bool>, message: impl FnOnce() -> String) -> Result<Data, String> {
+    if optional == Some(true) { Ok(Data::new()) } else { Err(message()) }
+}
+
+fn entry(data: Vec<u8>, own: Option<i32>, default: Option<i32>) -> Result<Entry, String> {
+    let mode = own.or(default).unwrap_or(DEFAULT_MODE);
+    let mode = u32::try_from(mode).ok().filter(|m| *m <= 0o777).ok_or_else(|| format!("invalid file mode {mode:o}"))?;
+    Ok(Entry { data, mode })
+}
+
+/// All keys, or those the items name at the paths they name.
+fn select(
+    data: Data,
+    items: Option<&[KeyToPath]>,
+    mode: Option<i32>,
+    optional: Option<bool>,
+    what: &str,
+) -> Result<Payload, String> {
+    let Some(items) = items.filter(|i| !i.is_empty()) else {
+        return data.into_iter().map(|(key, value)| Ok((key, entry(value, None, mode)?))).collect();
+    };
+    let mut payload = Payload::new();
+    for item in items {
+        match data.get(&item.key) {
+            Some(value) => {
+                payload.insert(item.path.clone(), entry(value.clone(), item.mode, mode)?);
+            }
+            None if optional == Some(true) => {}
+            None => return Err(format!("references non-existent {what} key: {}", item.key)),
+        }
+    }
+    Ok(payload)
+}
+
+fn downward(pod: &Pod, items: &[DownwardAPIVolumeFile], mode: Option<i32>) -> Result<Payload, String> {
+    let mut payload = Payload::new();
+    for item in items {
+        let value = match (&item.field_ref, &item.resource_field_ref) {
+            (Some(field), _) => fields::metadata_field(pod, &field.field_path)
+                .ok_or_else(|| format!("unsupported fieldPath: {}", field.field_path))?,
+            (None, Some(selector)) => fields::resource_field(pod, selector, None)?,
+            (None, None) => return Err(format!("item {:?} names neither a field nor a resource", item.path)),
+        };
+        payload.insert(item.path.clone(), entry(value.into_bytes(), item.mode, mode)?);
+    }
+    Ok(payload)
+}
