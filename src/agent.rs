@@ -1,7 +1,7 @@
 //! Builds the parts of the agent, starts and stops them in order.
 
 use std::error::Error;
-use std::net::{IpAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,9 +9,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
-use crate::cluster::{self, EventRecorder, NodeSettings, NodeState, Objects};
+use crate::cluster::{self, EventRecorder, NodeSettings, NodeState, Objects, Services};
 use crate::config::Config;
-use crate::image::{ImageStore, StoreConfig};
+use crate::image::{Image, ImageStore, StoreConfig};
 use crate::machine;
 use crate::network::{Network, NetworkConfig};
 use crate::pod::manager::{Inputs, Manager};
@@ -19,11 +19,13 @@ use crate::pod::source;
 use crate::pod::table::PodTable;
 use crate::pod::worker::Shared;
 use crate::runtime::{Runtime, RuntimeConfig};
-use crate::server::local;
+use crate::server::access::Access;
+use crate::server::api::{self, Kubelet};
+use crate::server::{local, tls};
 use crate::volume::Volumes;
 
-/// How often pods look whether an object they use has changed.
-const OBJECTS: Duration = Duration::from_secs(60);
+/// How often volumes look whether a token nears its end.
+const TOKENS: Duration = Duration::from_secs(60);
 
 /// The address this machine uses to reach others; loopback if it has none.
 fn own_address() -> IpAddr {
@@ -38,7 +40,7 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
         std::fs::create_dir_all(dir).map_err(|e| format!("creating {}: {e} (is the agent root?)", dir.display()))?;
     }
     let facts = machine::inspect(&config.root_dir);
-    let host_ips = if config.node_ips.is_empty() { vec![own_address()] } else { config.node_ips.clone() };
+    let host_ips = if config.node.ips.is_empty() { vec![own_address()] } else { config.node.ips.clone() };
     let client = match &config.kubeconfig {
         Some(file) => Some(cluster::connect(file).await?),
         None => None,
@@ -58,11 +60,10 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
         cgroup_root: config.cgroup_root.clone(),
         shim_exe: "/proc/self/exe".into(),
     })?;
-    let objects = Arc::new(Objects::new(client.clone()));
+    let (objects_tx, objects_changed) = watch::channel(0);
+    let objects = Arc::new(Objects::new(client.clone(), objects_tx.clone()));
     let table = PodTable::default();
     let (network_tx, network_ready) = watch::channel(false);
-    let (objects_tx, objects_changed) = watch::channel(0);
-    let (_, service_env) = watch::channel(Vec::new());
     let pods_dir = config.root_dir.join("pods");
     let shared = Arc::new(Shared {
         runtime: runtime.clone(),
@@ -72,10 +73,10 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
         volumes: Volumes::new(pods_dir.clone(), objects.clone()),
         objects,
         objects_changed,
-        events: EventRecorder::new(client.clone(), &config.node_name),
+        events: EventRecorder::new(client.clone(), &config.node.name),
         table: table.clone(),
         client: client.clone(),
-        node_name: config.node_name.clone(),
+        node_name: config.node.name.clone(),
         host_ips: host_ips.clone(),
         pods_dir,
         containers_dir: config.root_dir.join("containers"),
@@ -83,15 +84,16 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
         machine_memory: facts.memory_bytes,
         cluster_dns: config.cluster_dns.clone(),
         cluster_domain: config.cluster_domain.clone(),
-        service_env,
+        services: client.clone().map_or_else(Services::none, Services::watch),
     });
 
     let (cidrs_tx, cidrs) = watch::channel(config.pod_cidrs.iter().map(ToString::to_string).collect::<Vec<_>>());
     let (state_tx, state) = watch::channel(NodeState::default());
-    tokio::spawn(keep_network(network.clone(), cidrs, network_tx, state_tx));
+    tokio::spawn(keep_network(network.clone(), cidrs, network_tx, state_tx.clone()));
+    tokio::spawn(list_images(images, state_tx));
     if client.is_some() {
         tokio::spawn(async move {
-            let mut tick = tokio::time::interval(OBJECTS);
+            let mut tick = tokio::time::interval(TOKENS);
             loop {
                 tick.tick().await;
                 objects_tx.send_modify(|n| *n += 1);
@@ -99,7 +101,8 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
         });
     }
     let (drain_tx, drain) = mpsc::channel(1);
-    tokio::spawn(serve_local(config.state_dir.clone(), table, drain_tx));
+    tokio::spawn(serve_local(config.state_dir.clone(), table.clone(), drain_tx));
+    serve_api(&config, client.clone(), Kubelet { pods: table, logs_dir: config.logs_dir.clone() }, &host_ips)?;
     let mut manager = Manager::new(shared);
     let found = runtime.recover().await?;
     let live: Vec<String> = found.iter().map(|s| s.spec.id.clone()).collect();
@@ -107,23 +110,24 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
     manager.recover(found).await;
     if let Some(client) = client.clone() {
         let settings = NodeSettings {
-            name: config.node_name.clone(),
-            labels: config.node_labels.clone(),
-            taints: Vec::new(),
+            name: config.node.name.clone(),
+            labels: config.node.labels.clone(),
+            taints: config.node.taints.clone(),
             node_ips: host_ips,
-            kubelet_port: config.port,
-            max_pods: config.max_pods,
+            kubelet_port: config.api.port,
+            max_pods: config.node.max_pods,
+            reserved: config.node.reserved.clone(),
         };
         tokio::spawn(cluster::keep_node(client.clone(), settings, facts, state, cidrs_tx.clone()));
-        tokio::spawn(cluster::keep_lease(client, config.node_name.clone()));
+        tokio::spawn(cluster::keep_lease(client, config.node.name.clone()));
     }
     let inputs = Inputs {
-        cluster: client.map(|c| cluster::watch_pods(c, &config.node_name)),
-        manifests: config.manifests.clone().map(|dir| source::watch_manifests(dir, config.node_name.clone())),
+        cluster: client.map(|c| cluster::watch_pods(c, &config.node.name)),
+        manifests: config.manifests.clone().map(|dir| source::watch_manifests(dir, config.node.name.clone())),
         runtime: events,
         drain,
     };
-    info!(node = config.node_name, version = env!("CARGO_PKG_VERSION"), "agent is up");
+    info!(node = config.node.name, version = env!("CARGO_PKG_VERSION"), "agent is up");
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     tokio::select! {
         () = manager.run(inputs) => {
@@ -143,6 +147,62 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
 async fn serve_local(state_dir: std::path::PathBuf, table: PodTable, drain: local::Drain) {
     if let Err(error) = local::serve(state_dir, table, drain).await {
         warn!(%error, "local socket not served: `pikelet ps` and `drain-local` will not work");
+    }
+}
+
+/// Starts the kubelet API. A standalone agent has nobody to serve unless client CAs are configured.
+fn serve_api(
+    config: &Config,
+    client: Option<kube::Client>,
+    kubelet: Kubelet,
+    host_ips: &[IpAddr],
+) -> Result<(), Box<dyn Error + Send + Sync>> {
+    if config.api.healthz_port != 0 {
+        let port = config.api.healthz_port;
+        tokio::spawn(async move {
+            if let Err(error) = api::serve_healthz(port).await {
+                warn!(error, "not served; set --healthz-port to another one, or to 0 for none");
+            }
+        });
+    }
+    if client.is_none() && config.api.client_ca_file.is_none() {
+        info!("kubelet API not served: without kubeconfig and client CA nobody could log in");
+        return Ok(());
+    }
+    let acceptor = tls::acceptor(&tls::TlsSettings {
+        certificate: config.api.certificate.clone(),
+        pki_dir: config.root_dir.join("pki"),
+        client_ca_file: config.api.client_ca_file.clone(),
+        names: vec![config.node.name.clone()],
+        ips: host_ips.to_vec(),
+    })?;
+    let access = Access::new(client, config.node.name.clone());
+    let address = SocketAddr::new(config.api.address, config.api.port);
+    tokio::spawn(async move {
+        if let Err(error) = api::serve(address, acceptor, access, kubelet).await {
+            warn!(error, "kubectl logs and exec will not work; is another kubelet running, or set --port");
+        }
+    });
+    Ok(())
+}
+
+/// Tells the Node which images there are.
+async fn list_images(images: ImageStore, state: watch::Sender<NodeState>) {
+    let mut changes = images.subscribe();
+    loop {
+        changes.borrow_and_update();
+        match images.list().await {
+            Ok(mut list) => {
+                list.sort_by_key(|i| std::cmp::Reverse(i.size));
+                let names = |i: &Image| i.repo_digests.iter().chain(&i.repo_tags).take(5).cloned().collect();
+                let list: Vec<_> = list.iter().map(|i| (names(i), i.size)).collect();
+                state.send_if_modified(|s| s.images != list && { s.images = list; true });
+            }
+            Err(error) => warn!(%error, "images not listed for the Node"),
+        }
+        if changes.changed().await.is_err() {
+            return;
+        }
     }
 }
 

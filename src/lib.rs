@@ -11,6 +11,7 @@ pub mod image;
 pub mod machine;
 pub mod network;
 pub mod pod;
+pub mod quantity;
 pub mod runtime;
 pub mod server;
 pub mod volume;

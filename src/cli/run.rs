@@ -20,7 +20,12 @@ pub struct Args {
 /// Runs the agent until SIGTERM.
 pub fn run(args: Args) -> Outcome {
     let config = Config::load(args.config.as_deref(), args.settings)?;
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let level = match config.verbosity {
+        0..4 => "info",
+        4..6 => "pikelet=debug,info",
+        _ => "pikelet=trace,debug",
+    };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     if config.json_logs {
         logs.json().init();

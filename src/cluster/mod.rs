@@ -3,15 +3,19 @@
 mod client;
 mod events;
 mod lease;
+mod mirror;
 mod node;
 mod objects;
 mod pods;
+mod services;
 mod status;
 
 pub use client::{ClusterError, connect};
 pub use events::EventRecorder;
 pub use lease::keep_lease;
+pub use mirror::{ensure_mirror, mirrored};
 pub use node::{NodeSettings, NodeState, keep_node};
 pub use objects::Objects;
 pub use pods::{PodUpdate, watch_pods};
-pub use status::{create_mirror, delete_pod, patch_status};
+pub use services::Services;
+pub use status::{delete_pod, patch_status};

@@ -35,6 +35,8 @@ pub struct NodeSettings {
     pub kubelet_port: u16,
     /// Largest number of pods.
     pub max_pods: u32,
+    /// Kept from pods: cpu in thousandths, memory and ephemeral-storage in bytes.
+    pub reserved: BTreeMap<String, u64>,
 }
 
 /// What changes while the agent runs.
@@ -46,11 +48,30 @@ pub struct NodeState {
     pub images: Vec<(Vec<String>, u64)>,
 }
 
-fn resources(machine: &MachineInfo, settings: &NodeSettings) -> Value {
+/// Memory in bytes below which pods are evicted, as kubelet's default `memory.available<100Mi`: kept from pods.
+const EVICTION_MEMORY: u64 = 100 << 20;
+/// Share of the disk below which pods are evicted, as kubelet's default `nodefs.available<10%`: kept from pods.
+const EVICTION_DISK: u64 = 10;
+
+fn capacity(machine: &MachineInfo, settings: &NodeSettings) -> Value {
     json!({
         "cpu": machine.cpus.to_string(),
         "memory": format!("{}Ki", machine.memory_bytes / 1024),
         "ephemeral-storage": format!("{}Ki", machine.disk_bytes / 1024),
+        "pods": settings.max_pods.to_string(),
+    })
+}
+
+/// Capacity less what is reserved and less the eviction thresholds (Kubernetes "Reserve Compute Resources").
+fn allocatable(machine: &MachineInfo, settings: &NodeSettings) -> Value {
+    let reserved = |name: &str| settings.reserved.get(name).copied().unwrap_or(0);
+    let cpu = (machine.cpus * 1000).saturating_sub(reserved("cpu"));
+    let memory = machine.memory_bytes.saturating_sub(reserved("memory") + EVICTION_MEMORY);
+    let disk = machine.disk_bytes.saturating_sub(reserved("ephemeral-storage") + machine.disk_bytes / EVICTION_DISK);
+    json!({
+        "cpu": if cpu % 1000 == 0 { (cpu / 1000).to_string() } else { format!("{cpu}m") },
+        "memory": format!("{}Ki", memory / 1024),
+        "ephemeral-storage": disk.to_string(),
         "pods": settings.max_pods.to_string(),
     })
 }
@@ -73,10 +94,9 @@ fn status(settings: &NodeSettings, machine: &MachineInfo, state: &NodeState, old
         settings.node_ips.iter().map(|ip| json!({"type": "InternalIP", "address": ip.to_string()})).collect();
     addresses.push(json!({"type": "Hostname", "address": settings.name}));
     let images: Vec<Value> = state.images.iter().take(50).map(|(n, s)| json!({"names": n, "sizeBytes": s})).collect();
-    let allocatable = resources(machine, settings);
     json!({
-        "capacity": resources(machine, settings),
-        "allocatable": allocatable,
+        "capacity": capacity(machine, settings),
+        "allocatable": allocatable(machine, settings),
         "conditions": [
             condition("MemoryPressure", "False", "KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
             condition("DiskPressure", "False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),

@@ -4,9 +4,15 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use k8s_openapi::api::core::v1::Taint;
 
 use crate::image::RegistryConfig;
+use crate::quantity;
+
+mod mistake;
+mod settings;
+
+pub use settings::Settings;
 
 /// Where the file is looked for when none is named.
 pub const DEFAULT_FILE: &str = "/etc/pikelet/config.yaml";
@@ -16,87 +22,13 @@ pub const DEFAULT_FILE: &str = "/etc/pikelet/config.yaml";
 #[error("{0}")]
 pub struct ConfigError(String);
 
-/// One source of settings: the file, or the flags.
-#[derive(Debug, Clone, Default, Deserialize, clap::Args)]
-#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
-pub struct Settings {
-    /// Kubeconfig of the control plane; without one only static pods run
-    #[arg(long, value_name = "FILE")]
-    pub kubeconfig: Option<PathBuf>,
-    /// Name of the Node [default: the host name]
-    #[arg(long)]
-    #[serde(alias = "hostnameOverride", alias = "node-name")]
-    pub node_name: Option<String>,
-    /// Addresses of the Node
-    #[arg(long = "node-ip", value_delimiter = ',')]
-    #[serde(rename = "nodeIP", alias = "node-ip")]
-    pub node_ip: Vec<IpAddr>,
-    /// Ranges pods get their addresses from, instead of the Node's spec.podCIDRs
-    #[arg(long = "pod-cidr", value_delimiter = ',')]
-    #[serde(rename = "podCIDR")]
-    pub pod_cidr: Vec<ipnet::IpNet>,
-    /// Ranges of all pods of the cluster (not masqueraded)
-    #[arg(long = "cluster-cidr", value_delimiter = ',')]
-    #[serde(rename = "clusterCIDR", alias = "cluster-cidr")]
-    pub cluster_cidr: Vec<ipnet::IpNet>,
-    /// Folder of static pod manifests
-    #[arg(long, value_name = "DIR")]
-    #[serde(alias = "staticPodPath")]
-    pub pod_manifest_path: Option<PathBuf>,
-    /// Data that outlives a reboot [default: /var/lib/pikelet]
-    #[arg(long, value_name = "DIR")]
-    #[serde(alias = "data-dir")]
-    pub root_dir: Option<PathBuf>,
-    /// Volatile state [default: /run/pikelet]
-    #[arg(long, value_name = "DIR")]
-    pub state_dir: Option<PathBuf>,
-    /// Container logs [default: /var/log/pods]
-    #[arg(long, value_name = "DIR")]
-    pub pod_logs_dir: Option<PathBuf>,
-    /// Cgroup that holds all pods [default: kubepods]
-    #[arg(long)]
-    pub cgroup_root: Option<String>,
-    /// Bridge interface of the pods [default: pikelet0]
-    #[arg(long)]
-    pub bridge: Option<String>,
-    /// Port of the kubelet API [default: 10250]
-    #[arg(long)]
-    pub port: Option<u16>,
-    /// Name servers of pods
-    #[arg(long = "cluster-dns", value_delimiter = ',')]
-    #[serde(rename = "clusterDNS", alias = "cluster-dns")]
-    pub cluster_dns: Vec<IpAddr>,
-    /// Cluster domain [default: cluster.local]
-    #[arg(long)]
-    #[serde(alias = "cluster-domain")]
-    pub cluster_domain: Option<String>,
-    /// Largest number of pods [default: 110]
-    #[arg(long)]
-    pub max_pods: Option<u32>,
-    /// Registries that may be reached by plain HTTP
-    #[arg(long = "insecure-registry", value_name = "HOST[:PORT]")]
-    #[serde(rename = "insecureRegistries")]
-    pub insecure_registries: Vec<String>,
-    /// How each registry is reached, by host
-    #[arg(skip)]
-    pub registries: BTreeMap<String, RegistryConfig>,
-    /// More labels of the Node
-    #[arg(skip)]
-    pub node_labels: BTreeMap<String, String>,
-    /// Log format: text or json [default: text]
-    #[arg(long)]
-    pub log_format: Option<String>,
-}
-
 /// The settings an agent runs with.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Kubeconfig of the control plane.
     pub kubeconfig: Option<PathBuf>,
-    /// Name of the Node.
-    pub node_name: String,
-    /// Addresses of the Node; empty: found out.
-    pub node_ips: Vec<IpAddr>,
+    /// The Node.
+    pub node: NodeConfig,
     /// Fixed pod ranges.
     pub pod_cidrs: Vec<ipnet::IpNet>,
     /// Ranges of the whole cluster.
@@ -113,24 +45,98 @@ pub struct Config {
     pub cgroup_root: String,
     /// Bridge of the pods.
     pub bridge: String,
-    /// Port of the kubelet API.
-    pub port: u16,
+    /// The kubelet API.
+    pub api: ApiConfig,
     /// Name servers of pods.
     pub cluster_dns: Vec<IpAddr>,
     /// Cluster domain.
     pub cluster_domain: String,
-    /// Largest number of pods.
-    pub max_pods: u32,
     /// How each registry is reached.
     pub registries: BTreeMap<String, RegistryConfig>,
-    /// More labels of the Node.
-    pub node_labels: BTreeMap<String, String>,
     /// Logs as JSON.
     pub json_logs: bool,
+    /// How much is logged, as `--v`.
+    pub verbosity: u8,
+}
+
+/// What a person chose for the Node.
+#[derive(Debug, Clone, Default)]
+pub struct NodeConfig {
+    /// Name.
+    pub name: String,
+    /// Addresses; empty: found out.
+    pub ips: Vec<IpAddr>,
+    /// More labels.
+    pub labels: BTreeMap<String, String>,
+    /// Taints at registration.
+    pub taints: Vec<Taint>,
+    /// Largest number of pods.
+    pub max_pods: u32,
+    /// Kept from pods: cpu in thousandths, memory and ephemeral-storage in bytes.
+    pub reserved: BTreeMap<String, u64>,
+}
+
+/// Where and for whom the kubelet API is served.
+#[derive(Debug, Clone)]
+pub struct ApiConfig {
+    /// Listening address.
+    pub address: IpAddr,
+    /// Listening port.
+    pub port: u16,
+    /// Port of `/healthz` on loopback; 0: none.
+    pub healthz_port: u16,
+    /// CAs of client certificates.
+    pub client_ca_file: Option<PathBuf>,
+    /// Serving certificate and key; `None`: self-signed.
+    pub certificate: Option<(PathBuf, PathBuf)>,
 }
 
 fn list<T>(flags: Vec<T>, file: Vec<T>) -> Vec<T> {
     if flags.is_empty() { file } else { flags }
+}
+
+fn wrong<T>(message: String) -> Result<T, ConfigError> {
+    Err(ConfigError(message))
+}
+
+fn labels(written: &[String]) -> Result<BTreeMap<String, String>, ConfigError> {
+    let mut labels = BTreeMap::new();
+    for label in written {
+        let Some((key, value)) = label.split_once('=').filter(|(k, _)| !k.is_empty()) else {
+            return wrong(format!("node label {label:?}: it is written key=value"));
+        };
+        labels.insert(key.to_owned(), value.to_owned());
+    }
+    Ok(labels)
+}
+
+fn taint(written: &str) -> Result<Taint, ConfigError> {
+    let (left, effect) = written.rsplit_once(':').unwrap_or((written, ""));
+    let (key, value) = left.split_once('=').unwrap_or((left, ""));
+    if key.is_empty() || !matches!(effect, "NoSchedule" | "PreferNoSchedule" | "NoExecute") {
+        return wrong(format!(
+            "taint {written:?}: it is written key[=value]:effect, and the effect is NoSchedule, PreferNoSchedule or NoExecute"
+        ));
+    }
+    let value = Some(value.to_owned()).filter(|v| !v.is_empty());
+    Ok(Taint { key: key.to_owned(), value, effect: effect.to_owned(), ..Taint::default() })
+}
+
+/// The sum of `kubeReserved` and `systemReserved`.
+fn reserved(maps: [&BTreeMap<String, String>; 2]) -> Result<BTreeMap<String, u64>, ConfigError> {
+    let mut sums = BTreeMap::new();
+    for (name, text) in maps.into_iter().flatten() {
+        let value = match name.as_str() {
+            "cpu" => quantity::milli(text),
+            "memory" | "ephemeral-storage" => quantity::whole(text),
+            _ => return wrong(format!("reserved {name:?}: cpu, memory and ephemeral-storage can be reserved")),
+        };
+        let Some(value) = value.and_then(|v| u64::try_from(v).ok()) else {
+            return wrong(format!("reserved {name}: {text:?} is no quantity such as 100m or 64Mi"));
+        };
+        *sums.entry(name.clone()).or_default() += value;
+    }
+    Ok(sums)
 }
 
 impl Config {
@@ -138,41 +144,64 @@ impl Config {
     pub fn load(file: Option<&Path>, flags: Settings) -> Result<Self, ConfigError> {
         let path = file.unwrap_or(Path::new(DEFAULT_FILE));
         let read = match std::fs::read_to_string(path) {
-            Ok(text) if text.trim().is_empty() => Settings::default(),
-            Ok(text) => serde_saphyr::from_str(&text).map_err(|e| ConfigError(format!("{}: {e}", path.display())))?,
+            Ok(text) => parse(&text).map_err(|message| ConfigError(format!("{}: {message}", path.display())))?,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound && file.is_none() => Settings::default(),
-            Err(error) => return Err(ConfigError(format!("reading {}: {error}", path.display()))),
+            Err(error) => return wrong(format!("reading {}: {error}", path.display())),
         };
         Self::resolve(flags, read)
     }
 
     fn resolve(flags: Settings, file: Settings) -> Result<Self, ConfigError> {
+        if let Some(kind) = file.kind.filter(|k| k != "KubeletConfiguration") {
+            return wrong(format!("kind {kind:?}: it is KubeletConfiguration, or left out"));
+        }
         let mut registries = file.registries;
         for host in file.insecure_registries.into_iter().chain(flags.insecure_registries) {
             registries.entry(host).or_default().insecure = true;
         }
-        let host_name = || nix::unistd::gethostname().ok().and_then(|n| n.into_string().ok()).unwrap_or_default();
-        let node_name = flags.node_name.or(file.node_name).unwrap_or_else(host_name).to_lowercase();
-        let valid = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
-        if node_name.is_empty() || !node_name.chars().all(valid) {
-            return Err(ConfigError(format!(
-                "node name {node_name:?}: only lower-case letters, digits, - and . are allowed; set --node-name"
-            )));
-        }
         let bridge = flags.bridge.or(file.bridge).unwrap_or_else(|| "pikelet0".to_owned());
         if bridge.is_empty() || bridge.len() > 15 {
-            return Err(ConfigError(format!("bridge {bridge:?}: an interface name has 1 to 15 characters")));
+            return wrong(format!("bridge {bridge:?}: an interface name has 1 to 15 characters"));
         }
         let format = flags.log_format.or(file.log_format).unwrap_or_else(|| "text".to_owned());
         if !matches!(format.as_str(), "text" | "json") {
-            return Err(ConfigError(format!("log format {format:?}: it is text or json")));
+            return wrong(format!("log format {format:?}: it is text or json"));
         }
+        let host_name = || nix::unistd::gethostname().ok().and_then(|n| n.into_string().ok()).unwrap_or_default();
+        let name = flags.node_name.or(file.node_name).unwrap_or_else(host_name).to_lowercase();
+        let valid = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
+        if name.is_empty() || !name.chars().all(valid) {
+            return wrong(format!(
+                "node name {name:?}: only lower-case letters, digits, - and . are allowed; set --node-name"
+            ));
+        }
+        let taints = list(flags.register_with_taints, file.register_with_taints);
+        let node = NodeConfig {
+            name,
+            ips: list(flags.node_ip, file.node_ip),
+            labels: labels(&list(flags.node_labels, file.node_labels))?,
+            taints: taints.iter().map(|t| taint(t)).collect::<Result<_, _>>()?,
+            max_pods: flags.max_pods.or(file.max_pods).unwrap_or(110),
+            reserved: reserved([&file.kube_reserved, &file.system_reserved])?,
+        };
+        let api = ApiConfig {
+            address: flags.address.or(file.address).unwrap_or(IpAddr::from([0, 0, 0, 0])),
+            port: flags.port.or(file.port).unwrap_or(10250),
+            healthz_port: flags.healthz_port.or(file.healthz_port).unwrap_or(10248),
+            client_ca_file: flags
+                .client_ca_file
+                .or(file.client_ca_file)
+                .or(file.authentication.x509.client_ca_file),
+            certificate: flags
+                .tls_cert_file
+                .zip(flags.tls_private_key_file)
+                .or(file.tls_cert_file.zip(file.tls_private_key_file)),
+        };
         let path =
             |flag: Option<PathBuf>, file: Option<PathBuf>, default: &str| flag.or(file).unwrap_or(default.into());
         Ok(Self {
             kubeconfig: flags.kubeconfig.or(file.kubeconfig),
-            node_name,
-            node_ips: list(flags.node_ip, file.node_ip),
+            node,
             pod_cidrs: list(flags.pod_cidr, file.pod_cidr),
             cluster_cidrs: list(flags.cluster_cidr, file.cluster_cidr),
             manifests: flags.pod_manifest_path.or(file.pod_manifest_path),
@@ -181,15 +210,21 @@ impl Config {
             logs_dir: path(flags.pod_logs_dir, file.pod_logs_dir, "/var/log/pods"),
             cgroup_root: flags.cgroup_root.or(file.cgroup_root).unwrap_or_else(|| "kubepods".to_owned()),
             bridge,
-            port: flags.port.or(file.port).unwrap_or(10250),
+            api,
             cluster_dns: list(flags.cluster_dns, file.cluster_dns),
             cluster_domain: flags.cluster_domain.or(file.cluster_domain).unwrap_or_else(|| "cluster.local".to_owned()),
-            max_pods: flags.max_pods.or(file.max_pods).unwrap_or(110),
             registries,
-            node_labels: file.node_labels,
             json_logs: format == "json",
+            verbosity: flags.verbosity.or(file.verbosity).unwrap_or(0),
         })
     }
+}
+
+fn parse(text: &str) -> Result<Settings, String> {
+    if text.trim().is_empty() {
+        return Ok(Settings::default());
+    }
+    serde_saphyr::from_str(text).map_err(|e| mistake::explain(&e))
 }
 
 #[cfg(test)]
@@ -198,18 +233,35 @@ mod tests {
 
     #[test]
     fn flags_win_and_defaults_fill() {
-        let file: Settings = serde_saphyr::from_str("nodeName: from-file\nport: 1\nclusterDNS: [10.0.0.10]\n").unwrap();
+        let file = parse("nodeName: from-file\nport: 1\nclusterDNS: [10.0.0.10]\n").unwrap();
         let flags = Settings { port: Some(2), ..Settings::default() };
         let config = Config::resolve(flags, file).unwrap();
-        assert_eq!((config.node_name.as_str(), config.port, config.max_pods), ("from-file", 2, 110));
+        assert_eq!((config.node.name.as_str(), config.api.port, config.node.max_pods), ("from-file", 2, 110));
         assert_eq!(config.cluster_dns.len(), 1);
     }
 
     #[test]
+    fn files_of_a_kubelet_and_of_k3s_are_taken() {
+        let kubelet = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nstaticPodPath: /m\n\
+                       authentication: {x509: {clientCAFile: /ca}}\nkubeReserved: {cpu: 100m, memory: 64Mi}\n\
+                       registerWithTaints: [{key: a, value: b, effect: NoSchedule}]\n";
+        let config = Config::resolve(Settings::default(), parse(kubelet).unwrap()).unwrap();
+        assert_eq!(config.api.client_ca_file, Some("/ca".into()));
+        assert_eq!(config.node.reserved["memory"], 64 << 20);
+        assert_eq!(config.node.taints[0].effect, "NoSchedule");
+        let k3s = "node-name: pi\nnode-ip: 10.0.0.1,fd00::1\nnode-label: [a=b]\ncluster-dns: 10.43.0.10\n";
+        let config = Config::resolve(Settings::default(), parse(k3s).unwrap()).unwrap();
+        assert_eq!((config.node.ips.len(), config.node.labels["a"].as_str()), (2, "b"));
+    }
+
+    #[test]
     fn mistakes_are_named() {
-        let error = serde_saphyr::from_str::<Settings>("nodeNam: x\n").unwrap_err().to_string();
-        assert!(error.contains("nodeNam") && error.contains("line 1"), "{error}");
-        let flags = Settings { node_name: Some("UPPER_x".into()), ..Settings::default() };
-        assert!(Config::resolve(flags, Settings::default()).unwrap_err().to_string().contains("node name"));
+        let error = parse("port: 1\nnodeNam: x\n").unwrap_err();
+        assert_eq!(error, "line 2: there is no setting \"nodeNam\": did you mean \"nodeName\"?");
+        assert!(parse("qqq: 1").unwrap_err().contains("\"qqq\": see"));
+        let of = |flags| Config::resolve(flags, Settings::default()).unwrap_err().to_string();
+        assert!(of(Settings { node_name: Some("UPPER_x".into()), ..Settings::default() }).contains("node name"));
+        assert!(of(Settings { register_with_taints: vec!["a:No".into()], ..Settings::default() }).contains("taint"));
+        assert!(of(Settings { node_labels: vec!["a".into()], ..Settings::default() }).contains("key=value"));
     }
 }

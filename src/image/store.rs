@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::{Value, json};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 use tracing::info;
 
 use super::manifest::{self, ImageConfig, Manifest};
@@ -24,6 +24,7 @@ struct Inner {
     config: StoreConfig,
     /// Pulls and changes of the index, one at a time.
     writing: Mutex<()>,
+    changed: watch::Sender<u64>,
 }
 
 /// The image store; cheap to clone.
@@ -67,7 +68,12 @@ impl ImageStore {
                 let _ = fs::remove_dir_all(entry.path());
             }
         }
-        Ok(Self { inner: Arc::new(Inner { config, writing: Mutex::new(()) }) })
+        Ok(Self { inner: Arc::new(Inner { config, writing: Mutex::new(()), changed: watch::Sender::new(0) }) })
+    }
+
+    /// Wakes when images were added or removed.
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.inner.changed.subscribe()
     }
 
     fn dir(&self) -> &Path {
@@ -102,7 +108,9 @@ impl ImageStore {
     fn write_index(&self, entries: &[Value]) -> Result<(), ImageError> {
         let index =
             json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": entries});
-        write_whole(&self.dir().join("index.json"), index.to_string().as_bytes())
+        write_whole(&self.dir().join("index.json"), index.to_string().as_bytes())?;
+        self.inner.changed.send_modify(|n| *n += 1);
+        Ok(())
     }
 
     fn load(&self, entries: &[Value], digest: &str) -> Option<Image> {

@@ -415,7 +415,7 @@ impl Worker {
             pod_ips: ips.to_vec(),
             node_name: self.shared.node_name.clone(),
             hostname: hostname(pod_spec, pod.name()),
-            extra: self.shared.service_env.borrow().clone(),
+            extra: self.shared.services.variables(pod.ns(), pod_spec.enable_service_links.unwrap_or(true)).await,
         };
         let env = env::build_env(pod, container, &image.config.env, &context, &*self.shared.objects)
             .await

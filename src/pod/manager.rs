@@ -11,7 +11,7 @@ use tracing::{info, warn};
 use super::source::StaticUpdate;
 use super::worker::{Message, Shared, Worker};
 use super::{PodExt, checkpoint};
-use crate::cluster::PodUpdate;
+use crate::cluster::{self, PodUpdate};
 use crate::runtime::{RuntimeEvent, SandboxInfo};
 
 /// Where pods and orders come from.
@@ -26,6 +26,13 @@ pub struct Inputs {
     pub drain: mpsc::Receiver<oneshot::Sender<()>>,
 }
 
+/// The API server's copy of a static pod.
+struct Mirror {
+    static_uid: String,
+    namespace: String,
+    name: String,
+}
+
 /// See the module.
 pub struct Manager {
     shared: Arc<Shared>,
@@ -33,6 +40,11 @@ pub struct Manager {
     statics: BTreeSet<String>,
     tasks: JoinSet<String>,
     found: BTreeMap<String, SandboxInfo>,
+    /// Mirror pods on the API server by their uid.
+    mirrors: BTreeMap<String, Mirror>,
+    /// The manifests were read, and the API server's pods listed: mirrors of nothing can be told.
+    manifests_read: bool,
+    listed: bool,
     draining: Option<oneshot::Sender<()>>,
 }
 
@@ -45,6 +57,9 @@ impl Manager {
             statics: BTreeSet::new(),
             tasks: JoinSet::new(),
             found: BTreeMap::new(),
+            mirrors: BTreeMap::new(),
+            manifests_read: false,
+            listed: false,
             draining: None,
         }
     }
@@ -94,6 +109,7 @@ impl Manager {
 
     /// Runs until drained or every source of events is gone; pods outlive it otherwise.
     pub async fn run(mut self, mut inputs: Inputs) {
+        self.manifests_read = inputs.manifests.is_none();
         loop {
             tokio::select! {
                 Some(event) = inputs.runtime.recv() => self.runtime_event(event).await,
@@ -131,7 +147,7 @@ impl Manager {
 
     async fn cluster_update(&mut self, update: PodUpdate) {
         match update {
-            PodUpdate::Upsert(pod) if pod.is_mirror() => {}
+            PodUpdate::Upsert(pod) if pod.is_mirror() => self.mirror_update(&pod).await,
             PodUpdate::Upsert(pod) => {
                 let uid = pod.uid().to_owned();
                 if self.workers.contains_key(&uid) {
@@ -140,7 +156,10 @@ impl Manager {
                     self.upsert(*pod);
                 }
             }
-            PodUpdate::Removed { uid, .. } => self.tell(&uid, Message::Removed).await,
+            PodUpdate::Removed { uid } => match self.mirrors.remove(&uid) {
+                Some(mirror) => self.tell(&mirror.static_uid, Message::MirrorChanged).await,
+                None => self.tell(&uid, Message::Removed).await,
+            },
             PodUpdate::Synced(uids) => {
                 let uids: BTreeSet<_> = uids.into_iter().collect();
                 let gone: Vec<_> =
@@ -148,11 +167,40 @@ impl Manager {
                 for uid in gone {
                     self.tell(&uid, Message::Removed).await;
                 }
+                self.mirrors.retain(|uid, _| uids.contains(uid));
+                self.listed = true;
+                self.delete_lone_mirrors();
             }
         }
     }
 
+    async fn mirror_update(&mut self, pod: &Pod) {
+        let static_uid = cluster::mirrored(pod).unwrap_or_default().to_owned();
+        if pod.metadata.deletion_timestamp.is_some() {
+            self.tell(&static_uid, Message::MirrorChanged).await;
+        }
+        let mirror = Mirror { static_uid, namespace: pod.ns().to_owned(), name: pod.name().to_owned() };
+        self.mirrors.insert(pod.uid().to_owned(), mirror);
+        self.delete_lone_mirrors();
+    }
+
+    /// Mirrors whose manifest went away while no agent ran.
+    fn delete_lone_mirrors(&mut self) {
+        let Some(client) = self.shared.client.clone().filter(|_| self.manifests_read && self.listed) else { return };
+        for (uid, mirror) in self.mirrors.extract_if(.., |_, m| !self.statics.contains(&m.static_uid)) {
+            let client = client.clone();
+            tokio::spawn(async move {
+                let Mirror { namespace, name, .. } = mirror;
+                match cluster::delete_pod(&client, &namespace, &name, &uid).await {
+                    Err(error) if !error.is_not_found() => warn!(%error, "mirror pod of no manifest not deleted"),
+                    _ => {}
+                }
+            });
+        }
+    }
+
     async fn static_update(&mut self, pods: Vec<Pod>) {
+        self.manifests_read = true;
         let wanted: BTreeSet<String> = pods.iter().map(|p| p.uid().to_owned()).collect();
         let gone: Vec<_> = self.statics.iter().filter(|u| !wanted.contains(*u)).cloned().collect();
         for uid in gone {
@@ -165,6 +213,7 @@ impl Manager {
                 self.upsert(pod);
             }
         }
+        self.delete_lone_mirrors();
     }
 
     async fn runtime_event(&mut self, event: RuntimeEvent) {

@@ -8,6 +8,7 @@ pub mod container;
 pub mod env;
 pub mod manager;
 pub mod qos;
+pub mod references;
 pub mod source;
 pub mod status;
 pub mod table;

@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::{Container, Pod};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use super::{PodExt, is_sidecar};
+use crate::quantity;
 use crate::runtime::Resources;
 
 /// CFS period in microseconds.
@@ -19,40 +20,10 @@ const MIN_SHARES: u64 = 2;
 /// Largest number of CPU shares.
 const MAX_SHARES: u64 = 262_144;
 
-/// A quantity in whole units of 1/`scale` (1000 for milli CPU, 1 for bytes), rounded up. `None` if it does not parse.
-pub fn parse_quantity(quantity: &Quantity, scale: f64) -> Option<i64> {
-    let text = quantity.0.trim();
-    let end = text.find(|c: char| c.is_ascii_alphabetic() && c != 'e' && c != 'E').unwrap_or(text.len());
-    let (digits, suffix) = match text[..end].parse::<f64>() {
-        Ok(n) => (n, &text[end..]),
-        Err(_) => (text.trim_end_matches(['E', 'e']).parse::<f64>().ok()?, "E"),
-    };
-    let factor = match suffix {
-        "" => 1.0,
-        "n" => 1e-9,
-        "u" => 1e-6,
-        "m" => 1e-3,
-        "k" => 1e3,
-        "M" => 1e6,
-        "G" => 1e9,
-        "T" => 1e12,
-        "P" => 1e15,
-        "E" => 1e18,
-        "Ki" => 1024.0,
-        "Mi" => 1_048_576.0,
-        "Gi" => 1_073_741_824.0,
-        "Ti" => 1_099_511_627_776.0,
-        "Pi" => 1_125_899_906_842_624.0,
-        _ => return None,
-    };
-    let value = digits * factor * scale;
-    // a sum such as 0.1 * 1000 may end a hair above the whole number it means
-    let rounded = value.round();
-    Some(if (value - rounded).abs() < 1e-6 { rounded as i64 } else { value.ceil() as i64 })
-}
-
 fn amount(list: Option<&BTreeMap<String, Quantity>>, name: &str) -> Option<i64> {
-    parse_quantity(list?.get(name)?, if name == "cpu" { 1000.0 } else { 1.0 }).filter(|n| *n > 0)
+    let text = &list?.get(name)?.0;
+    let amount = if name == "cpu" { quantity::milli(text) } else { quantity::whole(text) };
+    amount.and_then(|n| i64::try_from(n).ok()).filter(|n| *n > 0)
 }
 
 /// Request of a container (its limit where no request is set): milli CPU or bytes.
@@ -174,20 +145,6 @@ mod tests {
 
     fn pod(json: serde_json::Value) -> Pod {
         serde_json::from_value(serde_json::json!({"metadata": {"uid": "u"}, "spec": json})).unwrap()
-    }
-
-    #[test]
-    fn quantities() {
-        for (text, scale, want) in [
-            ("100m", 1000.0, 100),
-            ("0.1", 1000.0, 100),
-            ("64Mi", 1.0, 67_108_864),
-            ("1e3", 1.0, 1000),
-            ("2", 1000.0, 2000),
-        ] {
-            assert_eq!(parse_quantity(&Quantity(text.into()), scale), Some(want), "{text}");
-        }
-        assert_eq!(parse_quantity(&Quantity("1Q".into()), 1.0), None);
     }
 
     #[test]

@@ -16,8 +16,8 @@ use super::backoff::{Backoff, RESET_AFTER};
 use super::container::ContainerState;
 use super::stop::Stopping;
 use super::table::PodTable;
-use super::{PodExt, checkpoint, is_sidecar, status, writer};
-use crate::cluster::EventRecorder;
+use super::{PodExt, checkpoint, is_sidecar, references, status, writer};
+use crate::cluster::{EventRecorder, Services};
 use crate::image::{Image, ImageError, ImageStore};
 use crate::network::Network;
 use crate::runtime::{ExitRecord, Runtime, SandboxInfo};
@@ -62,7 +62,7 @@ pub struct Shared {
     /// Cluster domain.
     pub cluster_domain: String,
     /// `KUBERNETES_SERVICE_HOST` and friends.
-    pub service_env: watch::Receiver<Vec<(String, String)>>,
+    pub services: Services,
 }
 
 /// What a worker is told.
@@ -72,6 +72,8 @@ pub enum Message {
     Update(Box<Pod>),
     /// The pod is gone from its source: stop and forget it.
     Removed,
+    /// Somebody deleted the API server's copy of this static pod.
+    MirrorChanged,
     /// A container ended.
     Exited {
         /// Container id.
@@ -144,6 +146,7 @@ impl Worker {
         }
         let (sandbox, next_sandbox) = adopt(&shared, found, &mut containers);
         let writer = writer::StatusWriter::new(shared.client.clone());
+        shared.objects.hold(&uid, references::references(&pod));
         let worker = Self {
             shared,
             pod: Arc::new(pod),
@@ -194,6 +197,7 @@ impl Worker {
                 self.take(message);
             }
         }
+        self.shared.objects.release(&self.uid);
         self.writer.finish(&self.pod, self.removed).await;
         self.shared.table.remove(&self.uid);
     }
@@ -208,6 +212,7 @@ impl Worker {
                 self.pod = Arc::new(pod);
             }
             Message::Removed => self.removed = true,
+            Message::MirrorChanged => self.writer.mirror_changed(),
             Message::Exited { container, exit } => self.exited(&container, exit),
             Message::SandboxLost { sandbox } => self.sandbox_lost(&sandbox),
             Message::Pulled { container, result } => self.pulled(&container, result),

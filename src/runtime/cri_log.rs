@@ -17,7 +17,8 @@ pub enum Stream {
 }
 
 impl Stream {
-    fn name(self) -> &'static [u8] {
+    /// As the log names it.
+    pub fn name(self) -> &'static [u8] {
         match self {
             Self::Stdout => b"stdout",
             Self::Stderr => b"stderr",

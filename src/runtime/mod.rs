@@ -6,6 +6,7 @@
 mod cgroup;
 mod connection;
 mod cri_log;
+mod log_reader;
 mod protocol;
 mod rooted;
 pub mod shim;
@@ -15,6 +16,8 @@ mod teardown;
 mod types;
 mod user;
 
+pub use cri_log::Stream as LogStream;
+pub use log_reader::{LogOptions, read_log};
 pub use types::*;
 pub use user::resolve_user;
 

@@ -10,7 +10,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::{get, post};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
 
@@ -37,8 +37,7 @@ pub async fn serve(state_dir: PathBuf, pods: PodTable, drain: Drain) -> std::io:
 }
 
 async fn list(State(pods): State<PodTable>) -> Json<Value> {
-    let items: Vec<Value> = pods.list().iter().filter_map(|p| serde_json::to_value(&**p).ok()).collect();
-    Json(json!({"apiVersion": "v1", "kind": "PodList", "items": items}))
+    Json(super::api::pod_list(pods.list().iter().map(|p| &**p)))
 }
 
 async fn drain_all(State(drain): State<Drain>) -> StatusCode {

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::{Container, Pod, ResourceFieldSelector};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
+use crate::quantity;
+
 /// The value of `metadata.*` at `path`; `None` when the path is not one of those.
 pub fn metadata_field(pod: &Pod, path: &str) -> Option<String> {
     let meta = &pod.metadata;
@@ -89,37 +91,6 @@ pub fn pod_memory_limit(pod: &Pod) -> Option<u64> {
     containers.iter().map(|c| bytes(&c.resources.as_ref()?.limits.as_ref()?.get("memory")?.0).ok()).sum()
 }
 
-/// A quantity in thousandths, rounded up.
-pub fn milli(quantity: &str) -> Result<i128, String> {
-    let wrong = || format!("{quantity:?} is not a quantity such as 500m, 2 or 64Mi");
-    let text = quantity.trim();
-    let end = text.find(|c: char| !matches!(c, '0'..='9' | '.' | '+' | '-')).unwrap_or(text.len());
-    let (number, suffix) = text.split_at(end);
-    // Numerator and denominator of the suffix's factor, in thousandths.
-    let (up, down): (i128, i128) = match suffix {
-        "n" => (1, 1_000_000),
-        "u" => (1, 1_000),
-        "m" => (1, 1),
-        "" => (1_000, 1),
-        "k" => (1_000_000, 1),
-        "M" => (1_000_000_000, 1),
-        "G" => (1_000_000_000_000, 1),
-        "T" => (1_000_000_000_000_000, 1),
-        "P" => (1_000_000_000_000_000_000, 1),
-        "Ki" => (1_000 << 10, 1),
-        "Mi" => (1_000 << 20, 1),
-        "Gi" => (1_000 << 30, 1),
-        "Ti" => (1_000 << 40, 1),
-        "Pi" => (1_000 << 50, 1),
-        exponent => {
-            let power: i32 = exponent.strip_prefix(['e', 'E']).and_then(|e| e.parse().ok()).ok_or_else(wrong)?;
-            let factor = 10_i128.checked_pow(power.unsigned_abs()).filter(|_| power.abs() <= 18).ok_or_else(wrong)?;
-            if power < 0 { (1_000, factor) } else { (1_000 * factor, 1) }
-        }
-    };
-    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-    let digits: i128 = format!("{whole}{fraction}").parse().map_err(|_| wrong())?;
-    let down = down * 10_i128.checked_pow(fraction.len() as u32).ok_or_else(wrong)?;
-    let scaled = digits.checked_mul(up).ok_or_else(wrong)?;
-    Ok(scaled.div_euclid(down) + i128::from(scaled.rem_euclid(down) != 0))
+fn milli(text: &str) -> Result<i128, String> {
+    quantity::milli(text).ok_or_else(|| format!("{text:?} is not a quantity such as 500m, 2 or 64Mi"))
 }

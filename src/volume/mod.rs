@@ -14,7 +14,7 @@ mod sub_path;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -25,12 +25,36 @@ use projection::Token;
 
 pub use sub_path::sub_path;
 
+/// The kinds of objects whose content pods use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ObjectKind {
+    /// `ConfigMap`.
+    ConfigMap,
+    /// `Secret`.
+    Secret,
+}
+
+/// Which object.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ObjectKey {
+    /// Its kind.
+    pub kind: ObjectKind,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
 /// Where the objects pods refer to come from. `Ok(None)` means that the object does not exist.
 pub trait ObjectSource: Send + Sync {
     /// The `ConfigMap` of that namespace and name.
     fn config_map<'a>(&'a self, ns: &'a str, name: &'a str) -> BoxFuture<'a, Result<Option<ConfigMap>, String>>;
     /// The `Secret` of that namespace and name.
     fn secret<'a>(&'a self, ns: &'a str, name: &'a str) -> BoxFuture<'a, Result<Option<Secret>, String>>;
+    /// From now on the pod of that uid refers to those objects: they are kept up to date.
+    fn hold(&self, _pod_uid: &str, _keys: BTreeSet<ObjectKey>) {}
+    /// The pod of that uid is gone.
+    fn release(&self, _pod_uid: &str) {}
     /// A token of the service account bound to the pod, with its expiry in unix seconds.
     fn token<'a>(
         &'a self,

@@ -1,0 +1,206 @@
+//! What a person can set: one source of settings, the file or the flags.
+//!
+//! Names are those of the kubelet's `KubeletConfiguration` and flags, with k3s's (`data-dir`, `node-label`, ...) as
+//! aliases; the agent's own are the rest.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+use crate::image::RegistryConfig;
+
+/// One source of settings. What is unset leaves the next source, then the default, in force.
+#[derive(Debug, Clone, Default, Deserialize, clap::Args)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Settings {
+    /// Of a kubelet's own file; taken so that one can be used as it is
+    #[arg(skip)]
+    pub api_version: Option<String>,
+    /// Of a kubelet's own file; `KubeletConfiguration` if given
+    #[arg(skip)]
+    pub kind: Option<String>,
+    /// Kubeconfig of the control plane; without one only static pods run
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Name of the Node [default: the host name]
+    #[arg(long, alias = "hostname-override", value_name = "NAME")]
+    #[serde(alias = "hostnameOverride", alias = "node-name")]
+    pub node_name: Option<String>,
+    /// Addresses of the Node [default: the one of the default route]
+    #[arg(long = "node-ip", value_delimiter = ',', value_name = "IP")]
+    #[serde(rename = "nodeIP", alias = "node-ip", with = "one_or_many")]
+    pub node_ip: Vec<IpAddr>,
+    /// More labels of the Node
+    #[arg(long = "node-labels", alias = "node-label", value_delimiter = ',', value_name = "KEY=VALUE")]
+    #[serde(alias = "node-label", alias = "node-labels", deserialize_with = "labels")]
+    pub node_labels: Vec<String>,
+    /// Taints the Node is registered with
+    #[arg(
+        long = "register-with-taints",
+        alias = "node-taint",
+        value_delimiter = ',',
+        value_name = "KEY[=VALUE]:EFFECT"
+    )]
+    #[serde(alias = "node-taint", deserialize_with = "taints")]
+    pub register_with_taints: Vec<String>,
+    /// Ranges pods get their addresses from, instead of the Node's spec.podCIDRs
+    #[arg(long = "pod-cidr", value_delimiter = ',', value_name = "CIDR")]
+    #[serde(rename = "podCIDR", with = "one_or_many")]
+    pub pod_cidr: Vec<ipnet::IpNet>,
+    /// Ranges of all pods of the cluster: what goes there is not masqueraded
+    #[arg(long = "cluster-cidr", value_delimiter = ',', value_name = "CIDR")]
+    #[serde(rename = "clusterCIDR", alias = "cluster-cidr", with = "one_or_many")]
+    pub cluster_cidr: Vec<ipnet::IpNet>,
+    /// Folder of static pod manifests
+    #[arg(long, value_name = "DIR")]
+    #[serde(alias = "staticPodPath", alias = "pod-manifest-path")]
+    pub pod_manifest_path: Option<PathBuf>,
+    /// Data that outlives a reboot [default: /var/lib/pikelet]
+    #[arg(long, alias = "data-dir", value_name = "DIR")]
+    #[serde(alias = "data-dir")]
+    pub root_dir: Option<PathBuf>,
+    /// Volatile state [default: /run/pikelet]
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Container logs [default: /var/log/pods]
+    #[arg(long, value_name = "DIR")]
+    #[serde(alias = "podLogsDir")]
+    pub pod_logs_dir: Option<PathBuf>,
+    /// Cgroup that holds all pods [default: kubepods]
+    #[arg(long, value_name = "NAME")]
+    pub cgroup_root: Option<String>,
+    /// Bridge interface of the pods [default: pikelet0]
+    #[arg(long, value_name = "NAME")]
+    pub bridge: Option<String>,
+    /// Address the kubelet API listens on [default: 0.0.0.0]
+    #[arg(long, value_name = "IP")]
+    pub address: Option<IpAddr>,
+    /// Port of the kubelet API [default: 10250]
+    #[arg(long)]
+    pub port: Option<u16>,
+    /// Port of /healthz on loopback, 0 for none [default: 10248]
+    #[arg(long, value_name = "PORT")]
+    pub healthz_port: Option<u16>,
+    /// CAs whose client certificates the kubelet API accepts
+    #[arg(long = "client-ca-file", value_name = "FILE")]
+    #[serde(rename = "clientCAFile")]
+    pub client_ca_file: Option<PathBuf>,
+    /// The kubelet's own place for `clientCAFile`
+    #[arg(skip)]
+    pub authentication: Authentication,
+    /// Serving certificate of the kubelet API [default: self-signed]
+    #[arg(long, value_name = "FILE", requires = "tls_private_key_file")]
+    pub tls_cert_file: Option<PathBuf>,
+    /// Its private key
+    #[arg(long, value_name = "FILE", requires = "tls_cert_file")]
+    pub tls_private_key_file: Option<PathBuf>,
+    /// Name servers of pods
+    #[arg(long = "cluster-dns", value_delimiter = ',', value_name = "IP")]
+    #[serde(rename = "clusterDNS", alias = "cluster-dns", with = "one_or_many")]
+    pub cluster_dns: Vec<IpAddr>,
+    /// Cluster domain [default: cluster.local]
+    #[arg(long, value_name = "DOMAIN")]
+    #[serde(alias = "cluster-domain")]
+    pub cluster_domain: Option<String>,
+    /// Largest number of pods [default: 110]
+    #[arg(long, value_name = "NUMBER")]
+    pub max_pods: Option<u32>,
+    /// Kept from pods for Kubernetes' own parts (cpu, memory, ephemeral-storage)
+    #[arg(skip)]
+    pub kube_reserved: BTreeMap<String, String>,
+    /// Kept from pods for the system (cpu, memory, ephemeral-storage)
+    #[arg(skip)]
+    pub system_reserved: BTreeMap<String, String>,
+    /// Registries that may be reached by plain HTTP
+    #[arg(long = "insecure-registry", value_name = "HOST[:PORT]")]
+    #[serde(rename = "insecureRegistries")]
+    pub insecure_registries: Vec<String>,
+    /// How each registry is reached, by host
+    #[arg(skip)]
+    pub registries: BTreeMap<String, RegistryConfig>,
+    /// Log format: text or json [default: text]
+    #[arg(long, alias = "logging-format", value_name = "FORMAT")]
+    pub log_format: Option<String>,
+    /// How much is logged: 0 to 3 as info, 4 and 5 as debug, more as trace
+    #[arg(short, long = "v", value_name = "LEVEL")]
+    #[serde(alias = "v")]
+    pub verbosity: Option<u8>,
+}
+
+/// `authentication` of a `KubeletConfiguration`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Authentication {
+    /// Client certificates.
+    pub x509: X509,
+}
+
+/// `authentication.x509` of a `KubeletConfiguration`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct X509 {
+    /// CAs whose client certificates are accepted.
+    #[serde(rename = "clientCAFile")]
+    pub client_ca_file: Option<PathBuf>,
+}
+
+/// A list, or one value, or values with commas between them (k3s writes each of these).
+mod one_or_many {
+    use std::fmt::Display;
+    use std::str::FromStr;
+
+    use serde::de::{Deserialize, Deserializer, Error};
+
+    #[derive(serde::Deserialize)]
+    #[serde(untagged)]
+    enum Written {
+        One(String),
+        Many(Vec<String>),
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>, T: FromStr<Err: Display>>(from: D) -> Result<Vec<T>, D::Error> {
+        let written = match Written::deserialize(from)? {
+            Written::One(text) => text.split(',').map(str::to_owned).collect(),
+            Written::Many(list) => list,
+        };
+        let parse = |text: &String| text.trim().parse().map_err(|e| D::Error::custom(format!("{text:?}: {e}")));
+        written.iter().filter(|t| !t.trim().is_empty()).map(parse).collect()
+    }
+}
+
+/// `{key: value}` as a map, or `key=value` as a list.
+fn labels<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Written {
+        Map(BTreeMap<String, String>),
+        List(Vec<String>),
+    }
+    Ok(match Written::deserialize(from)? {
+        Written::Map(map) => map.into_iter().map(|(k, v)| format!("{k}={v}")).collect(),
+        Written::List(list) => list,
+    })
+}
+
+/// `{key, value, effect}` objects as the kubelet's file has them, or `key=value:effect`.
+fn taints<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Written {
+        Text(String),
+        Object {
+            key: String,
+            #[serde(default)]
+            value: String,
+            effect: String,
+        },
+    }
+    let list = Vec::<Written>::deserialize(from)?;
+    let text = |taint| match taint {
+        Written::Text(text) => text,
+        Written::Object { key, value, effect } => format!("{key}={value}:{effect}"),
+    };
+    Ok(list.into_iter().map(text).collect())
+}

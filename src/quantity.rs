@@ -1,0 +1,61 @@
+//! Kubernetes quantities (`500m`, `64Mi`, `1e3`): apimachinery's `resource.Quantity`, read exactly.
+
+/// A quantity in thousandths, rounded up (milli CPU for `cpu`). `None` if the text is no quantity.
+pub fn milli(text: &str) -> Option<i128> {
+    let text = text.trim();
+    let end = text.find(|c: char| !matches!(c, '0'..='9' | '.' | '+' | '-')).unwrap_or(text.len());
+    let (number, suffix) = text.split_at(end);
+    // Numerator and denominator of the suffix's factor, in thousandths.
+    let (up, down): (i128, i128) = match suffix {
+        "n" => (1, 1_000_000),
+        "u" => (1, 1_000),
+        "m" => (1, 1),
+        "" => (1_000, 1),
+        "k" => (1_000_000, 1),
+        "M" => (1_000_000_000, 1),
+        "G" => (1_000_000_000_000, 1),
+        "T" => (1_000_000_000_000_000, 1),
+        "P" => (1_000_000_000_000_000_000, 1),
+        "E" => (1_000_000_000_000_000_000_000, 1),
+        "Ki" => (1_000 << 10, 1),
+        "Mi" => (1_000 << 20, 1),
+        "Gi" => (1_000 << 30, 1),
+        "Ti" => (1_000 << 40, 1),
+        "Pi" => (1_000 << 50, 1),
+        "Ei" => (1_000 << 60, 1),
+        exponent => {
+            let power: i32 = exponent.strip_prefix(['e', 'E'])?.parse().ok()?;
+            let factor = 10_i128.checked_pow(power.unsigned_abs()).filter(|_| power.abs() <= 18)?;
+            if power < 0 { (1_000, factor) } else { (1_000 * factor, 1) }
+        }
+    };
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+    let digits: i128 = format!("{whole}{fraction}").parse().ok()?;
+    let down = down.checked_mul(10_i128.checked_pow(fraction.len() as u32)?)?;
+    let scaled = digits.checked_mul(up)?;
+    Some(scaled.div_euclid(down) + i128::from(scaled.rem_euclid(down) != 0))
+}
+
+/// A quantity in whole units (bytes for `memory`), rounded up. `None` if the text is no quantity.
+pub fn whole(text: &str) -> Option<i128> {
+    let milli = milli(text)?;
+    Some(milli.div_euclid(1000) + i128::from(milli.rem_euclid(1000) != 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn suffixes_and_rounding() {
+        for (text, want) in [("100m", 100), ("0.1", 100), ("2", 2000), ("1e3", 1_000_000), ("1E", 10_i128.pow(21))] {
+            assert_eq!(milli(text), Some(want), "{text}");
+        }
+        for (text, want) in [("64Mi", 67_108_864), ("1.5Ki", 1536), ("1n", 1), ("128M", 128_000_000), ("1e-1", 1)] {
+            assert_eq!(whole(text), Some(want), "{text}");
+        }
+        for text in ["1Q", "", "Mi", "e", "1..2", "9999999999999999999999999999999999999999"] {
+            assert_eq!(milli(text), None, "{text}");
+        }
+    }
+}

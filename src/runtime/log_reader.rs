@@ -1,0 +1,283 @@
+//! Reading a container's CRI log as `kubectl logs` wants it: tail, since, timestamps, limit, follow across rotation.
+
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use futures::StreamExt;
+use inotify::{Inotify, WatchMask};
+use tokio::io::{AsyncReadExt, AsyncSeekExt};
+use tokio::sync::mpsc;
+
+use super::cri_log::Stream;
+
+/// Bytes read at a time.
+const BLOCK: usize = 32 * 1024;
+/// Longest line kept while it is incomplete; the shim writes shorter ones.
+const MAX_LINE: usize = 64 * 1024;
+
+/// What of a log is wanted (Kubernetes' `PodLogOptions`).
+#[derive(Debug, Clone, Default)]
+pub struct LogOptions {
+    /// Go on when the end is reached, until the container ends.
+    pub follow: bool,
+    /// Only that many last lines.
+    pub tail: Option<u64>,
+    /// Only lines not older than this.
+    pub since: Option<jiff::Timestamp>,
+    /// Each line starts with its time.
+    pub timestamps: bool,
+    /// End after that many bytes.
+    pub limit_bytes: Option<u64>,
+    /// Only this stream's lines.
+    pub stream: Option<Stream>,
+}
+
+/// Sends what `options` want of the log at `path` to `out`; ends when that is done, when a followed container has
+/// `ended` and all was read, or when nobody listens. Holds no more than one block and one line.
+pub async fn read_log(
+    path: PathBuf,
+    options: LogOptions,
+    ended: impl Future<Output = ()>,
+    out: mpsc::Sender<io::Result<Bytes>>,
+) {
+    let result = tokio::select! {
+        result = copy(&path, options, ended, &out) => result,
+        () = out.closed() => return,
+    };
+    if let Err(error) = result {
+        // whoever listened may have gone
+        let _ = out.send(Err(error)).await;
+    }
+}
+
+async fn copy(
+    path: &Path,
+    options: LogOptions,
+    ended: impl Future<Output = ()>,
+    out: &mpsc::Sender<io::Result<Bytes>>,
+) -> io::Result<()> {
+    let mut changes = if options.follow { Some(watch(path)?) } else { None };
+    let mut file = tokio::fs::File::open(path).await?;
+    if let Some(lines) = options.tail {
+        let found = path.to_owned();
+        let start = tokio::task::spawn_blocking(move || tail_start(&mut std::fs::File::open(found)?, lines));
+        file.seek(SeekFrom::Start(start.await.map_err(io::Error::other)??)).await?;
+    }
+    let mut lines = Lines::new(&options);
+    let mut block = vec![0; BLOCK];
+    let mut last = !options.follow;
+    tokio::pin!(ended);
+    loop {
+        let count = file.read(&mut block).await?;
+        if count > 0 {
+            let text = lines.take(&block[..count]);
+            if !text.is_empty() && out.send(Ok(text.into())).await.is_err() || lines.full() {
+                return Ok(());
+            }
+            continue;
+        }
+        if let Some(newer) = rotated(path, &file).await {
+            file = newer;
+            continue;
+        }
+        if last {
+            return Ok(());
+        }
+        tokio::select! {
+            () = &mut ended => last = true,
+            _ = next(&mut changes) => {}
+        }
+    }
+}
+
+fn watch(path: &Path) -> io::Result<inotify::EventStream<[u8; 1024]>> {
+    let inotify = Inotify::init()?;
+    let dir = path.parent().unwrap_or(Path::new("/"));
+    inotify.watches().add(dir, WatchMask::MODIFY | WatchMask::CREATE | WatchMask::MOVED_TO)?;
+    inotify.into_event_stream([0; 1024])
+}
+
+async fn next(changes: &mut Option<inotify::EventStream<[u8; 1024]>>) {
+    match changes {
+        Some(changes) => drop(changes.next().await),
+        None => std::future::pending().await,
+    }
+}
+
+/// The file now at `path`, if it is another one than `file`.
+async fn rotated(path: &Path, file: &tokio::fs::File) -> Option<tokio::fs::File> {
+    let (now, then) = (tokio::fs::metadata(path).await.ok()?, file.metadata().await.ok()?);
+    if now.ino() == then.ino() {
+        return None;
+    }
+    tokio::fs::File::open(path).await.ok()
+}
+
+/// Where the last `lines` lines begin.
+fn tail_start(file: &mut std::fs::File, lines: u64) -> io::Result<u64> {
+    let end = file.seek(SeekFrom::End(0))?;
+    let mut block = vec![0; BLOCK];
+    let (mut position, mut found) = (end, 0);
+    while position > 0 {
+        let size = position.min(BLOCK as u64);
+        position -= size;
+        file.seek(SeekFrom::Start(position))?;
+        let part = &mut block[..size as usize];
+        file.read_exact(part)?;
+        for (i, _) in part.iter().enumerate().rev().filter(|(_, b)| **b == b'\n') {
+            // the newline that ends the last line begins none
+            if found == lines {
+                return Ok(position + i as u64 + 1);
+            }
+            found += 1;
+        }
+    }
+    Ok(0)
+}
+
+/// Turns CRI lines into what is wanted of them.
+struct Lines {
+    since: Option<String>,
+    timestamps: bool,
+    left: Option<u64>,
+    stream: Option<&'static [u8]>,
+    pending: Vec<u8>,
+    /// The last line went on: the next piece gets no time.
+    partial: bool,
+}
+
+impl Lines {
+    fn new(options: &LogOptions) -> Self {
+        Self {
+            since: options.since.map(|t| format!("{t:.9}")),
+            timestamps: options.timestamps,
+            left: options.limit_bytes,
+            stream: options.stream.map(Stream::name),
+            pending: Vec::new(),
+            partial: false,
+        }
+    }
+
+    /// The limit is reached.
+    fn full(&self) -> bool {
+        self.left == Some(0)
+    }
+
+    fn take(&mut self, mut data: &[u8]) -> Vec<u8> {
+        let mut out = Vec::with_capacity(data.len());
+        while let Some(end) = data.iter().position(|&b| b == b'\n') {
+            if self.pending.is_empty() {
+                self.line(&data[..end], &mut out);
+            } else {
+                self.pending.extend_from_slice(&data[..end]);
+                let line = std::mem::take(&mut self.pending);
+                self.line(&line, &mut out);
+            }
+            data = &data[end + 1..];
+        }
+        if self.pending.len() + data.len() <= MAX_LINE {
+            self.pending.extend_from_slice(data);
+        }
+        if let Some(left) = &mut self.left {
+            out.truncate(usize::try_from(*left).unwrap_or(usize::MAX));
+            *left -= out.len() as u64;
+        }
+        out
+    }
+
+    /// `<time> <stream> <tag> <text>`; anything else is no line of ours and left out.
+    fn line(&mut self, line: &[u8], out: &mut Vec<u8>) {
+        let mut fields = line.splitn(4, |&b| b == b' ');
+        let (Some(time), Some(stream), Some(tag), Some(text)) =
+            (fields.next(), fields.next(), fields.next(), fields.next())
+        else {
+            return;
+        };
+        // times are all in UTC and of one length: their order is that of their bytes
+        if self.since.as_ref().is_some_and(|s| time < s.as_bytes()) || self.stream.is_some_and(|s| s != stream) {
+            return;
+        }
+        if self.timestamps && !self.partial {
+            out.extend_from_slice(time);
+            out.push(b' ');
+        }
+        out.extend_from_slice(text);
+        self.partial = tag == b"P";
+        if !self.partial {
+            out.push(b'\n');
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOG: &str = "2026-01-01T00:00:01.000000000Z stdout F one\n2026-01-01T00:00:02.000000000Z stderr P tw\n\
+                       2026-01-01T00:00:03.000000000Z stderr F o\n2026-01-01T00:00:04.000000000Z stdout F three\n";
+
+    fn wanted(options: &LogOptions) -> String {
+        let mut lines = Lines::new(options);
+        let mut out = Vec::new();
+        for piece in LOG.as_bytes().chunks(7) {
+            out.extend(lines.take(piece));
+        }
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn options_select_and_decorate() {
+        assert_eq!(wanted(&LogOptions::default()), "one\ntwo\nthree\n");
+        let stamped = wanted(&LogOptions { timestamps: true, ..LogOptions::default() });
+        assert!(stamped.contains("00:00:02.000000000Z two\n"), "{stamped}");
+        let since = Some("2026-01-01T00:00:03.5Z".parse().unwrap());
+        assert_eq!(wanted(&LogOptions { since, ..LogOptions::default() }), "three\n");
+        assert_eq!(wanted(&LogOptions { limit_bytes: Some(6), ..LogOptions::default() }), "one\ntw");
+        assert_eq!(wanted(&LogOptions { stream: Some(Stream::Stderr), ..LogOptions::default() }), "two\n");
+    }
+
+    fn folder(name: &str) -> PathBuf {
+        let dir = std::env::temp_dir().join(format!("pikelet-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        dir
+    }
+
+    #[test]
+    fn the_tail_is_found() {
+        let dir = folder("tail");
+        let path = dir.join("0.log");
+        std::fs::write(&path, "a\nbb\nccc\n".repeat(20_000)).unwrap();
+        let start = |lines| tail_start(&mut std::fs::File::open(&path).unwrap(), lines).unwrap();
+        assert_eq!([start(0), start(1), start(2)], [180_000, 179_996, 179_993]);
+        assert_eq!(start(59_999), 2);
+        assert_eq!(start(60_000), 0);
+        assert_eq!(start(1_000_000), 0);
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[tokio::test]
+    async fn following_goes_across_a_rotation_until_the_end() {
+        let dir = folder("follow");
+        let path = dir.join("0.log");
+        std::fs::write(&path, "T stdout F one\n").unwrap();
+        let (tx, mut rx) = mpsc::channel(4);
+        let (end, ended) = tokio::sync::oneshot::channel::<()>();
+        let options = LogOptions { follow: true, ..LogOptions::default() };
+        let reading = tokio::spawn(read_log(path.clone(), options, async { drop(ended.await) }, tx));
+        assert_eq!(rx.recv().await.unwrap().unwrap(), "one\n");
+        std::fs::rename(&path, dir.join("0.log.old")).unwrap();
+        std::fs::write(dir.join("new"), "T stdout F two\n").unwrap();
+        std::fs::rename(dir.join("new"), &path).unwrap();
+        assert_eq!(rx.recv().await.unwrap().unwrap(), "two\n");
+        use std::io::Write;
+        let mut file = std::fs::OpenOptions::new().append(true).open(&path).unwrap();
+        file.write_all(b"T stdout F three\n").unwrap();
+        end.send(()).unwrap();
+        assert_eq!(rx.recv().await.unwrap().unwrap(), "three\n");
+        assert!(rx.recv().await.is_none());
+        reading.await.unwrap();
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+}

@@ -1,0 +1,137 @@
+//! The kubelet API on its TLS port: connections, authentication, routes.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{Request, State};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Extension, Json, Router};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
+use serde_json::{Value, json};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tracing::{debug, warn};
+
+use super::access::{Access, User};
+use super::{logs, tls};
+use crate::pod::table::PodTable;
+
+/// Connections at a time; more wait in the kernel's queue.
+const MAX_CONNECTIONS: usize = 512;
+/// How long a TLS handshake may take.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// What the routes answer from; cheap to clone.
+#[derive(Clone)]
+pub struct Kubelet {
+    /// Pods of this node.
+    pub pods: PodTable,
+    /// `/var/log/pods`.
+    pub logs_dir: PathBuf,
+}
+
+/// The client certificate's user, if the connection showed one.
+#[derive(Clone)]
+struct Shown(Option<User>);
+
+/// The routes, for whoever was let in.
+pub fn routes(kubelet: Kubelet) -> Router {
+    Router::new()
+        .route("/healthz", get(|| async { "ok" }))
+        .route("/healthz/{check}", get(|| async { "ok" }))
+        .route("/pods", get(pods))
+        .route("/pods/", get(pods))
+        .route("/runningpods", get(running_pods))
+        .route("/runningpods/", get(running_pods))
+        .route("/containerLogs/{namespace}/{pod}/{container}", get(logs::container_logs))
+        .with_state(kubelet)
+}
+
+/// A `PodList` of some pods.
+pub fn pod_list<'a>(pods: impl Iterator<Item = &'a k8s_openapi::api::core::v1::Pod>) -> Value {
+    let items: Vec<Value> = pods.filter_map(|p| serde_json::to_value(p).ok()).collect();
+    json!({"apiVersion": "v1", "kind": "PodList", "metadata": {}, "items": items})
+}
+
+async fn pods(State(kubelet): State<Kubelet>) -> Json<Value> {
+    Json(pod_list(kubelet.pods.list().iter().map(|p| &**p)))
+}
+
+async fn running_pods(State(kubelet): State<Kubelet>) -> Json<Value> {
+    let running = |p: &&k8s_openapi::api::core::v1::Pod| {
+        let statuses = p.status.iter().flat_map(|s| s.container_statuses.iter().flatten());
+        statuses.filter_map(|c| c.state.as_ref()).any(|s| s.running.is_some())
+    };
+    Json(pod_list(kubelet.pods.list().iter().map(|p| &**p).filter(running)))
+}
+
+async fn guard(
+    State(access): State<Arc<Access>>,
+    Extension(Shown(user)): Extension<Shown>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let header = request.headers().get(http::header::AUTHORIZATION).and_then(|h| h.to_str().ok());
+    let bearer = header.and_then(|h| h.strip_prefix("Bearer ")).map(|t| t.trim().to_owned());
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let let_in = async {
+        let user = access.authenticate(user, bearer.as_deref()).await?;
+        access.authorize(&user, &method, &path).await
+    };
+    match let_in.await {
+        Ok(()) => next.run(request).await,
+        Err(refused) => refused.into_response(),
+    }
+}
+
+/// Listens on `address` and serves until the agent ends.
+pub async fn serve(address: SocketAddr, tls: TlsAcceptor, access: Access, kubelet: Kubelet) -> Result<(), String> {
+    let listener = TcpListener::bind(address).await.map_err(|e| format!("kubelet API on {address}: {e}"))?;
+    let app = routes(kubelet).layer(middleware::from_fn_with_state(Arc::new(access), guard));
+    let limit = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let Ok(permit) = limit.clone().acquire_owned().await else { return Ok(()) };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // such as too many open files: others must end first
+                warn!(%error, "kubelet API: connection not accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let (tls, app) = (tls.clone(), app.clone());
+        tokio::spawn(async move {
+            if let Err(error) = connection(stream, tls, app).await {
+                debug!(error, "kubelet API: connection ended");
+            }
+            drop(permit);
+        });
+    }
+}
+
+async fn connection(stream: TcpStream, tls: TlsAcceptor, app: Router) -> Result<(), String> {
+    stream.set_nodelay(true).map_err(|e| e.to_string())?;
+    let stream = timeout(HANDSHAKE, tls.accept(stream)).await.map_err(|_| "handshake took too long")?;
+    let stream = stream.map_err(|e| format!("handshake: {e}"))?;
+    let shown = stream.get_ref().1.peer_certificates().and_then(|c| tls::user_of(c.first()?));
+    let service = TowerToHyperService::new(app.layer(Extension(Shown(shown))));
+    let builder = auto::Builder::new(TokioExecutor::new());
+    builder.serve_connection_with_upgrades(TokioIo::new(stream), service).await.map_err(|e| e.to_string())
+}
+
+/// `/healthz` without credentials, on loopback only.
+pub async fn serve_healthz(port: u16) -> Result<(), String> {
+    let address = SocketAddr::from(([127, 0, 0, 1], port));
+    let listener = TcpListener::bind(address).await.map_err(|e| format!("healthz on {address}: {e}"))?;
+    let app = Router::new().route("/healthz", get(|| async { "ok" }));
+    axum::serve(listener, app).await.map_err(|e| format!("healthz on {address}: {e}"))
+}
