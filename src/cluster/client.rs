@@ -17,13 +17,30 @@ pub enum ClusterError {
         message: String,
     },
     /// The API server refused or could not be reached.
-    #[error("{what}: {source}")]
+    #[error("{what}: {}", said(source))]
     Api {
         /// What was tried, on what.
         what: String,
         /// The answer.
         source: Box<kube::Error>,
     },
+}
+
+/// What the API server said, or the whole chain of causes when it could not be asked.
+pub(super) fn said(error: &kube::Error) -> String {
+    if let kube::Error::Api(status) = error {
+        return status.message.clone();
+    }
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(inner) = source {
+        let more = inner.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        source = inner.source();
+    }
+    text
 }
 
 impl ClusterError {

@@ -12,6 +12,22 @@ use super::status::delete_pod;
 const HASH: &str = "kubernetes.io/config.hash";
 const MIRROR: &str = "kubernetes.io/config.mirror";
 
+/// Deletes the mirror of static pod `pod`, if there is one.
+pub async fn delete_mirror(client: &Client, pod: &Pod) -> Result<(), ClusterError> {
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
+    let name = pod.metadata.name.as_deref().unwrap_or_default();
+    let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
+    match api.get_opt(name).await {
+        Ok(Some(found)) if mirrored(&found).is_some() => {
+            delete_pod(client, namespace, name, found.metadata.uid.as_deref().unwrap_or_default()).await
+        }
+        // a pod that is not there is one this node may not ask for
+        Err(kube::Error::Api(answer)) if answer.code == 403 => Ok(()),
+        Ok(_) => Ok(()),
+        Err(error) => Err(ClusterError::api(format!("deleting the mirror of static pod {namespace}/{name}"))(error)),
+    }
+}
+
 /// The hash of the static pod a mirror stands for; `None` for any other pod.
 pub fn mirrored(pod: &Pod) -> Option<&str> {
     pod.metadata.annotations.as_ref()?.get(MIRROR).map(String::as_str)
@@ -25,20 +41,13 @@ pub async fn ensure_mirror(client: &Client, pod: &Pod) -> Result<String, Cluster
     let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
     let what = || format!("creating the mirror of static pod {namespace}/{name}");
     let hash = pod.metadata.annotations.as_ref().and_then(|a| a.get(HASH)).cloned().unwrap_or_default();
-    if let Some(found) = api.get_opt(name).await.map_err(ClusterError::api(what()))? {
-        let uid = found.metadata.uid.clone().unwrap_or_default();
-        if mirrored(&found) == Some(&hash) && found.metadata.deletion_timestamp.is_none() {
-            return Ok(uid);
-        }
-        delete_pod(client, namespace, name, &uid).await?;
-    }
     let node_name = pod.spec.as_ref().and_then(|s| s.node_name.as_deref()).unwrap_or_default();
     let node = Api::<Node>::all(client.clone()).get(node_name).await.map_err(ClusterError::api(what()))?;
     let mut mirror = pod.clone();
     mirror.status = None;
     mirror.metadata.uid = None;
     mirror.metadata.resource_version = None;
-    mirror.metadata.annotations.get_or_insert_default().insert(MIRROR.to_owned(), hash);
+    mirror.metadata.annotations.get_or_insert_default().insert(MIRROR.to_owned(), hash.clone());
     mirror.metadata.owner_references = Some(vec![OwnerReference {
         api_version: "v1".to_owned(),
         kind: "Node".to_owned(),
@@ -47,6 +56,20 @@ pub async fn ensure_mirror(client: &Client, pod: &Pod) -> Result<String, Cluster
         controller: Some(true),
         ..OwnerReference::default()
     }]);
-    let made = api.create(&PostParams::default(), &mirror).await.map_err(ClusterError::api(what()))?;
-    Ok(made.metadata.uid.unwrap_or_default())
+    // not looked for first: a node may read the pods bound to it only, and must not even ask for others
+    for _ in 0..2 {
+        match api.create(&PostParams::default(), &mirror).await {
+            Ok(made) => return Ok(made.metadata.uid.unwrap_or_default()),
+            Err(kube::Error::Api(answer)) if answer.code == 409 => {}
+            Err(error) => return Err(ClusterError::api(what())(error)),
+        }
+        let Some(found) = api.get_opt(name).await.map_err(ClusterError::api(what()))? else { continue };
+        let uid = found.metadata.uid.clone().unwrap_or_default();
+        if mirrored(&found) == Some(&hash) && found.metadata.deletion_timestamp.is_none() {
+            return Ok(uid);
+        }
+        delete_pod(client, namespace, name, &uid).await?;
+    }
+    let answer = kube::core::Status::failure("it exists and could not be replaced", "Conflict").with_code(409).boxed();
+    Err(ClusterError::api(what())(kube::Error::Api(answer)))
 }

@@ -8,7 +8,7 @@ use std::path::Path;
 use futures::TryStreamExt;
 use ipnet::IpNet;
 use nix::sched::{CloneFlags, setns};
-use rtnetlink::{Error, Handle, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use rtnetlink::{Error, Handle, LinkBridge, LinkBridgePort, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use super::types::NetworkError;
 
@@ -101,10 +101,9 @@ pub async fn attach(
     let own = need(handle, outside).await?;
     let port = LinkUnspec::new_with_index(own).controller(bridge_index).up().build();
     handle.link().set(port).execute().await.map_err(kernel(format!("adding link {outside} to bridge {bridge}")))?;
-    let hairpin = format!("/sys/class/net/{outside}/brport/hairpin_mode");
-    if let Err(error) = std::fs::write(&hairpin, "1") {
-        tracing::debug!(hairpin, %error, "hairpin not set");
-    }
+    // a pod must reach itself by the address of a Service it is behind
+    let hairpin = LinkBridgePort::new(own).hairpin(true).build();
+    handle.link().set_port(hairpin).execute().await.map_err(kernel(format!("setting hairpin on link {outside}")))?;
     let inside = std::thread::spawn(move || {
         setns(&pod, CloneFlags::CLONE_NEWNET).map_err(|e| NetworkError::Kernel {
             what: "entering the pod's network namespace".to_owned(),

@@ -1,9 +1,10 @@
-//! Pod addresses and links: bridge, IPAM, resolv.conf and hosts. Everything by netlink from this process.
+//! Pod addresses and links: bridge, IPAM, masquerade, resolv.conf and hosts. Everything by netlink from this process.
 //!
 //! Knows nothing of the API server: the agent hands in pod CIDRs.
 
 mod ipam;
 mod link;
+mod nft;
 mod resolv;
 mod types;
 
@@ -48,7 +49,12 @@ impl Network {
 
     /// Sets the ranges pods get addresses from and makes the bridge so. Repeatable.
     pub async fn set_pod_cidrs(&self, cidrs: &[IpNet]) -> Result<(), NetworkError> {
-        link::bridge(&self.inner.handle, &self.inner.config.bridge, cidrs).await?;
+        let config = &self.inner.config;
+        link::bridge(&self.inner.handle, &config.bridge, cidrs).await?;
+        if let Err(error) = nft::masquerade(&config.bridge, cidrs, &config.cluster_cidrs) {
+            tracing::warn!(%error, "pods will not reach networks outside the cluster: nftables cannot masquerade (a \
+                kernel with nf_tables, nft_chain_nat and nft_masq is needed)");
+        }
         *locked(&self.inner.ranges) = cidrs.to_vec();
         Ok(())
     }
@@ -94,8 +100,11 @@ impl Network {
         Ok(())
     }
 
-    /// Removes the bridge (after `drain-local`).
+    /// Removes the bridge and the nftables table (after `drain-local`).
     pub async fn remove_all(&self) -> Result<(), NetworkError> {
+        let table = &self.inner.config.bridge;
+        nft::remove(table)
+            .map_err(|source| NetworkError::Io { what: format!("removing nftables table {table}"), source })?;
         link::remove(&self.inner.handle, &self.inner.config.bridge).await
     }
 }

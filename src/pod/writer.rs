@@ -77,11 +77,7 @@ impl StatusWriter {
 
 /// One try: a mirror that stays is deleted when the agent next sees it without its static pod.
 async fn delete_mirror(client: &kube::Client, pod: &Pod) {
-    let deleted = async {
-        let uid = cluster::ensure_mirror(client, pod).await?;
-        cluster::delete_pod(client, pod.ns(), pod.name(), &uid).await
-    };
-    if let Err(error) = deleted.await {
+    if let Err(error) = cluster::delete_mirror(client, pod).await {
         debug!(pod = pod.name(), %error, "mirror pod not deleted");
     }
 }
