@@ -6,7 +6,7 @@ export CARGO_TARGET_DIR = $(CACHE)/target
 endif
 export PATH := $(HOME)/.cargo/bin:/usr/local/go/bin:$(PATH)
 
-.PHONY: cluster cluster-down demo test lint fmt setup
+.PHONY: bench cluster cluster-down demo test lint fmt setup
 
 setup:
 	@tests/scripts/setup.sh
@@ -28,6 +28,10 @@ test: setup
 demo: setup
 	cargo build --release
 	tests/demo.sh $${CARGO_TARGET_DIR:-target}/release/pikelet
+
+bench: setup
+	cargo build --release
+	tests/bench.sh
 
 cluster: setup
 	cargo build

@@ -103,7 +103,8 @@ processes_naming() {
   for file in /proc/[0-9]*/cmdline; do
     pid=${file#/proc/}; pid=${pid%/cmdline}
     [ "$pid" = "$$" ] || [ "$pid" = "$BASHPID" ] || [ "$pid" = "$PPID" ] && continue
-    tr '\0' '\n' <"$file" 2>/dev/null | grep -qF "$1/" && echo "$pid"
+    # a process may end meanwhile
+    { tr '\0' '\n' <"$file"; } 2>/dev/null | grep -qF "$1/" && echo "$pid"
   done
   return 0
 }
