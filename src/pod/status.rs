@@ -85,6 +85,7 @@ fn container_status(
             name: container.name.clone(),
             image,
             state: Some(waiting(fallback, None)),
+            last_state: Some(ApiState::default()),
             started: Some(false),
             ..ContainerStatus::default()
         };
@@ -117,7 +118,8 @@ fn container_status(
         ready,
         started: Some(running),
         state: Some(now),
-        last_state: last,
+        // as the API server gives it back, so that the two compare equal
+        last_state: Some(last.unwrap_or_default()),
         ..ContainerStatus::default()
     }
 }
