@@ -196,7 +196,12 @@ async fn list_images(images: ImageStore, state: watch::Sender<NodeState>) {
                 list.sort_by_key(|i| std::cmp::Reverse(i.size));
                 let names = |i: &Image| i.repo_digests.iter().chain(&i.repo_tags).take(5).cloned().collect();
                 let list: Vec<_> = list.iter().map(|i| (names(i), i.size)).collect();
-                state.send_if_modified(|s| s.images != list && { s.images = list; true });
+                state.send_if_modified(|s| {
+                    s.images != list && {
+                        s.images = list;
+                        true
+                    }
+                });
             }
             Err(error) => warn!(%error, "images not listed for the Node"),
         }

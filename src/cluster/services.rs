@@ -93,9 +93,8 @@ fn put(table: &mut Table, service: &Service) {
     match spec.cluster_ip.filter(|ip| !ip.is_empty() && ip != "None") {
         Some(ip) => {
             let ports = spec.ports.into_iter().flatten();
-            let ports = ports.map(|p| {
-                (p.name.unwrap_or_default(), p.protocol.unwrap_or_else(|| "TCP".to_owned()), p.port)
-            });
+            let ports =
+                ports.map(|p| (p.name.unwrap_or_default(), p.protocol.unwrap_or_else(|| "TCP".to_owned()), p.port));
             table.insert(key(service), Known { ip, ports: ports.collect() });
         }
         None => drop(table.remove(&key(service))),

@@ -188,10 +188,7 @@ impl Config {
             address: flags.address.or(file.address).unwrap_or(IpAddr::from([0, 0, 0, 0])),
             port: flags.port.or(file.port).unwrap_or(10250),
             healthz_port: flags.healthz_port.or(file.healthz_port).unwrap_or(10248),
-            client_ca_file: flags
-                .client_ca_file
-                .or(file.client_ca_file)
-                .or(file.authentication.x509.client_ca_file),
+            client_ca_file: flags.client_ca_file.or(file.client_ca_file).or(file.authentication.x509.client_ca_file),
             certificate: flags
                 .tls_cert_file
                 .zip(flags.tls_private_key_file)

@@ -54,7 +54,8 @@ impl Batch {
         };
         let header = || NetfilterHeader::new(self.family, 0, 0);
         let count = self.messages.len();
-        let changes = self.messages.into_iter().map(|(m, flags)| (NetfilterMessage::new(header(), m), flags | NLM_F_ACK));
+        let changes =
+            self.messages.into_iter().map(|(m, flags)| (NetfilterMessage::new(header(), m), flags | NLM_F_ACK));
         let all = [control(ControlMessage::BatchBegin)].into_iter().chain(changes);
         let mut bytes = Vec::new();
         for (sequence, (message, flags)) in all.chain([control(ControlMessage::BatchEnd)]).enumerate() {

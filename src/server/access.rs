@@ -87,10 +87,11 @@ impl Access {
             spec: TokenReviewSpec { token: token.to_owned(), audiences: None },
             ..TokenReview::default()
         };
-        let answer = Api::<TokenReview>::all(client).create(&PostParams::default(), &review).await.map_err(|error| {
-            tracing::warn!(%error, "token not reviewed: request refused");
-            unauthorized()
-        })?;
+        let answer =
+            Api::<TokenReview>::all(client).create(&PostParams::default(), &review).await.map_err(|error| {
+                tracing::warn!(%error, "token not reviewed: request refused");
+                unauthorized()
+            })?;
         let status = answer.status.unwrap_or_default();
         let user = status.user.filter(|_| status.authenticated == Some(true)).map(|u| User {
             name: u.username.unwrap_or_default(),

@@ -55,9 +55,8 @@ pub fn acceptor(settings: &TlsSettings) -> Result<TlsAcceptor, String> {
         }
         None => builder.with_no_client_auth(),
     };
-    let mut config = builder
-        .with_single_cert(chain, key)
-        .map_err(|e| format!("serving certificate {}: {e}", cert.display()))?;
+    let mut config =
+        builder.with_single_cert(chain, key).map_err(|e| format!("serving certificate {}: {e}", cert.display()))?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
