@@ -25,7 +25,7 @@ use crate::server::{local, tls};
 use crate::volume::Volumes;
 
 /// How often volumes look whether a token nears its end.
-const TOKENS: Duration = Duration::from_secs(60);
+const TOKENS: Duration = Duration::from_mins(1);
 
 /// The address this machine uses to reach others; loopback if it has none.
 fn own_address() -> IpAddr {

@@ -1,6 +1,8 @@
 //! The runtime on a real machine: shims, containers, their ends and their removal. Needs root and `/bin/busybox`
 //! (a static one); says so and passes without doing anything where either is missing.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::unused_self)]
+
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};

@@ -18,7 +18,7 @@ use crate::machine::MachineInfo;
 /// How often the status is computed.
 const COMPUTE: Duration = Duration::from_secs(10);
 /// How often it is written though nothing changed.
-const REPORT: Duration = Duration::from_secs(300);
+const REPORT: Duration = Duration::from_mins(5);
 
 /// What a person chose for this node.
 #[derive(Debug, Clone)]

@@ -138,7 +138,7 @@ where
                             *last = Some(error.to_string());
                             true
                         }
-                        _ => false,
+                        Seen::Known(_) => false,
                     });
                     continue;
                 }

@@ -255,7 +255,7 @@ mod tests {
     fn mistakes_are_named() {
         let error = parse("port: 1\nnodeNam: x\n").unwrap_err();
         assert_eq!(error, "line 2: there is no setting \"nodeNam\": did you mean \"nodeName\"?");
-        assert!(parse("qqq: 1").unwrap_err().contains("\"qqq\": see"));
+        assert!(parse("qqq: 1").unwrap_err().contains("\"qqq\": `pikelet"));
         let of = |flags| Config::resolve(flags, Settings::default()).unwrap_err().to_string();
         assert!(of(Settings { node_name: Some("UPPER_x".into()), ..Settings::default() }).contains("node name"));
         assert!(of(Settings { register_with_taints: vec!["a:No".into()], ..Settings::default() }).contains("taint"));

@@ -46,7 +46,7 @@ pub fn inspect(root: &Path) -> MachineInfo {
         system.refresh_memory();
         system.total_memory()
     });
-    let disk = nix::sys::statvfs::statvfs(root).map_or(0, |s| s.blocks() as u64 * s.fragment_size() as u64);
+    let disk = nix::sys::statvfs::statvfs(root).map_or(0, |s| s.blocks() * s.fragment_size());
     let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
     let name = release.lines().find_map(|l| l.strip_prefix("PRETTY_NAME=")).unwrap_or("Linux");
     let machine_id = line("/etc/machine-id").unwrap_or_default();

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 /// First delay of CrashLoopBackOff and ImagePullBackOff.
 pub const INITIAL: Duration = Duration::from_secs(10);
 /// Longest delay.
-pub const MAX: Duration = Duration::from_secs(300);
+pub const MAX: Duration = Duration::from_mins(5);
 /// A container that ran this long starts anew at no delay.
-pub const RESET_AFTER: Duration = Duration::from_secs(600);
+pub const RESET_AFTER: Duration = Duration::from_mins(10);
 
 /// A delay that doubles with each failure.
 #[derive(Debug, Clone)]

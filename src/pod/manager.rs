@@ -222,7 +222,7 @@ impl Manager {
                 self.tell(&pod_uid, Message::Exited { container, exit }).await;
             }
             RuntimeEvent::SandboxLost { sandbox, pod_uid } => {
-                self.tell(&pod_uid, Message::SandboxLost { sandbox }).await
+                self.tell(&pod_uid, Message::SandboxLost { sandbox }).await;
             }
         }
     }

@@ -126,7 +126,7 @@ pub fn pod_resources(pod: &Pod) -> Resources {
     )
 }
 
-/// `oom_score_adj` by QoS: Guaranteed -997, BestEffort 1000, Burstable by its share of the machine's memory.
+/// `oom_score_adj` by QoS: Guaranteed -997, `BestEffort` 1000, Burstable by its share of the machine's memory.
 pub fn oom_score_adj(pod: &Pod, container: &Container, machine_memory: u64) -> i32 {
     match qos_class(pod) {
         "Guaranteed" => -997,

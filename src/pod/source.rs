@@ -91,7 +91,7 @@ pub fn parse(text: &str, file: &Path, node: &str) -> Result<Vec<Pod>, String> {
 
 fn hash(document: &serde_json::Value, file: &Path, node: &str) -> String {
     let digest = Sha256::digest(format!("{document}{}{node}", file.display()));
-    digest.iter().take(16).map(|b| format!("{b:02x}")).collect()
+    format!("{:032x}", u128::from_be_bytes(std::array::from_fn(|i| digest[i])))
 }
 
 fn complete(pod: &mut Pod, hash: String, node: &str) -> Result<(), String> {

@@ -154,8 +154,8 @@ fn phase(facts: &Facts) -> &'static str {
     }
     let states: Vec<_> = facts.pod.app_containers().iter().map(|c| facts.containers.get(&c.name)).collect();
     let ended =
-        |s: &Option<&ContainerState>| s.is_some_and(|s| s.exit().is_some() && !(restarts && s.wants_restart(policy)));
-    if states.iter().all(ended) {
+        |s: Option<&ContainerState>| s.is_some_and(|s| s.exit().is_some() && !(restarts && s.wants_restart(policy)));
+    if states.iter().all(|s| ended(*s)) {
         let well = states.iter().all(|s| s.is_some_and(ContainerState::succeeded));
         return if well { "Succeeded" } else { "Failed" };
     }

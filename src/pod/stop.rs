@@ -52,7 +52,7 @@ impl Worker {
         // a second delete may only shorten the time
         stopping.grace = stopping.grace.min(grace);
         let deadline = stopping.since + stopping.grace;
-        if self.containers.values().any(|c| c.running()) {
+        if self.containers.values().any(super::container::ContainerState::running) {
             if Instant::now() < deadline {
                 return Some(deadline);
             }

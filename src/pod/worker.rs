@@ -207,19 +207,19 @@ impl Worker {
             Message::Update(pod) => {
                 let mut pod = *pod;
                 if self.pod.metadata.deletion_timestamp.is_some() && pod.metadata.deletion_timestamp.is_none() {
-                    pod.metadata.deletion_timestamp = self.pod.metadata.deletion_timestamp.clone();
+                    pod.metadata.deletion_timestamp.clone_from(&self.pod.metadata.deletion_timestamp);
                 }
                 self.pod = Arc::new(pod);
             }
             Message::Removed => self.removed = true,
             Message::MirrorChanged => self.writer.mirror_changed(),
-            Message::Exited { container, exit } => self.exited(&container, exit),
+            Message::Exited { container, exit } => self.exited(&container, &exit),
             Message::SandboxLost { sandbox } => self.sandbox_lost(&sandbox),
             Message::Pulled { container, result } => self.pulled(&container, result),
         }
     }
 
-    fn exited(&mut self, id: &str, exit: ExitRecord) {
+    fn exited(&mut self, id: &str, exit: &ExitRecord) {
         let policy = self.pod.restart_policy().to_owned();
         for (name, state) in &mut self.containers {
             let Some(current) = state.current.as_mut().filter(|c| c.spec.id == id && c.exit.is_none()) else {
@@ -264,10 +264,11 @@ impl Worker {
     }
 
     async fn refresh(&mut self) {
-        if self.volumes.is_some() && self.stopping.is_none() {
-            if let Err(error) = self.shared.volumes.refresh(&self.pod).await {
-                warn!(pod = %self.uid, %error, "volume not refreshed");
-            }
+        if self.volumes.is_some()
+            && self.stopping.is_none()
+            && let Err(error) = self.shared.volumes.refresh(&self.pod).await
+        {
+            warn!(pod = %self.uid, %error, "volume not refreshed");
         }
         for state in self.containers.values_mut() {
             state.retry.reset();

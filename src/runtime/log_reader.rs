@@ -87,7 +87,7 @@ async fn copy(
         }
         tokio::select! {
             () = &mut ended => last = true,
-            _ = next(&mut changes) => {}
+            () = next(&mut changes) => {}
         }
     }
 }
@@ -213,6 +213,8 @@ impl Lines {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
 
     const LOG: &str = "2026-01-01T00:00:01.000000000Z stdout F one\n2026-01-01T00:00:02.000000000Z stderr P tw\n\
@@ -271,7 +273,6 @@ mod tests {
         std::fs::write(dir.join("new"), "T stdout F two\n").unwrap();
         std::fs::rename(dir.join("new"), &path).unwrap();
         assert_eq!(rx.recv().await.unwrap().unwrap(), "two\n");
-        use std::io::Write;
         let mut file = std::fs::OpenOptions::new().append(true).open(&path).unwrap();
         file.write_all(b"T stdout F three\n").unwrap();
         end.send(()).unwrap();

@@ -14,8 +14,8 @@ use kube::api::PostParams;
 use kube::{Api, Client};
 use sha2::{Digest, Sha256};
 
-const TOKEN_KEPT: Duration = Duration::from_secs(120);
-const ALLOWED_KEPT: Duration = Duration::from_secs(300);
+const TOKEN_KEPT: Duration = Duration::from_mins(2);
+const ALLOWED_KEPT: Duration = Duration::from_mins(5);
 const DENIED_KEPT: Duration = Duration::from_secs(30);
 /// Answers remembered of each kind.
 const REMEMBERED: usize = 1024;

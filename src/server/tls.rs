@@ -1,5 +1,6 @@
 //! TLS of the kubelet API: serving certificate, and who a client certificate names.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 use std::net::IpAddr;
@@ -121,7 +122,7 @@ pub fn user_of(certificate: &CertificateDer<'_>) -> Option<User> {
     let name = subject.iter_common_name().next()?.as_str().ok()?.to_owned();
     let groups = subject.iter_organization().filter_map(|o| o.as_str().ok()).map(str::to_owned);
     let groups = groups.chain(["system:authenticated".to_owned()]).collect();
-    Some(User { name, uid: String::new(), groups, extra: Default::default() })
+    Some(User { name, uid: String::new(), groups, extra: BTreeMap::new() })
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ install() {
     fail "apt-get could not install: $*"
 }
 
-command -v dpkg-query >/dev/null || fail "this is not a Debian system: install by hand: ${packages[*]}, python3, Rust 1.90, Go 1.21"
+command -v dpkg-query >/dev/null || fail "this is not a Debian system: install by hand: ${packages[*]}, python3, Rust 1.91, Go 1.21"
 missing=()
 for package in "${packages[@]}"; do
   dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q '^install ok installed' || missing+=("$package")
@@ -31,8 +31,8 @@ command -v python3 >/dev/null || missing+=(python3)
 [ ${#missing[@]} = 0 ] || install "${missing[@]}"
 
 rust=$(rustc --version 2>/dev/null | awk '{print $2}' || true)
-if [ -z "$rust" ] || ! at_least "$rust" 1.90; then
-  echo "setup: Rust is ${rust:-missing}, 1.90 or newer is needed: installing the stable toolchain with rustup" >&2
+if [ -z "$rust" ] || ! at_least "$rust" 1.91; then
+  echo "setup: Rust is ${rust:-missing}, 1.91 or newer is needed: installing the stable toolchain with rustup" >&2
   command -v rustup >/dev/null || install rustup
   rustup toolchain install stable --profile minimal -c clippy -c rustfmt
   rustup default stable
