@@ -1,0 +1,65 @@
+# Containers of a pod: localhost, init containers, exit codes and restart policies, environment, network, token.
+
+k apply -f cluster/containers.yaml >/dev/null
+ready() { [ "$(field "$1" '.status.conditions[?(@.type=="Ready")].status')" = True ]; }
+check "three containers run in one pod" soon ready trio
+says() { [ "$(k logs "$1" -c "$2" 2>/dev/null)" = "$3" ]; }
+check "and share one localhost" soon says trio asks $'from-web\nfrom-other'
+
+# asker NAME NODE: reads the web container of trio from another pod
+asker() {
+  k run "$1" --image=$image --restart=Never --overrides="{\"spec\":{\"nodeName\":\"$2\"}}" --command -- \
+    wget -qO- -T 5 "http://$(field trio .status.podIP):8080/" >/dev/null
+}
+asker near n1; asker far n2
+check "a pod reaches another one of its node" soon says near near from-web
+check "and one of another node" soon says far far from-web
+
+check "an init container that fails once is run again" soon is init .status.phase Running
+check "its restart is counted" is init '.status.initContainerStatuses[0].restartCount' 1
+check "under Never it fails the pod" soon is init-never .status.phase Failed
+check "with its exit code" is init-never '.status.initContainerStatuses[0].state.terminated.exitCode' 4
+
+for policy in Always OnFailure Never; do
+  for code in 0 1 137; do
+    k run "exit-${policy,,}-$code" --image=$image --restart=$policy --command -- \
+      sh -c "[ $code != 137 ] || { sleep 100 & kill -9 \$!; wait \$!; }; exit $code" >/dev/null
+  done
+done
+phase() { soon is "$1" .status.phase "$2"; }
+restarted() { [ "$(field "$1" "$restarts")" -ge 1 ] && is "$1" '.status.containerStatuses[0].lastState.terminated.exitCode' "$2"; }
+check "Never, 0: Succeeded" phase exit-never-0 Succeeded
+for code in 1 137; do
+  check "Never, $code: Failed" phase exit-never-$code Failed
+  check "  and the code is reported" is exit-never-$code "$ended" $code
+done
+check "OnFailure, 0: Succeeded" phase exit-onfailure-0 Succeeded
+check "  and never restarted" is exit-onfailure-0 "$restarts" 0
+for code in 1 137; do check "OnFailure, $code: restarted" soon restarted exit-onfailure-$code $code; done
+for code in 0 1 137; do check "Always, $code: restarted" soon restarted exit-always-$code $code; done
+check "and then backed off" soon is exit-always-1 "$waiting" CrashLoopBackOff
+
+seen="sees green value secret sees-value-\$(KEY) /tmp 1000:2000 filesecret touch: /x: Read-only file system CapEff: 0000000000000000"
+check "environment, volumes, user, root file system and capabilities are as asked" soon says sees c "$seen"
+host() { k logs host 2>/dev/null | grep -q 10.77.0.12/24; }
+check "a pod with hostNetwork sees the node's address" soon host
+lists() { k logs token 2>/dev/null | grep -qx pod/token; }
+check "a pod lists its namespace with its service account token" soon lists
+
+listener() { python3 - "$1" <<'P'
+import socketserver, sys
+class H(socketserver.StreamRequestHandler):
+    def handle(self): self.wfile.write(self.client_address[0].encode())
+socketserver.TCPServer.allow_reuse_address = True
+with socketserver.TCPServer(("10.77.0.1", 7777), H) as server:
+    server.timeout = 60
+    for _ in range(int(sys.argv[1])): server.handle_request()
+P
+}
+ip netns exec "pk$PIKELET_CLUSTER_ID-cp" bash -c "$(declare -f listener); listener 1" &
+k run outward --image=$image --restart=Never --overrides='{"spec":{"nodeName":"n1"}}' --command -- \
+  sh -c 'until nc -w 5 10.77.0.1 7777; do sleep 0.2; done' >/dev/null
+check "what leaves the cluster has the node's address" soon says outward outward 10.77.0.11
+wait $!
+k delete pod --all --timeout=60s >/dev/null
+k delete -f cluster/containers.yaml --ignore-not-found >/dev/null 2>&1

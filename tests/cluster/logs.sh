@@ -1,0 +1,24 @@
+# kubectl logs, through the API server, with the node's serving certificate.
+
+k run talker --image=$image --restart=Never --command -- \
+  sh -c 'for i in 1 2 3; do echo line $i; done; echo to-stderr >&2; until [ -e /go ]; do sleep 0.1; done' >/dev/null
+k run crasher --image=$image --command -- sh -c 'echo start $(cat /proc/uptime | cut -d. -f1); sleep 1; exit 1' >/dev/null
+k run counter --image=$image --restart=Never --command -- sh -c 'for i in 1 2 3 4 5 6; do echo $i; sleep 1; done' >/dev/null
+lines() { [ "$(k logs "${@:2}" 2>/dev/null)" = "$1" ]; }
+check "logs has both streams, in order" soon lines $'line 1\nline 2\nline 3\nto-stderr' talker
+check "--tail" lines $'line 3\nto-stderr' talker --tail=2
+check "--limit-bytes" lines 'line' talker --limit-bytes=4
+stamped() { k logs talker --timestamps --tail=1 | grep -Eq '^[0-9]{4}-[0-9-]+T[0-9:]+\.[0-9]+(Z|\+00:00) to-stderr$'; }
+check "--timestamps" stamped
+check "-f ends with the container" soon lines $'1\n2\n3\n4\n5\n6' counter -f
+sleep 4
+check "--since leaves older lines away" lines '' counter --since=2s
+restarted() { [ "$(field crasher "$restarts")" -ge 1 ]; }
+check "a container that crashes is restarted" soon restarted
+previous() { k logs crasher --previous | grep -q '^start '; }
+check "--previous" previous
+no_previous() { k logs talker --previous 2>&1 | grep -q 'previous terminated container "talker" in pod "talker" not found'; }
+check "--previous of a first run says so" no_previous
+missing() { k logs talker -c nope 2>&1 | grep -q 'container nope is not valid for pod talker'; }
+check "an unknown container is named" missing
+k delete pod talker crasher counter --timeout=60s --grace-period=1 >/dev/null

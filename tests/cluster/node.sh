@@ -1,0 +1,17 @@
+# The Node object: complete, and made again when somebody deletes it.
+
+node() { k get node n3 -o "jsonpath={$1}"; }
+check "capacity, allocatable and nodeInfo are set" test -n "$(node .status.capacity.memory)" -a -n "$(node .status.allocatable.cpu)" -a -n "$(node .status.nodeInfo.bootID)"
+check "images are listed" test -n "$(node '.status.images[0].names[0]')"
+check "the kubelet's port is told" test "$(node .status.daemonEndpoints.kubeletEndpoint.Port)" = 10250
+lease() { k get lease -n kube-node-lease n3 -o 'jsonpath={.spec.renewTime}'; }
+seen=$(lease); sleep 12
+check "the lease is renewed" test "$(lease)" != "$seen"
+uid=$(node .metadata.uid)
+k delete node n3 >/dev/null
+again() { [ -n "$(node .metadata.uid)" ] && [ "$(node .metadata.uid)" != "$uid" ]; }
+check "a deleted Node is registered again" soon again
+check "and becomes Ready" k wait --for=condition=Ready node/n3 --timeout=60s
+k run after --image=$image --restart=Never --overrides='{"spec":{"nodeName":"n3"}}' --command -- sleep 1000 >/dev/null
+check "and runs pods" soon is after .status.phase Running
+k delete pod after --timeout=60s --grace-period=1 >/dev/null
