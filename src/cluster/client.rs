@@ -1,9 +1,27 @@
-//! The client of an API server, from a kubeconfig.
+//! The client of an API server, from a kubeconfig: one HTTP/2 connection for all watches and writes.
 
 use std::path::Path;
+use std::time::Duration;
 
+use hyper_rustls::{FixedServerNameResolver, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client as HttpClient;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use kube::client::{Body, ClientBuilder, ConfigExt};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
+use rustls::pki_types::ServerName;
+use tower::{BoxError, ServiceBuilder, ServiceExt};
+
+/// How long a connection attempt may take.
+const CONNECT_TIME: Duration = Duration::from_secs(10);
+/// A connection that is silent for so long is asked whether it lives (the kubelet's figures) ...
+const PING_AFTER: Duration = Duration::from_secs(30);
+/// ... and given up when it does not answer in this time.
+const PING_TIME: Duration = Duration::from_secs(15);
+/// What the server may send ahead of us on one stream, and on all: bounds memory.
+const STREAM_WINDOW: u32 = 256 << 10;
+const CONNECTION_WINDOW: u32 = 1 << 20;
 
 /// Errors of the link; messages name what was tried.
 #[derive(Debug, thiserror::Error)]
@@ -28,11 +46,16 @@ pub enum ClusterError {
 
 /// What the API server said, or the whole chain of causes when it could not be asked.
 pub(super) fn said(error: &kube::Error) -> String {
-    if let kube::Error::Api(status) = error {
-        return status.message.clone();
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        other => causes(other),
     }
+}
+
+/// An error with all its causes, each said once.
+pub(super) fn causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
+    let mut source = error.source();
     while let Some(inner) = source {
         let more = inner.to_string();
         if !text.contains(&more) {
@@ -79,5 +102,35 @@ pub async fn connect(kubeconfig: &Path) -> Result<Client, ClusterError> {
     let wrong = |message: String| ClusterError::Kubeconfig { path: path.clone(), message };
     let file = Kubeconfig::read_from(kubeconfig).map_err(|e| wrong(e.to_string()))?;
     let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await;
-    Client::try_from(config.map_err(|e| wrong(e.to_string()))?).map_err(|e| wrong(e.to_string()))
+    build(&config.map_err(|e| wrong(e.to_string()))?).map_err(wrong)
+}
+
+/// kube's own client speaks HTTP/1.1: a connection, with its TLS buffers, for every watch.
+fn build(config: &Config) -> Result<Client, String> {
+    if config.proxy_url.is_some() {
+        return Err("proxy-url is not supported: reach the API server directly, or by a tunnel".to_owned());
+    }
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_nodelay(true);
+    tcp.set_connect_timeout(Some(CONNECT_TIME));
+    let tls = config.rustls_client_config().map_err(|e| e.to_string())?;
+    let mut tls = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http();
+    if let Some(name) = &config.tls_server_name {
+        let name = ServerName::try_from(name.clone()).map_err(|e| format!("tls-server-name {name:?}: {e}"))?;
+        tls = tls.with_server_name_resolver(FixedServerNameResolver::new(name));
+    }
+    let http = HttpClient::builder(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .http2_keep_alive_interval(PING_AFTER)
+        .http2_keep_alive_timeout(PING_TIME)
+        .http2_initial_stream_window_size(STREAM_WINDOW)
+        .http2_initial_connection_window_size(CONNECTION_WINDOW)
+        .build::<_, Body>(tls.enable_all_versions().wrap_connector(tcp));
+    let service = ServiceBuilder::new()
+        .layer(config.base_uri_layer())
+        .option_layer(config.auth_layer().map_err(|e| e.to_string())?)
+        .layer(config.extra_headers_layer().map_err(|e| e.to_string())?)
+        .service(http.map_err(BoxError::from));
+    Ok(ClientBuilder::new(service, config.default_namespace.clone()).build())
 }

@@ -10,6 +10,8 @@ use serde_json::json;
 use tokio::sync::mpsc;
 use tracing::{debug, info};
 
+use super::client::causes;
+
 /// Events that may wait; more are dropped, as they are for people only.
 const QUEUE: usize = 512;
 /// Distinct events remembered for counting.
@@ -97,7 +99,7 @@ async fn send_all(client: Option<Client>, mut events: mpsc::Receiver<Event>) {
             Ok(created) => drop(seen.entry(key).or_insert((created.metadata.name.unwrap_or_default(), 1))),
             Err(error) => {
                 seen.remove(&key);
-                debug!(%error, "event not written");
+                debug!(error = causes(&error), "event not written");
             }
         }
     }

@@ -10,6 +10,8 @@ use kube::{Api, Client};
 use serde_json::json;
 use tracing::debug;
 
+use super::client::causes;
+
 const NAMESPACE: &str = "kube-node-lease";
 const RENEW: Duration = Duration::from_secs(10);
 const DURATION_SECONDS: i32 = 40;
@@ -21,7 +23,7 @@ pub async fn keep_lease(client: Client, node: String) {
     loop {
         tick.tick().await;
         if let Err(error) = renew(&client, &node).await {
-            debug!(%error, "lease not renewed");
+            debug!(error = causes(&error), "lease not renewed");
             tick.reset_after(Duration::from_millis(500 + u64::from(rand::random::<u8>()) * 8));
         }
     }

@@ -7,6 +7,7 @@ mod mirror;
 mod node;
 mod objects;
 mod pods;
+mod retry;
 mod services;
 mod status;
 

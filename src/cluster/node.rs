@@ -13,6 +13,8 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
+use super::client::causes;
+use super::retry::Retry;
 use crate::machine::MachineInfo;
 
 /// How often the status is computed.
@@ -161,6 +163,14 @@ fn essence(status: &Value) -> Value {
     status
 }
 
+/// True when somebody else has changed a condition we wrote: the control plane sets all to Unknown once a node was
+/// silent for too long, and waits for the node to say otherwise.
+fn overruled(node: &Node, written: &Value) -> bool {
+    let present = node.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
+    let mut ours = written["conditions"].as_array().into_iter().flatten();
+    ours.any(|c| present.iter().any(|p| c["type"] == p.type_ && c["status"] != p.status))
+}
+
 /// Registers and keeps the Node for ever; its pod CIDRs go to `pod_cidrs`.
 pub async fn keep_node(
     client: Client,
@@ -171,7 +181,7 @@ pub async fn keep_node(
 ) {
     let api: Api<Node> = Api::all(client);
     let fields = format!("metadata.name={}", settings.name);
-    let mut events = watcher(api.clone(), watcher::Config::default().fields(&fields)).default_backoff().boxed();
+    let mut events = watcher(api.clone(), watcher::Config::default().fields(&fields)).backoff(Retry::new()).boxed();
     let mut written = Value::Null;
     let mut written_at = Instant::now();
     let mut registered = false;
@@ -209,6 +219,9 @@ pub async fn keep_node(
             changed = state.changed() => if changed.is_err() { return },
             Some(event) = events.next() => match event {
                 Ok(watcher::Event::Apply(node) | watcher::Event::InitApply(node)) => {
+                    if overruled(&node, &written) {
+                        written = Value::Null;
+                    }
                     let cidrs = node.spec.and_then(|s| s.pod_cidrs).unwrap_or_default();
                     pod_cidrs.send_if_modified(|old| !cidrs.is_empty() && *old != cidrs && { *old = cidrs; true });
                 }
@@ -217,7 +230,7 @@ pub async fn keep_node(
                     registered = false;
                 }
                 Ok(_) => {}
-                Err(error) => warn!(%error, "watching the Node: trying again"),
+                Err(error) => warn!(error = causes(&error), "watching the Node: trying again"),
             },
         }
     }

@@ -20,6 +20,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
+use super::retry::Retry;
 use crate::volume::{ObjectKey, ObjectKind, ObjectSource};
 
 const STANDALONE: &str = "no API server is configured: standalone pods cannot use ConfigMaps, Secrets or tokens";
@@ -117,7 +118,7 @@ where
     let config = watcher::Config::default().fields(&format!("metadata.name={}", key.name));
     let (tx, rx) = watch::channel(Seen::Unknown(None));
     let task = tokio::spawn(async move {
-        let mut events = watcher(api, config).default_backoff().boxed();
+        let mut events = watcher(api, config).backoff(Retry::new()).boxed();
         let mut listed = None;
         while let Some(event) = events.next().await {
             let object = match event {

@@ -7,6 +7,9 @@ use kube::{Api, Client};
 use tokio::sync::mpsc;
 use tracing::warn;
 
+use super::client::causes;
+use super::retry::Retry;
+
 /// A change of the pods bound to this node.
 #[derive(Debug)]
 pub enum PodUpdate {
@@ -29,7 +32,7 @@ pub fn watch_pods(client: Client, node: &str) -> mpsc::Receiver<PodUpdate> {
     let (tx, rx) = mpsc::channel(QUEUE);
     let config = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
     tokio::spawn(async move {
-        let mut events = watcher(Api::<Pod>::all(client), config).default_backoff().boxed();
+        let mut events = watcher(Api::<Pod>::all(client), config).backoff(Retry::new()).boxed();
         let mut listed = Vec::new();
         while let Some(event) = events.next().await {
             let uid = |pod: &Pod| pod.metadata.uid.clone().unwrap_or_default();
@@ -46,7 +49,7 @@ pub fn watch_pods(client: Client, node: &str) -> mpsc::Receiver<PodUpdate> {
                 Ok(watcher::Event::Apply(pod)) => PodUpdate::Upsert(Box::new(pod)),
                 Ok(watcher::Event::Delete(pod)) => PodUpdate::Removed { uid: uid(&pod) },
                 Err(error) => {
-                    warn!(%error, "watching pods: trying again");
+                    warn!(error = causes(&error), "watching pods: trying again");
                     continue;
                 }
             };

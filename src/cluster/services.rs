@@ -11,6 +11,9 @@ use kube::{Api, Client};
 use tokio::sync::watch;
 use tracing::warn;
 
+use super::client::causes;
+use super::retry::Retry;
+
 /// How long the first container waits for the first list.
 const FIRST_LIST: Duration = Duration::from_secs(5);
 
@@ -44,7 +47,7 @@ impl Services {
         let table = services.table.clone();
         tokio::spawn(async move {
             let api: Api<Service> = Api::all(client);
-            let mut events = watcher(api, watcher::Config::default()).default_backoff().boxed();
+            let mut events = watcher(api, watcher::Config::default()).backoff(Retry::new()).boxed();
             let mut fresh = Table::new();
             while let Some(event) = events.next().await {
                 match event {
@@ -56,7 +59,7 @@ impl Services {
                     }
                     Ok(watcher::Event::Apply(service)) => put(&mut locked(&table), &service),
                     Ok(watcher::Event::Delete(service)) => drop(locked(&table).remove(&key(&service))),
-                    Err(error) => warn!(%error, "watching services: trying again"),
+                    Err(error) => warn!(error = causes(&error), "watching services: trying again"),
                 }
             }
         });

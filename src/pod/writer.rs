@@ -14,7 +14,7 @@ use super::backoff::Backoff;
 use crate::cluster::{self, ClusterError};
 
 const RETRY_FIRST: Duration = Duration::from_millis(200);
-const RETRY_MAX: Duration = Duration::from_secs(15);
+const RETRY_MAX: Duration = Duration::from_secs(5);
 
 /// The newest status, and how often the mirror was seen to change.
 #[derive(Clone, Default)]

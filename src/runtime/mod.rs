@@ -23,13 +23,14 @@ pub use user::resolve_user;
 
 use std::collections::HashMap;
 use std::fs;
-use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::io::AsyncReadExt;
+use tokio::process::Command;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
@@ -159,19 +160,19 @@ impl Runtime {
         let mut command = Command::new(&self.inner.config.shim_exe);
         command.arg("shim").arg("--dir").arg(dir).current_dir("/");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-        let exe = self.inner.config.shim_exe.clone();
+        let exe = &self.inner.config.shim_exe;
         // The shim proper is a grandchild: its parent ends at once, and standard output ends when it is ready.
-        let started = tokio::task::spawn_blocking(move || {
+        let started = async {
             let mut child = command.spawn().map_err(|e| format!("starting {}: {e}", exe.display()))?;
             let mut said = String::new();
-            let read = child.stdout.take().map_or(Ok(0), |mut out| out.read_to_string(&mut said));
-            child.wait().map_err(|e| format!("waiting for its start: {e}"))?;
-            read.map_err(|e| format!("waiting for its start: {e}"))?;
+            if let Some(mut out) = child.stdout.take() {
+                out.read_to_string(&mut said).await.map_err(|e| format!("waiting for its start: {e}"))?;
+            }
+            child.wait().await.map_err(|e| format!("waiting for its start: {e}"))?;
             Ok(said)
-        });
+        };
         let said = match timeout(START_TIME, started).await {
-            Ok(Ok(said)) => said.map_err(unreachable)?,
-            Ok(Err(e)) => return Err(unreachable(format!("starting it: {e}"))),
+            Ok(said) => said.map_err(unreachable)?,
             Err(_) => return Err(unreachable(format!("not ready within {} s", START_TIME.as_secs()))),
         };
         match said.trim() {

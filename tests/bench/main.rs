@@ -7,12 +7,13 @@ mod procs;
 
 use std::collections::BTreeSet;
 use std::error::Error;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
 use kube::api::{DeleteParams, ListParams, PostParams, WatchEvent, WatchParams};
-use kube::{Api, Client};
 use procs::Node;
 use serde_json::json;
 
@@ -110,7 +111,8 @@ fn row(what: &str, value: &str, mark: &str) {
 #[tokio::main]
 async fn main() -> Outcome<()> {
     let node = Node::find()?;
-    let api: Api<Pod> = Api::default_namespaced(Client::try_default().await?);
+    let api: Api<Pod> =
+        Api::default_namespaced(pikelet::cluster::connect(Path::new(&std::env::var("KUBECONFIG")?)).await?);
     let crun: Vec<f64> =
         std::env::var("CRUN_MILLIS")?.lines().map(str::parse).collect::<Result<_, std::num::ParseFloatError>>()?;
     let (crun, crun_worst) = spread(crun);

@@ -35,7 +35,7 @@ check "those that stay run" until_true 90 running
 sandboxes() { [ "$(ls "$dir/n1/run/sandboxes" | wc -l)" = "$1" ]; }
 check "each once" sandboxes 10
 k delete pod -l app=many --timeout=60s >/dev/null
-veths() { on n1 ls /sys/class/net | grep -c '^veth\|^pk'; }
+veths() { on n1 ls /sys/class/net | grep -c '^pk'; }
 clean() {
   sandboxes 0 && [ -z "$(ls "$dir/n1/lib/pods" "$dir/n1/lib/containers" "$dir/n1/log" 2>/dev/null | grep -v ':$')" ] &&
     [ -z "$(ls /sys/fs/cgroup/*/"pk$PIKELET_CLUSTER_ID-n1" 2>/dev/null | grep '^pod')" ] &&
@@ -43,5 +43,5 @@ clean() {
 }
 check "nothing is left of them: sandboxes, folders, logs, cgroups, links, mounts" soon clean
 clean || { ls "$dir/n1/run/sandboxes" "$dir/n1/lib/pods" "$dir/n1/lib/containers" "$dir/n1/log"; on n1 ls /sys/class/net; } >&2
-addresses() { [ -z "$(find "$dir/n1/run/network" -type f -name '*.json' 2>/dev/null)" ]; }
+addresses() { jq -e '.held == {}' "$dir/n1/run/network/leases.json" >/dev/null; }
 check "nor addresses" addresses

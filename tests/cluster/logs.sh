@@ -17,8 +17,7 @@ restarted() { [ "$(field crasher "$restarts")" -ge 1 ]; }
 check "a container that crashes is restarted" soon restarted
 previous() { k logs crasher --previous | grep -q '^start '; }
 check "--previous" previous
-no_previous() { k logs talker --previous 2>&1 | grep -q 'previous terminated container "talker" in pod "talker" not found'; }
-check "--previous of a first run says so" no_previous
-missing() { k logs talker -c nope 2>&1 | grep -q 'container nope is not valid for pod talker'; }
-check "an unknown container is named" missing
+refused() { local said; said=$(k logs talker "${@:2}" 2>&1); [[ $said == *"$1"* ]]; }
+check "--previous of a first run says so" refused 'previous terminated container "talker" in pod "talker" not found' --previous
+check "an unknown container is named" refused 'container nope is not valid for pod talker' -c nope
 k delete pod talker crasher counter --timeout=60s --grace-period=1 >/dev/null

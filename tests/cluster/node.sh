@@ -7,6 +7,8 @@ check "the kubelet's port is told" test "$(node .status.daemonEndpoints.kubeletE
 lease() { k get lease -n kube-node-lease n3 -o 'jsonpath={.spec.renewTime}'; }
 seen=$(lease); sleep 12
 check "the lease is renewed" test "$(lease)" != "$seen"
+k patch node n3 --subresource=status -p '{"status":{"conditions":[{"type":"Ready","status":"Unknown"}]}}' >/dev/null
+check "a Ready that the control plane took away is given again" k wait --for=condition=Ready node/n3 --timeout=10s
 uid=$(node .metadata.uid)
 k delete node n3 >/dev/null
 again() { [ -n "$(node .metadata.uid)" ] && [ "$(node .metadata.uid)" != "$uid" ]; }
