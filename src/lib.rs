@@ -4,6 +4,7 @@
 //! through the small typed handles they export, never through each other's files.
 
 pub mod agent;
+pub mod allocator;
 pub mod cli;
 pub mod cluster;
 pub mod config;

@@ -7,6 +7,9 @@ use tracing_subscriber::EnvFilter;
 use super::Outcome;
 use crate::config::{Config, Settings};
 
+/// Threads for what cannot wait without one: unpacking, entering a pod's network, removing trees.
+const BLOCKING_THREADS: usize = 16;
+
 /// Arguments of `pikelet run`.
 #[derive(clap::Args)]
 pub struct Args {
@@ -32,6 +35,11 @@ pub fn run(args: Args) -> Outcome {
     } else {
         logs.with_ansi(false).with_target(false).init();
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    crate::allocator::bound();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(BLOCKING_THREADS)
+        .enable_all()
+        .build()?;
     runtime.block_on(crate::agent::run(config))
 }

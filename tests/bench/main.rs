@@ -54,13 +54,15 @@ async fn timed<F: Future<Output = Outcome<()>>>(
     let version = list.metadata.resource_version.unwrap_or_default();
     let mut events = api.watch(&WatchParams::default().timeout(290), &version).await?.boxed();
     let start = Instant::now();
-    act.await?;
-    let mut seen = BTreeSet::new();
-    while seen.len() < count {
-        let event = tokio::time::timeout(LIMIT, events.try_next()).await??.ok_or("the watch ended")?;
-        seen.extend(done(&event));
-    }
-    Ok(start.elapsed())
+    let seen = async {
+        let mut seen = BTreeSet::new();
+        while seen.len() < count {
+            let event = tokio::time::timeout(LIMIT, events.try_next()).await??.ok_or("the watch ended")?;
+            seen.extend(done(&event));
+        }
+        Ok(start.elapsed())
+    };
+    tokio::try_join!(act, seen).map(|((), time)| time)
 }
 
 async fn start(api: &Api<Pod>, names: &[String]) -> Outcome<Duration> {

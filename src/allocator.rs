@@ -1,0 +1,19 @@
+//! How much memory the C library's allocator may keep for itself.
+#![allow(unsafe_code)]
+
+/// Arenas of glibc's malloc: it would make up to eight per core, each with free memory of its own.
+#[cfg(target_env = "gnu")]
+const ARENAS: i32 = 1;
+/// Free memory at the top of an arena that goes back to the kernel, in bytes.
+#[cfg(target_env = "gnu")]
+const TRIM: i32 = 128 << 10;
+
+/// Bounds the memory an idle agent keeps after a burst. musl's malloc needs no such word.
+pub fn bound() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: called before any thread exists; mallopt only sets parameters of the allocator.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, ARENAS);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, TRIM);
+    }
+}
