@@ -24,6 +24,7 @@ test: setup
 	cargo build
 	tests/demo.sh $${CARGO_TARGET_DIR:-target}/debug/pikelet
 	tests/cluster.sh
+	tests/bench.sh --short
 
 demo: setup
 	cargo build --release

@@ -1,9 +1,13 @@
 #!/usr/bin/env bash
 # make bench: figures of one node on a real control plane, beside crun in the same run. Takes three minutes.
+#
+#   tests/bench.sh           the release build, all figures
+#   tests/bench.sh --short   the debug build, few pods: whether every figure can be measured
 set -euo pipefail
 cd "$(dirname "$0")"
 . harness/common.sh
 export PIKELET_CLUSTER_ID=${PIKELET_CLUSTER_ID:-b$(($$ % 9999))} PROFILE_DIR=release
+[ "${1:-}" != --short ] || export PROFILE_DIR=debug BENCH_SHORT=1
 cluster=$PWD/scripts/cluster.sh
 work=$(mktemp -d)
 trap '$cluster down; rm -rf "$work"' EXIT

@@ -15,8 +15,11 @@ pub mod table;
 pub mod worker;
 
 mod checkpoint;
+mod container_spec;
 mod create;
+mod images;
 mod pull_secret;
+mod sandbox;
 mod stop;
 mod writer;
 

@@ -1,0 +1,169 @@
+//! From a container of the Pod API to what the runtime makes it from: command, user, mounts, limits.
+
+use std::path::{Path, PathBuf};
+
+use k8s_openapi::api::core::v1::{Container, PodSpec};
+
+use super::container::{LABEL_IMAGE, LABEL_IMAGE_ID};
+use super::create::Refused;
+use super::env::{self, EnvContext};
+use super::sandbox::hostname;
+use super::worker::Worker;
+use super::{PodExt, qos};
+use crate::image::Image;
+use crate::runtime::{self, ContainerSpec, Mount, Propagation, User};
+
+impl Worker {
+    pub(super) async fn container_spec(
+        &self,
+        container: &Container,
+        image: &Image,
+        id: &str,
+        rootfs: &Path,
+        ips: &[std::net::IpAddr],
+    ) -> Result<ContainerSpec, Refused> {
+        let pod = &self.pod;
+        let config_error = |message: String| ("CreateContainerConfigError", message);
+        let default = PodSpec::default();
+        let pod_spec = pod.pod_spec().unwrap_or(&default);
+        let context = EnvContext {
+            host_ips: self.shared.host_ips.clone(),
+            pod_ips: ips.to_vec(),
+            node_name: self.shared.node_name.clone(),
+            hostname: hostname(pod_spec, pod.name()),
+            extra: self.shared.services.variables(pod.ns(), pod_spec.enable_service_links.unwrap_or(true)).await,
+        };
+        let env = env::build_env(pod, container, &image.config.env, &context, &*self.shared.objects)
+            .await
+            .map_err(config_error)?;
+        let variables = env.iter().cloned().collect();
+        let expand = |list: &[String]| list.iter().map(|s| env::expand(s, &variables)).collect::<Vec<_>>();
+        let command = container.command.as_deref().filter(|c| !c.is_empty());
+        let args = container.args.as_deref().filter(|a| !a.is_empty());
+        let mut argv = command.map_or_else(|| image.config.entrypoint.clone(), expand);
+        argv.extend(match (args, command) {
+            (Some(args), _) => expand(args),
+            (None, None) => image.config.cmd.clone(),
+            (None, Some(_)) => Vec::new(),
+        });
+        if argv.is_empty() {
+            return Err((
+                "RunContainerError",
+                "no command specified: neither the pod nor its image names one".to_owned(),
+            ));
+        }
+        let attempt = self.containers.get(&container.name).map_or(0, |s| s.next_attempt);
+        let log_dir = format!("{}_{}_{}", pod.ns(), pod.name(), self.uid);
+        let security = container.security_context.as_ref();
+        let capabilities = security.and_then(|s| s.capabilities.as_ref());
+        let privileged = security.and_then(|s| s.privileged).unwrap_or(false);
+        let termination_log = self.termination_log(container, id).map_err(config_error)?;
+        let cwd = container.working_dir.clone().filter(|d| !d.is_empty()).unwrap_or(image.config.working_dir.clone());
+        Ok(ContainerSpec {
+            id: id.to_owned(),
+            name: container.name.clone(),
+            attempt,
+            rootfs: rootfs.to_owned(),
+            args: argv,
+            env,
+            cwd: if cwd.is_empty() { "/".to_owned() } else { cwd },
+            user: self.user(container, image, rootfs).map_err(config_error)?,
+            mounts: self.mounts(container, &termination_log).map_err(config_error)?,
+            read_only_rootfs: security.and_then(|s| s.read_only_root_filesystem).unwrap_or(false),
+            privileged,
+            no_new_privileges: security.and_then(|s| s.allow_privilege_escalation) == Some(false),
+            capabilities_add: capabilities.and_then(|c| c.add.clone()).unwrap_or_default(),
+            capabilities_drop: capabilities.and_then(|c| c.drop.clone()).unwrap_or_default(),
+            resources: qos::container_resources(container),
+            oom_score_adj: qos::oom_score_adj(pod, container, self.shared.machine_memory),
+            log_path: self.shared.logs_dir.join(log_dir).join(&container.name).join(format!("{attempt}.log")),
+            tty: container.tty.unwrap_or(false),
+            stdin: container.stdin.unwrap_or(false),
+            stdin_once: container.stdin_once.unwrap_or(false),
+            termination_log: Some(termination_log),
+            labels: [
+                (LABEL_IMAGE.to_owned(), container.image.clone().unwrap_or_default()),
+                (LABEL_IMAGE_ID.to_owned(), image.repo_digests.first().unwrap_or(&image.id).clone()),
+            ]
+            .into(),
+        })
+    }
+
+    fn termination_log(&self, container: &Container, id: &str) -> Result<PathBuf, String> {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = self.pod_dir().join("containers").join(&container.name);
+        let file = dir.join(&id[..8]);
+        std::fs::create_dir_all(&dir)
+            .and_then(|()| std::fs::write(&file, ""))
+            .and_then(|()| std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o666)))
+            .map_err(|e| format!("creating termination log {}: {e}", file.display()))?;
+        Ok(file)
+    }
+
+    fn user(&self, container: &Container, image: &Image, rootfs: &Path) -> Result<User, String> {
+        let pod = self.pod.pod_spec().and_then(|s| s.security_context.as_ref());
+        let own = container.security_context.as_ref();
+        let uid = own.and_then(|s| s.run_as_user).or_else(|| pod.and_then(|s| s.run_as_user));
+        let gid = own.and_then(|s| s.run_as_group).or_else(|| pod.and_then(|s| s.run_as_group));
+        let wanted = uid.map_or_else(|| image.config.user.clone(), |u| u.to_string());
+        let mut user = runtime::resolve_user(rootfs, &wanted).map_err(|e| e.to_string())?;
+        if let Some(gid) = gid {
+            user.gid = u32::try_from(gid).map_err(|_| format!("runAsGroup {gid} is out of range"))?;
+        }
+        let non_root = own.and_then(|s| s.run_as_non_root).or_else(|| pod.and_then(|s| s.run_as_non_root));
+        if non_root == Some(true) && user.uid == 0 {
+            return Err("container has runAsNonRoot and image will run as root".to_owned());
+        }
+        let groups = pod.and_then(|s| s.supplemental_groups.as_ref()).into_iter().flatten();
+        for gid in groups.chain(pod.and_then(|s| s.fs_group.as_ref())) {
+            let gid = u32::try_from(*gid).map_err(|_| format!("group {gid} is out of range"))?;
+            if !user.additional_gids.contains(&gid) {
+                user.additional_gids.push(gid);
+            }
+        }
+        Ok(user)
+    }
+
+    fn mounts(&self, container: &Container, termination_log: &Path) -> Result<Vec<Mount>, String> {
+        let bind = |source: PathBuf, destination: &str| Mount {
+            source,
+            destination: destination.to_owned(),
+            read_only: false,
+            propagation: Propagation::None,
+        };
+        let dir = self.pod_dir();
+        let wanted = container.volume_mounts.as_deref().unwrap_or_default();
+        let mut mounts = vec![bind(dir.join("resolv.conf"), "/etc/resolv.conf")];
+        if self.pod.host_network() {
+            mounts.push(bind("/etc/hosts".into(), "/etc/hosts"));
+        } else {
+            mounts.push(bind(dir.join("etc-hosts"), "/etc/hosts"));
+            mounts.push(bind(dir.join("hostname"), "/etc/hostname"));
+        }
+        let message_path = container.termination_message_path.as_deref().unwrap_or("/dev/termination-log");
+        mounts.push(bind(termination_log.to_owned(), message_path));
+        mounts.retain(|m| {
+            !wanted.iter().any(|w| w.mount_path.trim_end_matches('/') == m.destination) && m.source.exists()
+        });
+        for mount in wanted {
+            let volume = self.volumes.as_ref().and_then(|v| v.get(&mount.name)).ok_or_else(|| {
+                format!("cannot find volume {:?} to mount into container {:?}", mount.name, container.name)
+            })?;
+            let source = match mount.sub_path.as_deref().filter(|s| !s.is_empty()) {
+                Some(sub) => crate::volume::sub_path(volume, sub)?,
+                None => volume.clone(),
+            };
+            mounts.push(Mount {
+                source,
+                destination: mount.mount_path.clone(),
+                read_only: mount.read_only.unwrap_or(false),
+                propagation: match mount.mount_propagation.as_deref() {
+                    Some("HostToContainer") => Propagation::HostToContainer,
+                    Some("Bidirectional") => Propagation::Bidirectional,
+                    _ => Propagation::None,
+                },
+            });
+        }
+        Ok(mounts)
+    }
+}

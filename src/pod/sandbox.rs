@@ -1,0 +1,129 @@
+//! The pod's sandbox: its namespaces, its network, and the files its containers share.
+
+use std::path::PathBuf;
+
+use k8s_openapi::api::core::v1::PodSpec;
+use tracing::warn;
+
+use super::worker::{Sandbox, Worker};
+use super::{PodExt, qos};
+use crate::network;
+use crate::runtime::SandboxSpec;
+
+/// 64 random hex digits.
+pub(super) fn new_id() -> String {
+    use std::fmt::Write;
+    rand::random::<[u8; 32]>().iter().fold(String::with_capacity(64), |mut id, byte| {
+        let _ = write!(id, "{byte:02x}");
+        id
+    })
+}
+
+impl Worker {
+    pub(super) async fn create_sandbox(&self) -> Result<Sandbox, String> {
+        let pod = &self.pod;
+        let host_network = pod.host_network();
+        if !host_network && !*self.shared.network_ready.borrow() {
+            return Err(format!("Failed to create pod sandbox: {}", network::NetworkError::NotReady));
+        }
+        let default = PodSpec::default();
+        let spec = pod.pod_spec().unwrap_or(&default);
+        let attempt = self.next_sandbox;
+        let sandbox = SandboxSpec {
+            id: new_id(),
+            pod_uid: self.uid.clone(),
+            pod_name: pod.name().to_owned(),
+            pod_namespace: pod.ns().to_owned(),
+            attempt,
+            hostname: (!host_network).then(|| hostname(spec, pod.name())),
+            host_network,
+            host_ipc: spec.host_ipc.unwrap_or(false),
+            host_pid: spec.host_pid.unwrap_or(false),
+            share_process_namespace: spec.share_process_namespace.unwrap_or(false),
+            cgroup: qos::pod_cgroup(pod),
+            resources: qos::pod_resources(pod),
+        };
+        let id = sandbox.id.clone();
+        let made = self.shared.runtime.create_sandbox(sandbox).await.map_err(|e| e.to_string());
+        let attached = match made {
+            Err(error) => Err(error),
+            Ok(()) if host_network => Ok(self.shared.host_ips.clone()),
+            Ok(()) => match self.shared.runtime.netns_path(&id) {
+                Some(netns) => self.shared.network.attach(&id, &netns).await.map(|a| a.ips).map_err(|e| e.to_string()),
+                None => Err("its network namespace is gone already".to_owned()),
+            },
+        };
+        match attached.and_then(|ips| self.write_files(spec, &ips).map(|()| ips)) {
+            Ok(ips) => Ok(Sandbox { id, attempt, ips, ready: true }),
+            Err(error) => {
+                for cleaned in [
+                    self.shared.network.detach(&id).await.map_err(|e| e.to_string()),
+                    self.shared.runtime.remove_sandbox(&id).await.map_err(|e| e.to_string()),
+                ] {
+                    if let Err(error) = cleaned {
+                        warn!(pod = %self.uid, %error, "sandbox that failed not wholly removed");
+                    }
+                }
+                Err(format!("Failed to create pod sandbox: {error}"))
+            }
+        }
+    }
+
+    pub(super) fn pod_dir(&self) -> PathBuf {
+        self.shared.pods_dir.join(&self.uid)
+    }
+
+    /// The managed `/etc/hosts`, `/etc/resolv.conf` and `/etc/hostname`.
+    fn write_files(&self, spec: &PodSpec, ips: &[std::net::IpAddr]) -> Result<(), String> {
+        let dir = self.pod_dir();
+        let pod = &self.pod;
+        let host = hostname(spec, pod.name());
+        let fqdn =
+            spec.subdomain.as_ref().map(|sub| format!("{host}.{sub}.{}.svc.{}", pod.ns(), self.shared.cluster_domain));
+        let aliases: Vec<(String, Vec<String>)> = spec
+            .host_aliases
+            .iter()
+            .flatten()
+            .map(|a| (a.ip.clone(), a.hostnames.clone().unwrap_or_default()))
+            .collect();
+        let dns = spec.dns_config.as_ref().map(|d| network::DnsOptions {
+            nameservers: d.nameservers.clone().unwrap_or_default(),
+            searches: d.searches.clone().unwrap_or_default(),
+            options: d
+                .options
+                .iter()
+                .flatten()
+                .filter_map(|o| {
+                    let name = o.name.clone()?;
+                    Some(o.value.as_ref().map_or(name.clone(), |v| format!("{name}:{v}")))
+                })
+                .collect(),
+        });
+        let resolv = network::resolv_conf(
+            spec.dns_policy.as_deref().unwrap_or("ClusterFirst"),
+            pod.host_network(),
+            &network::host_resolv_conf(),
+            &self.shared.cluster_dns,
+            &self.shared.cluster_domain,
+            pod.ns(),
+            dns.as_ref(),
+        );
+        let write = |name: &str, text: &str| {
+            std::fs::write(dir.join(name), text).map_err(|e| format!("writing {}: {e}", dir.join(name).display()))
+        };
+        std::fs::create_dir_all(&dir).map_err(|e| format!("creating {}: {e}", dir.display()))?;
+        write("resolv.conf", &resolv)?;
+        if pod.host_network() {
+            return Ok(());
+        }
+        write("etc-hosts", &network::hosts_file(ips, &host, fqdn.as_deref(), &aliases))?;
+        write("hostname", &format!("{host}\n"))
+    }
+}
+
+/// The host name of a pod's containers.
+pub(super) fn hostname(spec: &PodSpec, pod_name: &str) -> String {
+    let name = spec.hostname.clone().unwrap_or_else(|| pod_name.to_owned());
+    // the kernel's limit for a host name in Kubernetes' naming
+    name.chars().take(63).collect::<String>().trim_end_matches(['-', '.']).to_owned()
+}
