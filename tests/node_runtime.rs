@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use pikelet::runtime::{
-    ContainerSpec, ExitRecord, Resources, Runtime, RuntimeConfig, RuntimeError, RuntimeEvent, SandboxSpec,
+    ContainerSpec, ExitRecord, Resources, Runtime, RuntimeConfig, RuntimeError, RuntimeEvent, SandboxSpec, User, Wanted,
 };
+use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc::Receiver;
 use tokio::time::timeout;
 
@@ -289,4 +290,121 @@ async fn the_host_can_be_shared() {
     assert_eq!(exit_of(&mut events, "c1").await.code, 7);
     runtime.remove_sandbox("s4").await.unwrap();
     assert!(!node.cgroups().iter().any(|d| d.ends_with("pods4")));
+}
+
+const ALL: Wanted = Wanted { stdin: true, stdout: true, stderr: true };
+
+async fn everything(mut reader: Option<pikelet::runtime::Reader>) -> String {
+    let mut text = Vec::new();
+    while let Some(reader) = &mut reader
+        && reader.read(&mut text).await.unwrap() > 0
+    {}
+    String::from_utf8(text).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_processes_run_in_a_container() {
+    let Some(node) = Node::new("exec") else { return };
+    let (runtime, mut events) = Runtime::open(node.config.clone()).unwrap();
+    runtime.create_sandbox(node.sandbox("s1")).await.unwrap();
+    let spec =
+        ContainerSpec { user: User { uid: 7, gid: 8, additional_gids: vec![9] }, ..node.shell("c1", "sleep 1000") };
+    runtime.create_container("s1", spec).await.unwrap();
+    let early = runtime.exec("s1", "c1", vec!["true".into()], false, ALL).await.unwrap_err().to_string();
+    assert!(early.contains("not running"), "{early}");
+    runtime.start_container("s1", "c1").await.unwrap();
+    let exec = |script: &str, tty| {
+        let args = ["sh", "-c", script].map(str::to_owned).to_vec();
+        runtime.exec("s1", "c1", args, tty, ALL)
+    };
+
+    let mut streams = exec("read line; echo got $line; echo err >&2; pwd; id -u; exit 3", false).await.unwrap();
+    streams.stdin.take().unwrap().write_all(b"hello\n").await.unwrap();
+    let (out, err) = tokio::join!(everything(streams.stdout), everything(streams.stderr));
+    assert_eq!((out.as_str(), err.as_str()), ("got hello\n/work/here\n7\n", "err\n"));
+    assert_eq!(streams.ending.wait().await.unwrap(), 3);
+
+    let mut streams = exec("cat; exit 0", false).await.unwrap();
+    drop(streams.stdin.take());
+    assert_eq!(streams.ending.wait().await.unwrap(), 0, "the end of standard input is seen");
+    let mut streams = exec("kill -9 $$", false).await.unwrap();
+    assert_eq!(streams.ending.wait().await.unwrap(), 137);
+
+    let mut streams = exec("read x; stty size; tty; exit 4", true).await.unwrap();
+    streams.terminal.as_ref().unwrap().resize(90, 30).unwrap();
+    streams.stdin.as_mut().unwrap().write_all(b"go\n").await.unwrap();
+    let out = everything(streams.stdout).await;
+    assert!(out.contains("30 90") && out.contains("/dev/pts/"), "{out}");
+    assert_eq!(streams.ending.wait().await.unwrap(), 4);
+
+    let error = runtime.exec("s1", "c1", vec!["no-such".into()], false, ALL).await.unwrap_err().to_string();
+    assert_eq!(error, "exec: \"no-such\": executable file not found in $PATH");
+    assert!(runtime.exec("s1", "nope", vec!["true".into()], false, ALL).await.is_err());
+
+    let runs = (0..20).map(|i| {
+        let runtime = &runtime;
+        async move {
+            let args = ["sh", "-c", &format!("echo {i}; exit {i}")].map(str::to_owned).to_vec();
+            let mut streams =
+                runtime.exec("s1", "c1", args, false, Wanted { stdout: true, ..Wanted::default() }).await.unwrap();
+            assert_eq!(everything(streams.stdout.take()).await, format!("{i}\n"));
+            assert_eq!(streams.ending.wait().await.unwrap(), i);
+        }
+    });
+    futures::future::join_all(runs).await;
+
+    let running = exec("sleep 1000", false).await.unwrap();
+    runtime.kill_container("s1", "c1", 9, true).await.unwrap();
+    assert_eq!(exit_of(&mut events, "c1").await.code, 137);
+    let mut ending = running.ending;
+    assert_eq!(ending.wait().await.unwrap(), 137, "it ends with its container");
+    runtime.remove_sandbox("s1").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn attached_streams_are_the_containers_own() {
+    let Some(node) = Node::new("attach") else { return };
+    let (runtime, mut events) = Runtime::open(node.config.clone()).unwrap();
+    runtime.create_sandbox(node.sandbox("s1")).await.unwrap();
+    let script = "while read line; do echo got $line; done; echo end >&2; exit 5";
+    let spec = ContainerSpec { stdin: true, stdin_once: true, ..node.shell("c1", script) };
+    runtime.create_container("s1", spec).await.unwrap();
+    runtime.start_container("s1", "c1").await.unwrap();
+    let mut streams = runtime.attach("s1", "c1", ALL).await.unwrap();
+    let mut other = runtime.attach("s1", "c1", Wanted { stdout: true, ..Wanted::default() }).await.unwrap();
+    let mut stdin = streams.stdin.take().unwrap();
+    stdin.write_all(b"one\ntwo\n").await.unwrap();
+    drop(stdin);
+    streams.ending.stdin_closed().await.unwrap();
+    let (out, err) = tokio::join!(everything(streams.stdout), everything(streams.stderr));
+    assert_eq!((out.as_str(), err.as_str()), ("got one\ngot two\n", "end\n"));
+    assert_eq!(everything(other.stdout.take()).await, "got one\ngot two\n");
+    assert_eq!(streams.ending.wait().await.unwrap(), 5);
+    assert_eq!(exit_of(&mut events, "c1").await.code, 5);
+    assert_eq!(node.output("c1"), ["stdout F got one", "stdout F got two", "stderr F end"], "the log is whole as well");
+    assert!(runtime.attach("s1", "c1", ALL).await.unwrap_err().to_string().contains("has ended"));
+
+    // one that does not read holds up nobody
+    runtime
+        .create_container(
+            "s1",
+            node.shell("c2", "i=0; while [ $i -lt 40000 ]; do echo line $i of a long text; i=$((i+1)); done"),
+        )
+        .await
+        .unwrap();
+    let slow = runtime.attach("s1", "c2", ALL).await.unwrap();
+    runtime.start_container("s1", "c2").await.unwrap();
+    assert_eq!(exit_of(&mut events, "c2").await.code, 0);
+    assert_eq!(node.output("c2").len(), 40000);
+    drop(slow);
+
+    let spec = ContainerSpec { tty: true, stdin: true, ..node.shell("c3", "read x; stty size; echo typed $x") };
+    runtime.create_container("s1", spec).await.unwrap();
+    runtime.start_container("s1", "c3").await.unwrap();
+    let mut streams = runtime.attach("s1", "c3", Wanted { stdin: true, stdout: true, stderr: false }).await.unwrap();
+    streams.terminal.as_ref().unwrap().resize(70, 20).unwrap();
+    streams.stdin.as_mut().unwrap().write_all(b"this\n").await.unwrap();
+    let out = everything(streams.stdout).await;
+    assert!(out.contains("20 70") && out.contains("typed this"), "{out}");
+    runtime.remove_sandbox("s1").await.unwrap();
 }

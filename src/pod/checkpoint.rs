@@ -26,6 +26,11 @@ pub fn save(pods_dir: &Path, uid: &str, pod: &Pod) -> std::io::Result<()> {
     fs::rename(&temporary, &target)
 }
 
+/// True when the folder of a pod holds its checkpoint.
+pub fn exists(pod_dir: &Path) -> bool {
+    pod_dir.join("pod.json").exists()
+}
+
 /// Every pod that was accepted and not yet torn down. A file that does not parse is said and passed over.
 pub fn load_all(pods_dir: &Path) -> Vec<Pod> {
     let Ok(entries) = fs::read_dir(pods_dir) else { return Vec::new() };

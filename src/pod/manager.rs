@@ -1,6 +1,7 @@
 //! The manager: which pods this node should have, one worker for each, and the runtime's events to the right one.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
@@ -65,7 +66,10 @@ impl Manager {
     }
 
     /// Takes over what an earlier agent left: pods with a checkpoint go on, sandboxes with none are removed.
+    /// What an agent left half-made or half-removed when it was cut off goes.
     pub async fn recover(&mut self, sandboxes: Vec<SandboxInfo>) {
+        let known = sandboxes.iter().flat_map(|s| &s.containers).map(|c| c.spec.id.clone()).collect();
+        self.sweep(&known).await;
         let mut newest: BTreeMap<String, SandboxInfo> = BTreeMap::new();
         let mut stale = Vec::new();
         for sandbox in sandboxes {
@@ -89,6 +93,28 @@ impl Manager {
         for sandbox in stale {
             info!(sandbox = %sandbox.spec.id, pod = %sandbox.spec.pod_name, "removing a sandbox no pod claims");
             self.remove_orphan(&sandbox).await;
+        }
+    }
+
+    /// Removes write layers no container has, and folders of pods that have no checkpoint.
+    async fn sweep(&self, known: &BTreeSet<String>) {
+        let entries = |dir: &Path| {
+            let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+            entries.map(|e| e.path()).collect::<Vec<_>>()
+        };
+        let mut errors = Vec::new();
+        for dir in entries(&self.shared.containers_dir) {
+            if !dir.file_name().and_then(|n| n.to_str()).is_some_and(|n| known.contains(n)) {
+                errors.extend(self.shared.images.unmount(&dir).await.err().map(|e| e.to_string()));
+            }
+        }
+        for dir in entries(&self.shared.pods_dir).into_iter().filter(|d| !checkpoint::exists(d)) {
+            let Some(uid) = dir.file_name().and_then(|n| n.to_str()) else { continue };
+            errors.extend(self.shared.volumes.teardown(uid).await);
+            errors.extend(std::fs::remove_dir_all(&dir).err().map(|e| format!("removing {}: {e}", dir.display())));
+        }
+        if !errors.is_empty() {
+            warn!(errors = errors.join("; "), "left over from an earlier agent");
         }
     }
 

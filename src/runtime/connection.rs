@@ -100,6 +100,8 @@ impl Connection {
                 }
                 None
             }
+            // only on stream sessions
+            ShimMessage::Streaming { .. } | ShimMessage::Ended { .. } => None,
             ShimMessage::Response { id, result } => {
                 let waiting = self.pending().as_mut().and_then(|p| p.remove(&id));
                 // Whoever asked may have given up.

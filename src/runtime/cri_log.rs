@@ -40,6 +40,11 @@ impl LineSplitter {
         Self { stream, pending: Vec::new(), split: false }
     }
 
+    /// Whose bytes it splits.
+    pub fn stream(&self) -> Stream {
+        self.stream
+    }
+
     /// Appends the log lines finished by `data` to `out`.
     pub fn push(&mut self, mut data: &[u8], stamp: &str, out: &mut Vec<u8>) {
         while !data.is_empty() {

@@ -6,18 +6,22 @@
 mod cgroup;
 mod connection;
 mod cri_log;
+mod descriptors;
 mod log_reader;
 mod protocol;
 mod rooted;
 pub mod shim;
 mod spec;
 mod store;
+mod streams;
 mod teardown;
 mod types;
 mod user;
 
 pub use cri_log::Stream as LogStream;
 pub use log_reader::{LogOptions, read_log};
+pub use protocol::Wanted;
+pub use streams::{Ending, Reader, Streams, Terminal};
 pub use types::*;
 pub use user::resolve_user;
 
@@ -36,7 +40,7 @@ use tokio::time::timeout;
 
 use cgroup::Hierarchies;
 use connection::Connection;
-use protocol::{Reply, Request};
+use protocol::{Reply, Request, StreamRequest};
 use store::SandboxFile;
 
 /// Events waiting for the pod room; when it is full the shims wait.
@@ -212,6 +216,25 @@ impl Runtime {
     /// Removes a stopped container's state and cgroup (its log and root file system stay). Killed first if running.
     pub async fn remove_container(&self, sandbox: &str, container: &str) -> Result<(), RuntimeError> {
         self.ask(sandbox, Request::Remove { container: container.into() }).await.map(drop)
+    }
+
+    /// Starts another process in a running container. An error's text begins with `exec: ` when the command is at fault.
+    pub async fn exec(
+        &self,
+        sandbox: &str,
+        container: &str,
+        args: Vec<String>,
+        tty: bool,
+        wanted: Wanted,
+    ) -> Result<Streams, RuntimeError> {
+        let request = StreamRequest::Exec { container: container.to_owned(), args, tty, wanted };
+        streams::open(&self.sandbox_dir(sandbox)?, request).await.map_err(RuntimeError::Shim)
+    }
+
+    /// The streams of a running container's own process, from now on.
+    pub async fn attach(&self, sandbox: &str, container: &str, wanted: Wanted) -> Result<Streams, RuntimeError> {
+        let request = StreamRequest::Attach { container: container.to_owned(), wanted };
+        streams::open(&self.sandbox_dir(sandbox)?, request).await.map_err(RuntimeError::Shim)
     }
 
     /// Kills what still runs, ends the shim, removes namespaces, cgroup and state. Safe to repeat, also for dead shims.

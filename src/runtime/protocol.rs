@@ -24,6 +24,47 @@ pub enum ClientMessage {
         /// What is asked.
         request: Request,
     },
+    /// Makes the connection a stream session; descriptors come with the Hello before it. Answered by
+    /// [`ShimMessage::Streaming`].
+    Stream(StreamRequest),
+    /// The attached standard input has ended (only on a stream session).
+    CloseStdin,
+}
+
+/// A process whose standard streams the agent holds.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum StreamRequest {
+    /// A new process in a running container. Without a terminal the Hello carries the wanted ends of pipes in the order
+    /// standard input (to read), output, error (to write); with one the answer carries the terminal.
+    Exec {
+        /// Container id.
+        container: String,
+        /// Command line.
+        args: Vec<String>,
+        /// With a terminal.
+        tty: bool,
+        /// Which streams are wanted.
+        wanted: Wanted,
+    },
+    /// The container's own process. The Hello carries the wanted ends of pipes for output and error (to write); the
+    /// answer carries the terminal, or the pipe to its standard input when that is wanted and open.
+    Attach {
+        /// Container id.
+        container: String,
+        /// Which streams are wanted.
+        wanted: Wanted,
+    },
+}
+
+/// Which standard streams.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wanted {
+    /// Standard input.
+    pub stdin: bool,
+    /// Standard output.
+    pub stdout: bool,
+    /// Standard error.
+    pub stderr: bool,
 }
 
 /// What can be asked of a shim.
@@ -80,6 +121,16 @@ pub enum ShimMessage {
         container: String,
         /// How.
         exit: ExitRecord,
+    },
+    /// The answer to [`ClientMessage::Stream`].
+    Streaming {
+        /// An error's text when nothing runs.
+        result: Result<(), String>,
+    },
+    /// The process of a stream session has ended.
+    Ended {
+        /// Exit code; 128 + signal for a killed process.
+        code: i32,
     },
 }
 

@@ -82,7 +82,8 @@ pub fn write_json<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
     fs::rename(&new, path)
 }
 
-fn read_json<T: DeserializeOwned>(path: &Path) -> io::Result<T> {
+/// Reads a JSON document.
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> io::Result<T> {
     Ok(serde_json::from_slice(&fs::read(path)?)?)
 }
 

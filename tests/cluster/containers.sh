@@ -46,20 +46,18 @@ check "a pod with hostNetwork sees the node's address" soon host
 lists() { k logs token 2>/dev/null | grep -qx pod/token; }
 check "a pod lists its namespace with its service account token" soon lists
 
-listener() { python3 - "$1" <<'P'
-import socketserver, sys
-class H(socketserver.StreamRequestHandler):
-    def handle(self): self.wfile.write(self.client_address[0].encode())
+# answers every connection with the address it came from
+cat >"$dir/listener.py" <<'P'
+import socketserver
+class Answer(socketserver.BaseRequestHandler):
+    def handle(self): self.request.sendall(self.client_address[0].encode() + b"\n")
 socketserver.TCPServer.allow_reuse_address = True
-with socketserver.TCPServer(("10.77.0.1", 7777), H) as server:
-    server.timeout = 60
-    for _ in range(int(sys.argv[1])): server.handle_request()
+socketserver.TCPServer(("10.77.0.1", 7777), Answer).serve_forever()
 P
-}
-ip netns exec "pk$PIKELET_CLUSTER_ID-cp" bash -c "$(declare -f listener); listener 1" &
+proc_start "$dir/pids" "$dir/logs" listener ip netns exec "pk$PIKELET_CLUSTER_ID-cp" python3 "$dir/listener.py"
 k run outward --image=$image --restart=Never --overrides='{"spec":{"nodeName":"n1"}}' --command -- \
-  sh -c 'until nc -w 5 10.77.0.1 7777; do sleep 0.2; done' >/dev/null
+  sh -c 'until a=$(nc -w 5 10.77.0.1 7777 | grep .); do sleep 0.2; done; echo $a' >/dev/null
 check "what leaves the cluster has the node's address" soon says outward outward 10.77.0.11
-wait $!
+proc_stop "$dir/pids" listener
 k delete pod --all --timeout=60s >/dev/null
 k delete -f cluster/containers.yaml --ignore-not-found >/dev/null 2>&1

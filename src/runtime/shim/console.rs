@@ -1,15 +1,13 @@
 //! Receiving a container's terminal from libcontainer.
 
-use std::io::IoSliceMut;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use nix::cmsg_space;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 
 use super::setup::context;
+use crate::runtime::descriptors;
 
 /// A socket libcontainer sends the terminal's master side to while it creates a container.
 pub struct ConsoleSocket {
@@ -39,26 +37,11 @@ impl ConsoleSocket {
             return Err("waiting for the terminal: none was sent".into());
         }
         let (stream, _) = self.listener.accept().map_err(context("accepting the terminal"))?;
-        let mut byte = [0_u8; 64];
-        let mut space = cmsg_space!(std::os::fd::RawFd);
-        let mut buffers = [IoSliceMut::new(&mut byte)];
-        let received = recvmsg::<()>(stream.as_raw_fd(), &mut buffers, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)
+        let mut received = Vec::new();
+        descriptors::receive(stream.as_fd(), &mut [0_u8; 64], &mut received)
             .map_err(context("receiving the terminal"))?;
-        for message in received.cmsgs().map_err(context("receiving the terminal"))? {
-            if let ControlMessageOwned::ScmRights(fds) = message
-                && let Some(&fd) = fds.first()
-            {
-                return Ok(own(fd));
-            }
-        }
-        Err("receiving the terminal: no descriptor in the message".into())
+        received.pop().ok_or_else(|| "receiving the terminal: no descriptor in the message".into())
     }
-}
-
-#[allow(unsafe_code)]
-fn own(fd: std::os::fd::RawFd) -> OwnedFd {
-    // SAFETY: the kernel has just installed this descriptor for us; nobody else owns it.
-    unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
 impl Drop for ConsoleSocket {

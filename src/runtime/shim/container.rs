@@ -15,7 +15,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::prctl;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::{major, minor};
-use nix::unistd::{Pid, chdir, pipe2, read};
+use nix::unistd::{Pid, chdir, pipe2, read, write};
 
 use super::console::ConsoleSocket;
 use super::executor::ProgramExecutor;
@@ -23,6 +23,7 @@ use super::namespaces::Held;
 use super::setup::context;
 use crate::runtime::cgroup::Hierarchies;
 use crate::runtime::cri_log::{LineSplitter, LogFile, Stream, timestamp};
+use crate::runtime::protocol::Wanted;
 use crate::runtime::rooted;
 use crate::runtime::spec::{Device, Surroundings, oci_config};
 use crate::runtime::store::{self, SandboxFile};
@@ -52,7 +53,15 @@ pub struct Container {
     outputs: Vec<Output>,
     log: LogFile,
     /// Write end kept open so that the program sees no end of its standard input.
-    _stdin: Option<OwnedFd>,
+    stdin: Option<OwnedFd>,
+    viewers: Vec<Viewer>,
+}
+
+/// Somebody attached to the container's output.
+struct Viewer {
+    session: u64,
+    stdout: Option<OwnedFd>,
+    stderr: Option<OwnedFd>,
 }
 
 struct Output {
@@ -110,7 +119,7 @@ impl Pod {
         })?;
         let info = ContainerInfo { spec, pid, started_at: None, created_at: store::now(), exit: None };
         store::write_info(&self.dir, &info).map_err(context("writing info.json"))?;
-        Ok(Container { info, cgroup, outputs, log, _stdin: stdin })
+        Ok(Container { info, cgroup, outputs, log, stdin, viewers: Vec::new() })
     }
 
     fn build(&self, spec: &ContainerSpec, bundle: &Path) -> Result<(i32, Vec<Output>, Option<OwnedFd>), String> {
@@ -232,6 +241,7 @@ impl Container {
         let mut lines = Vec::new();
         let more = match read(&output.fd, buffer) {
             Ok(count) if count > 0 => {
+                show(&mut self.viewers, output.lines.stream(), &buffer[..count]);
                 output.lines.push(&buffer[..count], &timestamp(), &mut lines);
                 true
             }
@@ -261,6 +271,55 @@ impl Container {
         // Reported when it first failed.
         let _ = self.log.append(&lines);
     }
+
+    /// Lets a session see the output from now on; returns the terminal, or the way to the program's standard input.
+    pub fn attach(&mut self, session: u64, wanted: Wanted, ends: Vec<OwnedFd>) -> Result<Option<OwnedFd>, String> {
+        let mut ends = ends.into_iter();
+        let stdout = if wanted.stdout { ends.next() } else { None };
+        let stderr = if wanted.stderr { ends.next() } else { None };
+        for end in [&stdout, &stderr].into_iter().flatten() {
+            set_nonblocking(end)?;
+        }
+        let way_in = match self.outputs.first().filter(|_| self.info.spec.tty) {
+            Some(terminal) => Some(&terminal.fd),
+            None => self.stdin.as_ref().filter(|_| wanted.stdin),
+        };
+        let way_in = way_in.map(OwnedFd::try_clone).transpose().map_err(context("attaching"))?;
+        self.viewers.push(Viewer { session, stdout, stderr });
+        Ok(way_in)
+    }
+
+    /// Forgets a session.
+    pub fn detach(&mut self, session: u64) {
+        self.viewers.retain(|v| v.session != session);
+    }
+
+    /// The sessions that see the output, which end with the container.
+    pub fn take_viewers(&mut self) -> Vec<u64> {
+        self.viewers.drain(..).map(|v| v.session).collect()
+    }
+
+    /// An attached standard input has ended: the program sees that if it was promised only one (`stdinOnce`).
+    pub fn close_stdin(&mut self, session: u64) {
+        if self.info.spec.stdin_once && self.viewers.iter().any(|v| v.session == session) {
+            self.stdin = None;
+        }
+    }
+}
+
+/// Copies output to those attached. One that does not keep up misses output rather than holding up the program.
+fn show(viewers: &mut [Viewer], stream: Stream, bytes: &[u8]) {
+    for viewer in viewers {
+        let end = match stream {
+            Stream::Stdout => &mut viewer.stdout,
+            Stream::Stderr => &mut viewer.stderr,
+        };
+        let Some(fd) = end else { continue };
+        match write(fd, bytes) {
+            Ok(_) | Err(Errno::EAGAIN | Errno::EINTR) => {}
+            Err(_) => *end = None,
+        }
+    }
 }
 
 fn output(stream: Stream) -> Result<(Output, OwnedFd), String> {
@@ -269,12 +328,12 @@ fn output(stream: Stream) -> Result<(Output, OwnedFd), String> {
     Ok((Output { fd, lines: LineSplitter::new(stream), open: true }, write))
 }
 
-fn set_nonblocking(fd: &OwnedFd) -> Result<(), String> {
+pub(super) fn set_nonblocking(fd: &OwnedFd) -> Result<(), String> {
     fcntl(fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map(drop).map_err(context("making an output non-blocking"))
 }
 
 /// libcontainer changes its caller: OOM score, dumpable flag, working directory.
-fn restore_process(dir: &Path, oom_score: &str) {
+pub(super) fn restore_process(dir: &Path, oom_score: &str) {
     if let Err(e) = fs::write(OOM_SCORE_ADJ, oom_score) {
         tracing::warn!("restoring the shim's oom_score_adj to {oom_score}: {e}");
     }
@@ -330,7 +389,7 @@ fn host_devices(dir: &Path) -> Vec<Device> {
 }
 
 /// The innermost error: the outer ones only say in which step of libcontainer it happened.
-fn root_cause(error: &dyn Error) -> String {
+pub(super) fn root_cause(error: &dyn Error) -> String {
     let mut cause = error;
     while let Some(inner) = cause.source() {
         cause = inner;

@@ -5,6 +5,7 @@
 
 mod console;
 mod container;
+mod exec;
 mod executor;
 mod namespaces;
 mod server;

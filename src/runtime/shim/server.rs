@@ -1,8 +1,8 @@
 //! The shim's only loop: requests of agents, output and ends of containers.
 
 use std::collections::BTreeMap;
-use std::io::{ErrorKind, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::io::{ErrorKind, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -15,17 +15,19 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use super::container::{Container, Pod};
+use super::exec;
 use super::namespaces::Held;
 use super::setup::context;
 use crate::runtime::cgroup::Hierarchies;
-use crate::runtime::protocol::{self, ClientMessage, Reply, Request, ShimMessage};
+use crate::runtime::descriptors;
+use crate::runtime::protocol::{self, ClientMessage, Reply, Request, ShimMessage, StreamRequest};
 use crate::runtime::store::SandboxFile;
 use crate::runtime::types::SandboxInfo;
 
 /// Shared by all sockets and pipes.
 const BUFFER: usize = 32 * 1024;
-/// Connections at a time; one agent needs one.
-const MAX_CLIENTS: usize = 8;
+/// Connections at a time: an agent's own, and one for every exec and attach.
+const MAX_CLIENTS: usize = 72;
 /// Unsent bytes at which a client that does not read is dropped.
 const MAX_UNSENT: usize = 8 << 20;
 /// How long a killed container may take to be gone.
@@ -39,6 +41,8 @@ pub struct Server {
     clients: BTreeMap<u64, Client>,
     next_client: u64,
     containers: Vec<Container>,
+    /// Processes beside the containers' own, and the session of each.
+    execs: Vec<(Pid, u64)>,
     buffer: Box<[u8]>,
     ending: bool,
 }
@@ -46,6 +50,8 @@ pub struct Server {
 struct Client {
     stream: UnixStream,
     received: Vec<u8>,
+    descriptors: Vec<OwnedFd>,
+    session: bool,
     unsent: Vec<u8>,
     dead: bool,
 }
@@ -80,6 +86,7 @@ impl Server {
             clients: BTreeMap::new(),
             next_client: 0,
             containers: Vec::new(),
+            execs: Vec::new(),
             buffer: vec![0; BUFFER].into_boxed_slice(),
             ending: false,
         })
@@ -100,7 +107,7 @@ impl Server {
                     Source::Client(id) => self.serve(id, flags),
                 }
             }
-            self.clients.retain(|_, c| !c.dead);
+            self.forget_dead();
         }
         Ok(())
     }
@@ -137,7 +144,14 @@ impl Server {
                     tracing::warn!("accepting a connection: {e}");
                     return;
                 }
-                let client = Client { stream, received: Vec::new(), unsent: Vec::new(), dead: false };
+                let client = Client {
+                    stream,
+                    received: Vec::new(),
+                    descriptors: Vec::new(),
+                    session: false,
+                    unsent: Vec::new(),
+                    dead: false,
+                };
                 let id = self.next_client;
                 self.next_client += 1;
                 self.clients.insert(id, client);
@@ -167,7 +181,7 @@ impl Server {
         if !flags.intersects(PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR) {
             return;
         }
-        match client.stream.read(&mut self.buffer) {
+        match descriptors::receive(client.stream.as_fd(), &mut self.buffer, &mut client.descriptors) {
             Ok(0) => client.dead = true,
             Ok(count) => client.received.extend_from_slice(&self.buffer[..count]),
             Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
@@ -181,6 +195,16 @@ impl Server {
                         tracing::warn!("agent speaks protocol {version}, this shim {}", protocol::VERSION);
                     }
                 }
+                Ok(Some(ClientMessage::Stream(request))) => {
+                    client.session = true;
+                    let ends = std::mem::take(&mut client.descriptors);
+                    self.stream(id, request, ends);
+                }
+                Ok(Some(ClientMessage::CloseStdin)) => {
+                    for container in &mut self.containers {
+                        container.close_stdin(id);
+                    }
+                }
                 Ok(Some(ClientMessage::Request { id: request_id, request })) => {
                     let result = self.answer(request);
                     self.send(id, &ShimMessage::Response { id: request_id, result });
@@ -189,6 +213,48 @@ impl Server {
                     tracing::warn!("dropping a connection: {e}");
                     client.dead = true;
                 }
+            }
+        }
+    }
+
+    /// Opens a stream session on the connection `id`.
+    fn stream(&mut self, id: u64, request: StreamRequest, ends: Vec<OwnedFd>) {
+        let opened = match request {
+            StreamRequest::Exec { container, args, tty, wanted } => self.find(&container).and_then(|number| {
+                exec::exec(&self.pod, &self.containers[number], &args, tty, wanted, ends).map(|(pid, terminal)| {
+                    self.execs.push((pid, id));
+                    terminal
+                })
+            }),
+            StreamRequest::Attach { container, wanted } => {
+                self.find(&container).and_then(|number| match &mut self.containers[number] {
+                    ended if ended.info.exit.is_some() => Err(format!("container {container} has ended")),
+                    running => running.attach(id, wanted, ends),
+                })
+            }
+        };
+        let (result, descriptor) = match opened {
+            Ok(descriptor) => (Ok(()), descriptor),
+            Err(e) => (Err(e), None),
+        };
+        let Some(client) = self.clients.get_mut(&id) else { return };
+        match protocol::encode(&ShimMessage::Streaming { result }) {
+            Ok(frame) => client.send_with(&frame, descriptor.as_ref()),
+            Err(e) => {
+                tracing::error!("{e}");
+                client.dead = true;
+            }
+        }
+        // a process that was not made, or has ended already
+        self.reap();
+    }
+
+    fn forget_dead(&mut self) {
+        let dead: Vec<u64> = self.clients.iter().filter(|(_, c)| c.dead).map(|(id, _)| *id).collect();
+        for id in dead {
+            self.clients.remove(&id);
+            for container in &mut self.containers {
+                container.detach(id);
             }
         }
     }
@@ -293,11 +359,20 @@ impl Server {
                     return;
                 }
             };
+            if let Some(number) = self.execs.iter().position(|(exec, _)| *exec == pid) {
+                let (_, session) = self.execs.swap_remove(number);
+                self.send(session, &ShimMessage::Ended { code });
+                continue;
+            }
             let ended = |c: &&mut Container| c.info.pid == pid.as_raw() && c.info.exit.is_none();
             let Some(container) = self.containers.iter_mut().find(ended) else { continue };
             let exit = self.pod.finish(container, code, signal, &mut self.buffer);
+            let viewers = container.take_viewers();
             let message = ShimMessage::Exited { container: container.info.spec.id.clone(), exit };
-            let clients: Vec<u64> = self.clients.keys().copied().collect();
+            for id in viewers {
+                self.send(id, &ShimMessage::Ended { code });
+            }
+            let clients: Vec<u64> = self.clients.iter().filter(|(_, c)| !c.session).map(|(id, _)| *id).collect();
             for id in clients {
                 self.send(id, &message);
             }
@@ -306,6 +381,16 @@ impl Server {
 }
 
 impl Client {
+    /// Sends a frame together with a descriptor.
+    fn send_with(&mut self, frame: &[u8], descriptor: Option<&OwnedFd>) {
+        let descriptors: Vec<BorrowedFd<'_>> = descriptor.iter().map(|d| d.as_fd()).collect();
+        self.flush();
+        match descriptors::send(self.stream.as_fd(), frame, &descriptors) {
+            Ok(sent) => self.send(&frame[sent..]),
+            Err(_) => self.dead = true,
+        }
+    }
+
     fn send(&mut self, frame: &[u8]) {
         self.unsent.extend_from_slice(frame);
         self.flush();

@@ -1,0 +1,105 @@
+//! Another process in a running container (libcontainer's tenant).
+
+use std::fs::{self, File};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use libcontainer::container::builder::ContainerBuilder;
+use libcontainer::syscall::syscall::SyscallType;
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+use super::console::ConsoleSocket;
+use super::container::{Container, Pod, restore_process, root_cause, set_nonblocking};
+use super::executor::ProgramExecutor;
+use super::setup::context;
+use crate::runtime::protocol::Wanted;
+use crate::runtime::store;
+
+const OOM_SCORE_ADJ: &str = "/proc/self/oom_score_adj";
+
+/// Starts `args` in `container` on the given ends of pipes; returns the process and, if asked for, its terminal.
+pub fn exec(
+    pod: &Pod,
+    container: &Container,
+    args: &[String],
+    tty: bool,
+    wanted: Wanted,
+    ends: Vec<OwnedFd>,
+) -> Result<(Pid, Option<OwnedFd>), String> {
+    let id = &container.info.spec.id;
+    if container.info.started_at.is_none() || container.info.exit.is_some() {
+        return Err(format!("container {id} is not running"));
+    }
+    let bundle = store::container_dir(&pod.dir, id);
+    let file = bundle.join("exec.json");
+    store::write_json(&file, &process(&bundle, args, tty)?).map_err(context("writing exec.json"))?;
+    let own_score = fs::read_to_string(OOM_SCORE_ADJ).map_err(context("reading the shim's oom_score_adj"))?;
+    let built = build(pod, id, &file, tty, wanted, ends);
+    restore_process(&pod.dir, own_score.trim());
+    // only of use while the process is made
+    let _ = fs::remove_file(&file);
+    built
+}
+
+/// The container's own process with another command.
+fn process(bundle: &Path, args: &[String], tty: bool) -> Result<Value, String> {
+    let config: Value = store::read_json(&bundle.join("config.json")).map_err(context("reading config.json"))?;
+    let mut process = config["process"].clone();
+    process["args"] = json!(args);
+    process["terminal"] = json!(tty);
+    if let Some(env) = process["env"].as_array_mut()
+        && tty
+        && !env.iter().any(|e| e.as_str().is_some_and(|e| e.starts_with("TERM=")))
+    {
+        env.push(json!("TERM=xterm"));
+    }
+    Ok(process)
+}
+
+fn build(
+    pod: &Pod,
+    id: &str,
+    process: &Path,
+    tty: bool,
+    wanted: Wanted,
+    ends: Vec<OwnedFd>,
+) -> Result<(Pid, Option<OwnedFd>), String> {
+    let mut builder = ContainerBuilder::new(id.to_owned(), SyscallType::default())
+        .with_root_path(pod.dir.join("youki"))
+        .map_err(|e| root_cause(&e))?
+        .with_executor(ProgramExecutor);
+    let mut console = None;
+    if tty {
+        let socket = ConsoleSocket::listen(&pod.dir, "exec")?;
+        builder = builder.with_console_socket(Some(socket.path()));
+        console = Some(socket);
+    } else {
+        let mut ends = ends.into_iter();
+        let mut end = |wanted: bool, write: bool| -> Result<OwnedFd, String> {
+            match if wanted { ends.next() } else { None } {
+                Some(end) => Ok(end),
+                None => File::options()
+                    .read(!write)
+                    .write(write)
+                    .open("/dev/null")
+                    .map(OwnedFd::from)
+                    .map_err(context("opening /dev/null")),
+            }
+        };
+        builder = builder.with_stdin(end(wanted.stdin, false)?);
+        builder = builder.with_stdout(end(wanted.stdout, true)?);
+        builder = builder.with_stderr(end(wanted.stderr, true)?);
+    }
+    let tenant = builder.as_tenant().with_process(Some(process)).with_detach(true);
+    let pid = tenant.build().map_err(|e| root_cause(&e))?;
+    let terminal = match console {
+        Some(socket) => {
+            let terminal = socket.receive()?;
+            set_nonblocking(&terminal)?;
+            Some(terminal)
+        }
+        None => None,
+    };
+    Ok((Pid::from_raw(pid.as_raw()), terminal))
+}
