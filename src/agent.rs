@@ -102,7 +102,12 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
     }
     let (drain_tx, drain) = mpsc::channel(1);
     tokio::spawn(serve_local(config.state_dir.clone(), table.clone(), drain_tx));
-    serve_api(&config, client.clone(), Kubelet { pods: table, logs_dir: config.logs_dir.clone() }, &host_ips)?;
+    serve_api(
+        &config,
+        client.clone(),
+        Kubelet { pods: table, logs_dir: config.logs_dir.clone(), runtime: runtime.clone() },
+        &host_ips,
+    )?;
     let mut manager = Manager::new(shared);
     let found = runtime.recover().await?;
     let live: Vec<String> = found.iter().map(|s| s.spec.id.clone()).collect();

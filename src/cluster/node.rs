@@ -106,6 +106,8 @@ fn status(settings: &NodeSettings, machine: &MachineInfo, state: &NodeState, old
             ready,
         ],
         "addresses": addresses,
+        // exec, attach and port-forward by websocket need no translation for this node (KEP-4006)
+        "declaredFeatures": ["ExtendWebSocketsToKubelet"],
         "daemonEndpoints": {"kubeletEndpoint": {"Port": settings.kubelet_port}},
         "nodeInfo": {
             "machineID": machine.machine_id,

@@ -2,6 +2,7 @@
 //!
 //! Knows nothing of the API server: the agent hands in pod CIDRs.
 
+mod dial;
 mod ipam;
 mod link;
 mod nft;
@@ -13,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ipnet::IpNet;
 
+pub use dial::dial;
 use ipam::Leases;
 pub use resolv::{host_resolv_conf, hosts_file, resolv_conf};
 pub use types::*;

@@ -63,6 +63,11 @@ impl Connection {
         Ok(connection)
     }
 
+    /// The pod the sandbox belongs to.
+    pub fn pod_uid(&self) -> &str {
+        &self.pod_uid
+    }
+
     /// Asks one thing and waits for the answer.
     pub async fn ask(&self, request: Request) -> Result<Reply, RuntimeError> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);

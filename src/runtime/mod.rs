@@ -192,6 +192,13 @@ impl Runtime {
         Some(PathBuf::from(format!("/proc/{shim}/ns/net")))
     }
 
+    /// The living sandbox of a pod.
+    pub fn sandbox_of(&self, pod_uid: &str) -> Option<String> {
+        let connections = self.connections();
+        let mut living = connections.iter().filter(|(_, c)| !c.removing.load(Ordering::Acquire));
+        living.find(|(_, c)| c.pod_uid() == pod_uid).map(|(id, _)| id.clone())
+    }
+
     /// Creates a container's process, stopped before its program. Returns its pid on the host.
     pub async fn create_container(&self, sandbox: &str, spec: ContainerSpec) -> Result<i32, RuntimeError> {
         match self.ask(sandbox, Request::Create { spec: Box::new(spec) }).await? {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use axum::extract::{Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
@@ -21,8 +21,9 @@ use tokio_rustls::TlsAcceptor;
 use tracing::{debug, warn};
 
 use super::access::{Access, User};
-use super::{logs, tls};
+use super::{commands, logs, tls};
 use crate::pod::table::PodTable;
+use crate::runtime::Runtime;
 
 /// Connections at a time; more wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 512;
@@ -36,6 +37,8 @@ pub struct Kubelet {
     pub pods: PodTable,
     /// `/var/log/pods`.
     pub logs_dir: PathBuf,
+    /// Containers.
+    pub runtime: Runtime,
 }
 
 /// The client certificate's user, if the connection showed one.
@@ -52,6 +55,14 @@ pub fn routes(kubelet: Kubelet) -> Router {
         .route("/runningpods", get(running_pods))
         .route("/runningpods/", get(running_pods))
         .route("/containerLogs/{namespace}/{pod}/{container}", get(logs::container_logs))
+        .route("/exec/{namespace}/{pod}/{container}", get(commands::exec).post(commands::exec))
+        .route("/exec/{namespace}/{pod}/{uid}/{container}", get(commands::exec).post(commands::exec))
+        .route("/attach/{namespace}/{pod}/{container}", get(commands::attach).post(commands::attach))
+        .route("/attach/{namespace}/{pod}/{uid}/{container}", get(commands::attach).post(commands::attach))
+        .route("/portForward/{namespace}/{pod}", get(commands::port_forward).post(commands::port_forward))
+        .route("/portForward/{namespace}/{pod}/{uid}", get(commands::port_forward).post(commands::port_forward))
+        .route("/run/{namespace}/{pod}/{container}", post(commands::run))
+        .route("/run/{namespace}/{pod}/{uid}/{container}", post(commands::run))
         .with_state(kubelet)
 }
 

@@ -4,6 +4,9 @@
 
 pub mod access;
 pub mod api;
+mod commands;
 pub mod local;
 mod logs;
+pub mod spdy;
+pub mod streaming;
 pub mod tls;

@@ -1,0 +1,206 @@
+//! `/exec`, `/attach`, `/portForward` and `/run`: which container, which streams, and over to [`super::streaming`].
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{Path, Request, State};
+use axum::response::{IntoResponse, Response};
+use http::StatusCode;
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+
+use super::api::Kubelet;
+use super::streaming::exec::{self, Outcome};
+use super::streaming::port_forward;
+use super::streaming::upgrade::{self, Refused, SPDY_COMMAND, WEBSOCKET_COMMAND};
+use crate::runtime::Wanted;
+
+/// Most output `/run` gives back in bytes.
+const MAX_OUTPUT: usize = 16 << 20;
+
+/// The query of a command.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Query {
+    command: Vec<String>,
+    wanted: Wanted,
+    tty: bool,
+    ports: Vec<String>,
+}
+
+fn query(request: &Request) -> Query {
+    let mut found = Query::default();
+    let text = request.uri().query().unwrap_or_default();
+    for (name, value) in form_urlencoded::parse(text.as_bytes()) {
+        let yes = value == "1" || value == "true";
+        match &*name {
+            "command" => found.command.push(value.into_owned()),
+            // the kubelet's own names, and those of the API server's PodExecOptions
+            "input" | "stdin" => found.wanted.stdin |= yes,
+            "output" | "stdout" => found.wanted.stdout |= yes,
+            "error" | "stderr" => found.wanted.stderr |= yes,
+            "tty" => found.tty |= yes,
+            "port" | "ports" => found.ports.extend(value.split(',').map(str::to_owned)),
+            _ => {}
+        }
+    }
+    // a terminal has one output
+    found.wanted.stderr &= !found.tty;
+    found
+}
+
+/// A running container of the named pod.
+struct Target {
+    sandbox: String,
+    container: String,
+    tty: bool,
+}
+
+fn find_pod(kubelet: &Kubelet, names: &HashMap<String, String>) -> Result<Arc<Pod>, Refused> {
+    let name = |key: &str| names.get(key).map(String::as_str).unwrap_or_default();
+    let pod = kubelet.pods.get(name("namespace"), name("pod"));
+    let uid = names.get("uid");
+    pod.filter(|p| uid.is_none_or(|u| p.metadata.uid.as_ref() == Some(u)))
+        .ok_or_else(|| (StatusCode::NOT_FOUND, "pod does not exist".to_owned()))
+}
+
+fn statuses(pod: &Pod) -> impl Iterator<Item = &ContainerStatus> {
+    pod.status.iter().flat_map(|s| {
+        let init = s.init_container_statuses.iter().flatten();
+        init.chain(s.container_statuses.iter().flatten()).chain(s.ephemeral_container_statuses.iter().flatten())
+    })
+}
+
+fn sandbox(kubelet: &Kubelet, pod: &Pod) -> Result<String, Refused> {
+    let found = kubelet.runtime.sandbox_of(pod.metadata.uid.as_deref().unwrap_or_default());
+    found.ok_or_else(|| (StatusCode::INTERNAL_SERVER_ERROR, "the pod has no sandbox: it does not run".to_owned()))
+}
+
+fn target(kubelet: &Kubelet, names: &HashMap<String, String>) -> Result<Target, Refused> {
+    let pod = find_pod(kubelet, names)?;
+    let name = names.get("container").map(String::as_str).unwrap_or_default();
+    let refused = |message: String| (StatusCode::INTERNAL_SERVER_ERROR, message);
+    let status =
+        statuses(&pod).find(|s| s.name == name).ok_or_else(|| refused(format!("container not found ({name:?})")))?;
+    let id = status.container_id.as_deref().and_then(|id| id.strip_prefix("pikelet://"));
+    let running = status.state.as_ref().is_some_and(|s| s.running.is_some());
+    let id = id.filter(|_| running).ok_or_else(|| refused(format!("container {name:?} is not running")))?;
+    let spec = pod.spec.as_ref();
+    let containers = spec.into_iter().flat_map(|s| s.containers.iter().chain(s.init_containers.iter().flatten()));
+    let tty = containers.filter(|c| c.name == name).any(|c| c.tty == Some(true));
+    Ok(Target { sandbox: sandbox(kubelet, &pod)?, container: id.to_owned(), tty })
+}
+
+fn nothing_wanted(wanted: Wanted) -> Result<(), Refused> {
+    if wanted == Wanted::default() {
+        let message = "you must specify at least 1 of stdin, stdout, stderr".to_owned();
+        return Err((StatusCode::BAD_REQUEST, message));
+    }
+    Ok(())
+}
+
+/// `/exec/{namespace}/{pod}[/{uid}]/{container}`.
+pub async fn exec(
+    State(kubelet): State<Kubelet>,
+    Path(names): Path<HashMap<String, String>>,
+    request: Request,
+) -> Result<Response, Response> {
+    let Query { command, wanted, tty, .. } = query(&request);
+    let target = target(&kubelet, &names).map_err(IntoResponse::into_response)?;
+    nothing_wanted(wanted).map_err(IntoResponse::into_response)?;
+    if command.is_empty() {
+        return Err((StatusCode::BAD_REQUEST, "you must specify a command").into_response());
+    }
+    let (answer, upgrade) = upgrade::negotiate(request, &SPDY_COMMAND, &WEBSOCKET_COMMAND).await?;
+    tokio::spawn(async move {
+        let Some(channels) = upgrade::channels(upgrade, wanted, tty).await else { return };
+        match kubelet.runtime.exec(&target.sandbox, &target.container, command, tty, wanted).await {
+            Ok(streams) => exec::carry(streams, channels, false).await,
+            Err(error) => exec::refuse(channels, Outcome::of_error(&error.to_string())).await,
+        }
+    });
+    Ok(answer)
+}
+
+/// `/attach/{namespace}/{pod}[/{uid}]/{container}`.
+pub async fn attach(
+    State(kubelet): State<Kubelet>,
+    Path(names): Path<HashMap<String, String>>,
+    request: Request,
+) -> Result<Response, Response> {
+    let Query { mut wanted, .. } = query(&request);
+    let target = target(&kubelet, &names).map_err(IntoResponse::into_response)?;
+    // what the container has counts, not what the client believes
+    wanted.stderr &= !target.tty;
+    nothing_wanted(wanted).map_err(IntoResponse::into_response)?;
+    let (answer, upgrade) = upgrade::negotiate(request, &SPDY_COMMAND, &WEBSOCKET_COMMAND).await?;
+    tokio::spawn(async move {
+        let Some(channels) = upgrade::channels(upgrade, wanted, target.tty).await else { return };
+        match kubelet.runtime.attach(&target.sandbox, &target.container, wanted).await {
+            Ok(streams) => exec::carry(streams, channels, true).await,
+            Err(error) => exec::refuse(channels, Outcome::Failed(error.to_string())).await,
+        }
+    });
+    Ok(answer)
+}
+
+/// `/portForward/{namespace}/{pod}[/{uid}]`.
+pub async fn port_forward(
+    State(kubelet): State<Kubelet>,
+    Path(names): Path<HashMap<String, String>>,
+    request: Request,
+) -> Result<Response, Response> {
+    let pod = find_pod(&kubelet, &names).map_err(IntoResponse::into_response)?;
+    let sandbox = sandbox(&kubelet, &pod).map_err(IntoResponse::into_response)?;
+    let netns = kubelet.runtime.netns_path(&sandbox);
+    let netns = netns.ok_or_else(|| (StatusCode::INTERNAL_SERVER_ERROR, "the pod does not run").into_response())?;
+    let ports: Result<Vec<u16>, _> = query(&request).ports.iter().map(|p| p.parse::<u16>()).collect();
+    let ports =
+        ports.map_err(|_| (StatusCode::BAD_REQUEST, "port must be a number from 1 to 65535").into_response())?;
+    let (answer, upgrade) = upgrade::negotiate(request, &port_forward::SPDY, &port_forward::WEBSOCKET).await?;
+    tokio::spawn(port_forward::serve(upgrade, netns, ports));
+    Ok(answer)
+}
+
+/// POST `/run/{namespace}/{pod}[/{uid}]/{container}?cmd=...`: waits, and answers with the output.
+pub async fn run(
+    State(kubelet): State<Kubelet>,
+    Path(names): Path<HashMap<String, String>>,
+    request: Request,
+) -> Result<Response, Response> {
+    let text = request.uri().query().unwrap_or_default();
+    let cmd = form_urlencoded::parse(text.as_bytes()).find(|(name, _)| name == "cmd").map(|(_, v)| v.into_owned());
+    let command: Vec<String> = cmd.iter().flat_map(|c| c.split_whitespace()).map(str::to_owned).collect();
+    if command.is_empty() {
+        return Err((StatusCode::BAD_REQUEST, "you must specify a command: cmd=...").into_response());
+    }
+    let failed = |message: String| (StatusCode::INTERNAL_SERVER_ERROR, message).into_response();
+    let target = target(&kubelet, &names).map_err(IntoResponse::into_response)?;
+    let wanted = Wanted { stdin: false, stdout: true, stderr: true };
+    let streams = kubelet.runtime.exec(&target.sandbox, &target.container, command, false, wanted).await;
+    let mut streams = streams.map_err(|e| failed(e.to_string()))?;
+    let mut output = Vec::new();
+    for mut reader in [streams.stdout.take(), streams.stderr.take()].into_iter().flatten() {
+        while output.len() < MAX_OUTPUT && reader.read(&mut output).await.is_ok_and(|n| n > 0) {}
+    }
+    match streams.ending.wait().await {
+        Ok(0) => Ok(Body::from(output).into_response()),
+        Ok(code) => Err(failed(format!("{}\ncommand exited with {code}", String::from_utf8_lossy(&output)))),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_terminal_has_one_output() {
+        let request = |q: &str| Request::builder().uri(format!("/exec/a/b/c?{q}")).body(Body::empty()).unwrap();
+        let all = query(&request("command=sh&command=-c&command=echo+a%20b&input=1&output=1&error=1"));
+        assert_eq!(all.command, ["sh", "-c", "echo a b"]);
+        assert_eq!(all.wanted, Wanted { stdin: true, stdout: true, stderr: true });
+        let terminal = query(&request("stdin=true&stdout=true&stderr=true&tty=true"));
+        assert!(terminal.tty && !terminal.wanted.stderr);
+        assert_eq!(query(&request("ports=80,81&ports=82")).ports, ["80", "81", "82"]);
+    }
+}
