@@ -21,7 +21,8 @@ impl ConsoleSocket {
         let name = format!("tty-{}", &container[..container.len().min(12)]);
         let path = dir.join(&name);
         let _ = std::fs::remove_file(&path);
-        let listener = UnixListener::bind(&path).map_err(context("listening for the terminal"))?;
+        // by its name: the whole path may be longer than a socket address can be
+        let listener = UnixListener::bind(&name).map_err(context("listening for the terminal"))?;
         Ok(Self { listener, path })
     }
 

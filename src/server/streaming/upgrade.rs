@@ -53,6 +53,7 @@ pub async fn negotiate(
         }
         return Err(refused);
     };
+    tracing::debug!(protocol = version, "SPDY");
     let answer = Response::builder()
         .status(StatusCode::SWITCHING_PROTOCOLS)
         .header(header::CONNECTION, "Upgrade")
@@ -86,6 +87,7 @@ async fn negotiate_websocket(
         let message = format!("no websocket subprotocol that is spoken here: {}", spoken.join(", "));
         return Err((StatusCode::BAD_REQUEST, message).into_response());
     }
+    tracing::debug!(protocol = chosen, "websocket");
     let (sender, receiver) = tokio::sync::oneshot::channel();
     let answer = upgrade.on_upgrade(|socket| async move {
         // a handler that has ended closes the socket
@@ -126,13 +128,11 @@ pub async fn channels(upgrade: Upgrade, wanted: Wanted, tty: bool) -> Option<Cha
             let session = Session::start(TokioIo::new(upgraded));
             let gone = session.connection.gone.clone();
             let opened = timeout(OPENING, spdy_channels(session, &version, wanted, tty)).await;
-            match opened {
-                Ok(Some(channels)) => Some(channels),
-                _ => {
-                    gone.cancel();
-                    None
-                }
-            }
+            let Ok(Some(channels)) = opened else {
+                gone.cancel();
+                return None;
+            };
+            Some(channels)
         }
         Upgrade::Websocket(socket, version) => {
             let socket = timeout(OPENING, socket).await.ok()?.ok()?;
