@@ -102,12 +102,7 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
     }
     let (drain_tx, drain) = mpsc::channel(1);
     tokio::spawn(serve_local(config.state_dir.clone(), table.clone(), drain_tx));
-    serve_api(
-        &config,
-        client.clone(),
-        Kubelet { pods: table, logs_dir: config.logs_dir.clone(), runtime: runtime.clone() },
-        &host_ips,
-    )?;
+    serve_api(&config, client.clone(), kubelet(&config, table, runtime.clone()), &host_ips)?;
     let mut manager = Manager::new(shared);
     let found = runtime.recover().await?;
     let live: Vec<String> = found.iter().map(|s| s.spec.id.clone()).collect();
@@ -147,6 +142,20 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
     // lets an answer to a drain reach its asker
     tokio::time::sleep(Duration::from_millis(50)).await;
     Ok(())
+}
+
+/// What the kubelet API answers from.
+fn kubelet(config: &Config, pods: PodTable, runtime: Runtime) -> Kubelet {
+    Kubelet {
+        pods,
+        logs_dir: config.logs_dir.clone(),
+        runtime,
+        root_dir: config.root_dir.clone(),
+        system_logs_dir: "/var/log".into(),
+        node: config.node.name.clone(),
+        configuration: Arc::new(config.configuration()),
+        last: Arc::default(),
+    }
 }
 
 async fn serve_local(state_dir: std::path::PathBuf, table: PodTable, drain: local::Drain) {

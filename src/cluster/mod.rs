@@ -15,7 +15,7 @@ pub use client::{ClusterError, connect};
 pub use events::EventRecorder;
 pub use lease::keep_lease;
 pub use mirror::{delete_mirror, ensure_mirror, mirrored};
-pub use node::{NodeSettings, NodeState, keep_node};
+pub use node::{KUBELET_VERSION, NodeSettings, NodeState, keep_node};
 pub use objects::Objects;
 pub use pods::{PodUpdate, watch_pods};
 pub use services::Services;

@@ -116,7 +116,7 @@ fn status(settings: &NodeSettings, machine: &MachineInfo, state: &NodeState, old
             "kernelVersion": machine.kernel_version,
             "osImage": machine.os_image,
             "containerRuntimeVersion": concat!("pikelet://", env!("CARGO_PKG_VERSION")),
-            "kubeletVersion": concat!("v1.36.3+pikelet.", env!("CARGO_PKG_VERSION")),
+            "kubeletVersion": KUBELET_VERSION,
             "kubeProxyVersion": "",
             "operatingSystem": "linux",
             "architecture": machine.architecture,
@@ -164,6 +164,9 @@ fn essence(status: &Value) -> Value {
     }
     status
 }
+
+/// The Kubernetes minor whose behaviour this node has, and its own version.
+pub const KUBELET_VERSION: &str = concat!("v1.36.3+pikelet.", env!("CARGO_PKG_VERSION"));
 
 /// True when somebody else has changed a condition we wrote: the control plane sets all to Unknown once a node was
 /// silent for too long, and waits for the node to say otherwise.

@@ -91,6 +91,28 @@ pub struct ApiConfig {
     pub certificate: Option<(PathBuf, PathBuf)>,
 }
 
+impl Config {
+    /// The settings as a `KubeletConfiguration` (v1beta1), for `/configz`.
+    pub fn configuration(&self) -> serde_json::Value {
+        let reserved = |key: &str, unit: &str| self.node.reserved.get(key).map(|n| format!("{n}{unit}"));
+        serde_json::json!({
+            "kind": "KubeletConfiguration", "apiVersion": "kubelet.config.k8s.io/v1beta1",
+            "staticPodPath": self.manifests, "address": self.api.address, "port": self.api.port,
+            "healthzPort": self.api.healthz_port, "healthzBindAddress": "127.0.0.1",
+            "authentication": {"anonymous": {"enabled": false}, "webhook": {"enabled": true, "cacheTTL": "2m0s"},
+                "x509": {"clientCAFile": self.api.client_ca_file}},
+            "authorization": {"mode": "Webhook",
+                "webhook": {"cacheAuthorizedTTL": "5m0s", "cacheUnauthorizedTTL": "30s"}},
+            "clusterDNS": self.cluster_dns, "clusterDomain": self.cluster_domain, "maxPods": self.node.max_pods,
+            "podLogsDir": self.logs_dir, "cgroupRoot": self.cgroup_root, "enableServer": true,
+            "nodeStatusUpdateFrequency": "10s", "nodeStatusReportFrequency": "5m0s", "nodeLeaseDurationSeconds": 40,
+            "kubeReserved": {"cpu": reserved("cpu", "m"), "memory": reserved("memory", ""),
+                "ephemeral-storage": reserved("ephemeral-storage", "")},
+            "logging": {"format": if self.json_logs { "json" } else { "text" }, "verbosity": self.verbosity},
+        })
+    }
+}
+
 fn list<T>(flags: Vec<T>, file: Vec<T>) -> Vec<T> {
     if flags.is_empty() { file } else { flags }
 }

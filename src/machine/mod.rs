@@ -1,5 +1,7 @@
 //! What the board is: capacity, operating system, kernel, boot and machine ids.
 
+pub mod usage;
+
 use std::fs;
 use std::path::Path;
 

@@ -16,6 +16,7 @@ mod store;
 mod streams;
 mod teardown;
 mod types;
+mod usage;
 mod user;
 
 pub use cri_log::Stream as LogStream;
@@ -23,6 +24,7 @@ pub use log_reader::{LogOptions, read_log};
 pub use protocol::Wanted;
 pub use streams::{Ending, Reader, Streams, Terminal};
 pub use types::*;
+pub use usage::{Interface, Usage, interfaces};
 pub use user::resolve_user;
 
 use std::collections::HashMap;
@@ -197,6 +199,18 @@ impl Runtime {
         let connections = self.connections();
         let mut living = connections.iter().filter(|(_, c)| !c.removing.load(Ordering::Acquire));
         living.find(|(_, c)| c.pod_uid() == pod_uid).map(|(id, _)| id.clone())
+    }
+
+    /// Figures of a cgroup below the agent's cgroup root; `None` when there is none.
+    pub fn usage(&self, cgroup: &str) -> Option<Usage> {
+        self.inner.hierarchies.usage(&format!("{}/{cgroup}", self.inner.config.cgroup_root))
+    }
+
+    /// Counters of a sandbox's network interfaces.
+    pub fn interfaces(&self, sandbox: &str) -> Vec<Interface> {
+        let shim = self.connections().get(sandbox).map(|c| c.shim);
+        let text = shim.and_then(|shim| fs::read_to_string(format!("/proc/{shim}/net/dev")).ok());
+        interfaces(&text.unwrap_or_default())
     }
 
     /// Creates a container's process, stopped before its program. Returns its pid on the host.

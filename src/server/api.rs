@@ -21,7 +21,7 @@ use tokio_rustls::TlsAcceptor;
 use tracing::{debug, warn};
 
 use super::access::{Access, User};
-use super::{commands, logs, tls};
+use super::{commands, files, logs, stats, tls};
 use crate::pod::table::PodTable;
 use crate::runtime::Runtime;
 
@@ -39,6 +39,16 @@ pub struct Kubelet {
     pub logs_dir: PathBuf,
     /// Containers.
     pub runtime: Runtime,
+    /// `/var/lib/pikelet`.
+    pub root_dir: PathBuf,
+    /// `/var/log`.
+    pub system_logs_dir: PathBuf,
+    /// Name of this node.
+    pub node: String,
+    /// The settings, as a `KubeletConfiguration`.
+    pub configuration: Arc<Value>,
+    /// What the last statistics were told from.
+    pub last: Arc<stats::summary::Last>,
 }
 
 /// The client certificate's user, if the connection showed one.
@@ -63,6 +73,15 @@ pub fn routes(kubelet: Kubelet) -> Router {
         .route("/portForward/{namespace}/{pod}/{uid}", get(commands::port_forward).post(commands::port_forward))
         .route("/run/{namespace}/{pod}/{container}", post(commands::run))
         .route("/run/{namespace}/{pod}/{uid}/{container}", post(commands::run))
+        .route("/stats/summary", get(stats::summary::summary))
+        .route("/metrics", get(stats::own::metrics))
+        .route("/metrics/resource", get(stats::resource::resource))
+        .route("/metrics/cadvisor", get(stats::cadvisor::cadvisor))
+        .route("/metrics/probes", get(stats::own::probes))
+        .route("/configz", get(configz))
+        .route("/checkpoint/{namespace}/{pod}/{container}", post(checkpoint))
+        .route("/logs/", get(files::root))
+        .route("/logs/{*path}", get(files::file))
         .with_state(kubelet)
 }
 
@@ -74,6 +93,15 @@ pub fn pod_list<'a>(pods: impl Iterator<Item = &'a k8s_openapi::api::core::v1::P
 
 async fn pods(State(kubelet): State<Kubelet>) -> Json<Value> {
     Json(pod_list(kubelet.pods.list().iter().map(|p| &**p)))
+}
+
+async fn configz(State(kubelet): State<Kubelet>) -> Json<Value> {
+    Json(json!({"kubeletconfig": *kubelet.configuration}))
+}
+
+async fn checkpoint() -> impl IntoResponse {
+    let message = "checkpoints are not implemented: the container runtime of this node cannot write them";
+    (http::StatusCode::NOT_IMPLEMENTED, message)
 }
 
 async fn running_pods(State(kubelet): State<Kubelet>) -> Json<Value> {

@@ -5,8 +5,10 @@
 pub mod access;
 pub mod api;
 mod commands;
+mod files;
 pub mod local;
 mod logs;
 pub mod spdy;
+pub mod stats;
 pub mod streaming;
 pub mod tls;

@@ -3,7 +3,7 @@
 set -euo pipefail
 
 packages=(busybox-static ca-certificates crun curl docker-registry gcc iproute2 iputils-ping jq libc6-dev make nftables
-  openssl pkg-config python3-kubernetes skopeo umoci util-linux)
+  openssl pkg-config python3-kubernetes python3-prometheus-client skopeo umoci util-linux)
 
 # fail MESSAGE: says what a person has to do
 fail() { echo "setup: $*" >&2; exit 1; }

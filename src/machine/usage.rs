@@ -1,0 +1,124 @@
+//! What the whole machine uses, read when asked (proc(5), statvfs(3)).
+
+use std::fs;
+use std::path::Path;
+
+use nix::sys::statvfs::statvfs;
+
+/// Kernel ticks per second of `/proc/stat`; the same on every architecture Linux has today.
+const TICKS: u64 = 100;
+
+/// CPU and memory of the machine.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NodeUsage {
+    /// CPU time of all processors since boot, in nanoseconds.
+    pub cpu: u64,
+    /// Memory that is not free, in bytes.
+    pub memory: u64,
+    /// The same without inactive page cache, in bytes.
+    pub working_set: u64,
+    /// Anonymous memory in bytes.
+    pub rss: u64,
+    /// Memory in bytes.
+    pub total: u64,
+    /// Used swap in bytes.
+    pub swap: u64,
+    /// Boot time in seconds since the epoch.
+    pub booted: u64,
+}
+
+/// A file system.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct FileSystem {
+    /// Size in bytes.
+    pub capacity: u64,
+    /// Bytes an ordinary user may still write.
+    pub available: u64,
+    /// Used bytes.
+    pub used: u64,
+    /// All inodes.
+    pub inodes: u64,
+    /// Free inodes.
+    pub inodes_free: u64,
+}
+
+/// Reads CPU and memory.
+pub fn node_usage() -> NodeUsage {
+    let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
+    let cpu: Vec<u64> = stat
+        .lines()
+        .find_map(|l| l.strip_prefix("cpu "))
+        .map(|l| l.split_whitespace().filter_map(|n| n.parse().ok()).collect())
+        .unwrap_or_default();
+    // user, nice, system, (idle, iowait,) irq, softirq, steal; guests are in user already
+    let busy: u64 = cpu.iter().take(8).enumerate().filter(|(i, _)| !matches!(i, 3 | 4)).map(|(_, n)| n).sum();
+    let booted = stat.lines().find_map(|l| l.strip_prefix("btime ")?.trim().parse().ok()).unwrap_or_default();
+    let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let of = |key: &str| {
+        let line = memory.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(':'));
+        line.and_then(|l| l.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or_default() * 1024
+    };
+    let used = of("MemTotal").saturating_sub(of("MemFree"));
+    NodeUsage {
+        cpu: busy * (1_000_000_000 / TICKS),
+        memory: used,
+        working_set: used.saturating_sub(of("Inactive(file)")),
+        rss: of("AnonPages"),
+        total: of("MemTotal"),
+        swap: of("SwapTotal").saturating_sub(of("SwapFree")),
+        booted,
+    }
+}
+
+/// Reads the file system that holds `path`.
+pub fn file_system(path: &Path) -> Option<FileSystem> {
+    let found = statvfs(path).ok()?;
+    let unit = found.fragment_size();
+    Some(FileSystem {
+        capacity: found.blocks() * unit,
+        available: found.blocks_available() * unit,
+        used: found.blocks().saturating_sub(found.blocks_free()) * unit,
+        inodes: found.files(),
+        inodes_free: found.files_free(),
+    })
+}
+
+/// Bytes and inodes below `path`, on its own file system only.
+pub fn disk_usage(path: &Path) -> (u64, u64) {
+    use std::os::unix::fs::MetadataExt;
+    let Ok(root) = fs::symlink_metadata(path) else { return (0, 0) };
+    let (mut bytes, mut inodes) = (0, 0);
+    let mut left = vec![path.to_owned()];
+    while let Some(path) = left.pop() {
+        let Ok(found) = fs::symlink_metadata(&path) else { continue };
+        if found.dev() != root.dev() {
+            continue;
+        }
+        // a file with several names counts once for each: seldom, and cheaper than to remember them all
+        bytes += found.blocks() * 512;
+        inodes += 1;
+        if found.is_dir() {
+            left.extend(fs::read_dir(&path).into_iter().flatten().flatten().map(|e| e.path()));
+        }
+    }
+    (bytes, inodes)
+}
+
+/// Counters of the machine's own interfaces, as [`crate::runtime::interfaces`] reads them.
+pub fn interfaces_text() -> String {
+    fs::read_to_string("/proc/self/net/dev").unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_machine_is_alive() {
+        let usage = node_usage();
+        assert!(usage.cpu > 0 && usage.total > usage.working_set && usage.booted > 1_000_000_000);
+        assert!(file_system(Path::new("/")).unwrap().capacity > 0);
+        let (bytes, inodes) = disk_usage(Path::new("src"));
+        assert!(bytes > 100_000 && inodes > 50);
+    }
+}

@@ -1,0 +1,83 @@
+//! `/metrics`: the agent about itself; `/metrics/probes`: about probes.
+
+use std::fs;
+
+use axum::extract::State;
+use axum::response::Response;
+
+use super::text::Text;
+use crate::machine::usage::node_usage;
+use crate::server::api::Kubelet;
+
+/// Kernel ticks per second in `/proc/self/stat`.
+const TICKS: f64 = 100.0;
+/// Bytes in a page as `/proc/self/statm` counts them.
+fn page() -> f64 {
+    nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten().map_or(4096.0, |n| n as f64)
+}
+
+/// The answer to `/metrics`.
+pub async fn metrics(State(kubelet): State<Kubelet>) -> Response {
+    let mut text = Text::default();
+    let pods = kubelet.pods.list();
+    let running =
+        pods.iter().filter(|p| kubelet.runtime.sandbox_of(p.metadata.uid.as_deref().unwrap_or_default()).is_some());
+    text.single(
+        "kubelet_running_pods",
+        "gauge",
+        "Number of pods that have a running pod sandbox",
+        &[],
+        running.count() as f64,
+    );
+    text.metric("kubelet_running_containers", "gauge", "Number of containers by state");
+    let states = pods.iter().flat_map(|p| p.status.iter().flat_map(|s| s.container_statuses.iter().flatten()));
+    let (mut up, mut ended, mut waiting) = (0, 0, 0);
+    for state in states.filter_map(|c| c.state.as_ref()) {
+        match state {
+            s if s.running.is_some() => up += 1,
+            s if s.terminated.is_some() => ended += 1,
+            _ => waiting += 1,
+        }
+    }
+    for (state, count) in [("running", up), ("exited", ended), ("created", waiting)] {
+        text.sample("kubelet_running_containers", &[("container_state", state)], f64::from(count), None);
+    }
+    let node = kubelet.node.as_str();
+    text.single("kubelet_node_name", "gauge", "The node's name. The count is always 1.", &[("node", node)], 1.0);
+    let version = [("git_version", crate::cluster::KUBELET_VERSION), ("pikelet_version", env!("CARGO_PKG_VERSION"))];
+    text.single("kubernetes_build_info", "gauge", "What is running, always 1.", &version, 1.0);
+    process(&mut text);
+    text.response()
+}
+
+fn process(text: &mut Text) {
+    let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields: Vec<f64> = stat
+        .rsplit_once(") ")
+        .map(|(_, rest)| rest.split_whitespace().skip(1).map(|f| f.parse().unwrap_or(0.0)).collect())
+        .unwrap_or_default();
+    // counted from the parent's id: utime and stime, then the start time
+    let field = |at: usize| fields.get(at).copied().unwrap_or_default();
+    let statm = fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let resident = statm.split_whitespace().nth(1).and_then(|n| n.parse::<f64>().ok()).unwrap_or_default() * page();
+    let files = fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
+    let started = node_usage().booted as f64 + field(18) / TICKS;
+    for (name, kind, help, value) in [
+        (
+            "process_cpu_seconds_total",
+            "counter",
+            "Total user and system CPU time spent in seconds.",
+            (field(10) + field(11)) / TICKS,
+        ),
+        ("process_resident_memory_bytes", "gauge", "Resident memory size in bytes.", resident),
+        ("process_open_fds", "gauge", "Number of open file descriptors.", files as f64),
+        ("process_start_time_seconds", "gauge", "Start time of the process since unix epoch in seconds.", started),
+    ] {
+        text.single(name, kind, help, &[], value);
+    }
+}
+
+/// The answer to `/metrics/probes`: nothing, while there are no probes.
+pub async fn probes() -> Response {
+    Text::default().response()
+}
