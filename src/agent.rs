@@ -101,8 +101,9 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
         });
     }
     let (drain_tx, drain) = mpsc::channel(1);
-    tokio::spawn(serve_local(config.state_dir.clone(), table.clone(), drain_tx));
-    serve_api(&config, client.clone(), kubelet(&config, table, runtime.clone()), &host_ips)?;
+    let kubelet = kubelet(&config, table, runtime.clone());
+    tokio::spawn(serve_local(config.state_dir.clone(), kubelet.clone(), drain_tx));
+    serve_api(&config, client.clone(), kubelet, &host_ips)?;
     let mut manager = Manager::new(shared);
     let found = runtime.recover().await?;
     let live: Vec<String> = found.iter().map(|s| s.spec.id.clone()).collect();
@@ -158,8 +159,8 @@ fn kubelet(config: &Config, pods: PodTable, runtime: Runtime) -> Kubelet {
     }
 }
 
-async fn serve_local(state_dir: std::path::PathBuf, table: PodTable, drain: local::Drain) {
-    if let Err(error) = local::serve(state_dir, table, drain).await {
+async fn serve_local(state_dir: std::path::PathBuf, kubelet: Kubelet, drain: local::Drain) {
+    if let Err(error) = local::serve(state_dir, kubelet, drain).await {
         warn!(%error, "local socket not served: `pikelet ps` and `drain-local` will not work");
     }
 }

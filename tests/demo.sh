@@ -106,6 +106,21 @@ hello() { grep -h 'hello from the init container' "$dir"/logs/*/client/0.log; }
 wait_for 20 hello
 hello | head -n 2
 
+say "a look inside with no API server: exec, logs, top, port-forward"
+pod=$(ps | awk '/^default/ { print $2 }')
+do_pod() { local verb=$1; shift; in_ns "$pikelet" "$verb" --state-dir "$dir/run" "$@"; }
+code=0
+do_pod exec -c web "$pod" -- sh -c 'hostname; exit 7' || code=$?
+[ "$code" = 7 ]
+[ "$(echo through | do_pod exec -i -c client "$pod" -- cat)" = through ]
+do_pod logs -c client --tail 1 "$pod"
+do_pod top
+(exec nsenter --net="/run/netns/$id" "$pikelet" port-forward --state-dir "$dir/run" "$pod" 18080:8080 >"$dir/forward.log") &
+pids+=($!)
+forwarded() { in_ns curl -fsS http://127.0.0.1:18080/; }
+wait_for 10 forwarded
+forwarded
+
 say "one container killed: it is started again"
 pid=$(cat "$dir"/run/sandboxes/*/containers/*/info.json | jq -r 'select(.spec.name == "web" and .exit == null) | .pid')
 kill -9 "$pid"

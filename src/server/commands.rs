@@ -6,13 +6,15 @@ use std::sync::Arc;
 use axum::body::Body;
 use axum::extract::{Path, Request, State};
 use axum::response::{IntoResponse, Response};
-use http::StatusCode;
+use http::{StatusCode, header};
+use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 
 use super::api::Kubelet;
 use super::streaming::exec::{self, Outcome};
 use super::streaming::port_forward;
 use super::streaming::upgrade::{self, Refused, SPDY_COMMAND, WEBSOCKET_COMMAND};
+use crate::network;
 use crate::runtime::Wanted;
 
 /// Most output `/run` gives back in bytes.
@@ -159,6 +161,31 @@ pub async fn port_forward(
     let (answer, upgrade) = upgrade::negotiate(request, &port_forward::SPDY, &port_forward::WEBSOCKET).await?;
     tokio::spawn(port_forward::serve(upgrade, netns, ports));
     Ok(answer)
+}
+
+/// `/forward/{namespace}/{pod}?port=...` of the local socket: the connection becomes one to that port of the pod.
+pub async fn forward(
+    State(kubelet): State<Kubelet>,
+    Path(names): Path<HashMap<String, String>>,
+    request: Request,
+) -> Result<Response, Response> {
+    let pod = find_pod(&kubelet, &names).map_err(IntoResponse::into_response)?;
+    let sandbox = sandbox(&kubelet, &pod).map_err(IntoResponse::into_response)?;
+    let netns = kubelet.runtime.netns_path(&sandbox);
+    let netns = netns.ok_or_else(|| (StatusCode::INTERNAL_SERVER_ERROR, "the pod does not run").into_response())?;
+    let port = query(&request).ports.first().and_then(|p| p.parse::<u16>().ok());
+    let port =
+        port.ok_or_else(|| (StatusCode::BAD_REQUEST, "port must be a number from 1 to 65535").into_response())?;
+    let dialled = network::dial(&netns, port).await;
+    let mut stream = dialled.map_err(|e| (StatusCode::BAD_GATEWAY, e).into_response())?;
+    tokio::spawn(async move {
+        if let Ok(upgraded) = hyper::upgrade::on(request).await {
+            // either side may go at any time
+            let _ = tokio::io::copy_bidirectional(&mut TokioIo::new(upgraded), &mut stream).await;
+        }
+    });
+    let changed = [(header::CONNECTION, "Upgrade"), (header::UPGRADE, "tcp")];
+    Ok((StatusCode::SWITCHING_PROTOCOLS, changed).into_response())
 }
 
 /// POST `/run/{namespace}/{pod}[/{uid}]/{container}?cmd=...`: waits, and answers with the output.

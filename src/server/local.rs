@@ -4,17 +4,16 @@ use std::error::Error;
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::{get, post};
-use serde_json::Value;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::pod::table::PodTable;
+use super::api::Kubelet;
 
 const SOCKET: &str = "agent.sock";
 
@@ -22,7 +21,7 @@ const SOCKET: &str = "agent.sock";
 pub type Drain = mpsc::Sender<oneshot::Sender<()>>;
 
 /// Serves until the agent ends.
-pub async fn serve(state_dir: PathBuf, pods: PodTable, drain: Drain) -> std::io::Result<()> {
+pub async fn serve(state_dir: PathBuf, kubelet: Kubelet, drain: Drain) -> std::io::Result<()> {
     let socket = state_dir.join(SOCKET);
     // left by an agent that was killed
     let _ = std::fs::remove_file(&socket);
@@ -30,14 +29,11 @@ pub async fn serve(state_dir: PathBuf, pods: PodTable, drain: Drain) -> std::io:
     // through a descriptor: a socket's path may have no more than 107 bytes
     let listener = UnixListener::bind(format!("/proc/self/fd/{}/{SOCKET}", dir.as_raw_fd()))?;
     std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o600))?;
-    let app = axum::Router::new()
-        .route("/pods", get(list).with_state(pods))
+    // whoever may open the socket is root: all of the kubelet API, and what only a person on the machine may do
+    let app = super::api::routes(kubelet.clone())
+        .route("/forward/{namespace}/{pod}", get(super::commands::forward).with_state(kubelet))
         .route("/drain", post(drain_all).with_state(drain));
     axum::serve(listener, app).await
-}
-
-async fn list(State(pods): State<PodTable>) -> Json<Value> {
-    Json(super::api::pod_list(pods.list().iter().map(|p| &**p)))
 }
 
 async fn drain_all(State(drain): State<Drain>) -> StatusCode {
@@ -48,16 +44,21 @@ async fn drain_all(State(drain): State<Drain>) -> StatusCode {
     }
 }
 
-/// One request to the agent of `state_dir`; the body of its answer.
-pub fn ask(state_dir: &Path, method: &str, path: &str) -> Result<String, Box<dyn Error + Send + Sync>> {
-    let socket = state_dir.join(SOCKET);
+/// A connection to the agent of `state_dir`.
+pub fn connect(state_dir: &Path) -> Result<UnixStream, String> {
     let connect = || {
         let dir = std::fs::File::open(state_dir)?;
-        std::os::unix::net::UnixStream::connect(format!("/proc/self/fd/{}/{SOCKET}", dir.as_raw_fd()))
+        UnixStream::connect(format!("/proc/self/fd/{}/{SOCKET}", dir.as_raw_fd()))
     };
-    let mut stream = connect().map_err(|e| {
+    connect().map_err(|e| {
+        let socket = state_dir.join(SOCKET);
         format!("no agent answers on {}: {e} (is `pikelet run` up, and are you root?)", socket.display())
-    })?;
+    })
+}
+
+/// One request to the agent of `state_dir`; the body of its answer.
+pub fn ask(state_dir: &Path, method: &str, path: &str) -> Result<String, Box<dyn Error + Send + Sync>> {
+    let mut stream = connect(state_dir)?;
     write!(stream, "{method} {path} HTTP/1.1\r\nHost: local\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;

@@ -81,6 +81,20 @@ python_client() { [ "$(/usr/bin/python3 harness/websocket_exec.py "$dir/admin.ku
 check "the Python client's websocket exec" python_client
 check "an unknown container is named" complains 'container nope is not valid' exec sh -c nope -- true
 
+# on the node itself, by the agent's own socket
+local_terminal() {
+  local text
+  text=$(on n1 python3 harness/terminal.py "$(cat "$dir/pikelet")" exec -it --state-dir "$dir/n1/run" sh -- sh 2>&1)
+  [ $? = 3 ] && [[ $text == *"24 80"* && $text == *"50 132"* ]]
+}
+check "pikelet exec -it has a terminal that follows the size" local_terminal
+local_attach() { [[ $( (echo here; sleep 1) | timeout 3 nsenter --target "$(proc_pid "$dir/pids" mounts-n1)" --mount --net \
+  "$(cat "$dir/pikelet")" attach -i --state-dir "$dir/n1/run" sh 2>/dev/null) == *"got here"* ]]; }
+check "pikelet attach reaches the container's own streams" local_attach
+local_logs() { local text; text=$(timeout 3 nsenter --target "$(proc_pid "$dir/pids" mounts-n1)" --mount --net \
+  "$(cat "$dir/pikelet")" logs -f --tail 1 --state-dir "$dir/n1/run" sh); [ "$text" = "got here" ]; }
+check "pikelet logs -f" local_logs
+
 # straight to the node, without the API server
 pki=$dir/pki
 cp_ns=(ip netns exec "pk$PIKELET_CLUSTER_ID-cp")

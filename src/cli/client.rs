@@ -1,0 +1,119 @@
+//! How commands talk to the agent of this node: HTTP and websockets on its unix socket.
+
+use std::error::Error;
+use std::path::PathBuf;
+
+use bytes::Bytes;
+use http::{Request, StatusCode};
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use k8s_openapi::api::core::v1::Pod;
+use tokio::net::UnixStream;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::{self, http::HeaderValue};
+
+use crate::server::local;
+
+/// Any error, for a person to read.
+pub type Failure = Box<dyn Error + Send + Sync>;
+
+/// Arguments that name a pod.
+#[derive(clap::Args)]
+pub struct PodArgs {
+    /// State directory of the agent
+    #[arg(long, default_value = "/run/pikelet")]
+    pub state_dir: PathBuf,
+    /// Namespace of the pod [default: that of the only pod of that name]
+    #[arg(short, long)]
+    pub namespace: Option<String>,
+    /// Name of the pod
+    pub pod: String,
+}
+
+/// Runs the work of a command.
+pub fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
+}
+
+impl PodArgs {
+    /// The pod of this node that is meant.
+    pub fn find(&self) -> Result<Pod, Failure> {
+        let list: serde_json::Value = serde_json::from_str(&local::ask(&self.state_dir, "GET", "/pods")?)?;
+        let pods: Vec<Pod> = serde_json::from_value(list["items"].clone())?;
+        let named = |p: &Pod| p.metadata.name.as_ref() == Some(&self.pod);
+        let within = |p: &Pod| self.namespace.is_none() || p.metadata.namespace == self.namespace;
+        let mut found: Vec<Pod> = pods.into_iter().filter(|p| named(p) && within(p)).collect();
+        match (found.len(), found.pop()) {
+            (1, Some(pod)) => Ok(pod),
+            (0, _) => Err(format!("no pod {} on this node: `pikelet ps` lists them", self.pod).into()),
+            _ => Err(format!("several namespaces have a pod {}: choose one with --namespace", self.pod).into()),
+        }
+    }
+}
+
+/// `<namespace>/<pod>` of a path.
+pub fn path(pod: &Pod) -> String {
+    let (namespace, name) = (pod.metadata.namespace.as_deref(), pod.metadata.name.as_deref());
+    format!("{}/{}", namespace.unwrap_or_default(), name.unwrap_or_default())
+}
+
+/// The container that is meant: the named one, the pod's default, or its first.
+pub fn container(pod: &Pod, named: Option<&str>) -> Result<String, Failure> {
+    let containers = pod.spec.iter().flat_map(|s| s.containers.iter().chain(s.init_containers.iter().flatten()));
+    let names: Vec<&str> = containers.map(|c| c.name.as_str()).collect();
+    let annotation = pod.metadata.annotations.as_ref().and_then(|a| a.get("kubectl.kubernetes.io/default-container"));
+    let wanted = named.or(annotation.map(String::as_str)).or(names.first().copied()).unwrap_or_default();
+    if names.contains(&wanted) {
+        return Ok(wanted.to_owned());
+    }
+    Err(format!("container {wanted} is not one of the pod's: {}", names.join(", ")).into())
+}
+
+async fn connect(state_dir: &std::path::Path) -> Result<UnixStream, Failure> {
+    let stream = local::connect(state_dir)?;
+    stream.set_nonblocking(true)?;
+    Ok(UnixStream::from_std(stream)?)
+}
+
+/// Asks and gives the answer as it comes; `upgrade` names another protocol to change to.
+pub async fn get(
+    state_dir: &std::path::Path,
+    path: &str,
+    upgrade: Option<&str>,
+) -> Result<http::Response<Incoming>, Failure> {
+    let stream = connect(state_dir).await?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(connection.with_upgrades());
+    let mut request = Request::get(path).header(http::header::HOST, "local");
+    if let Some(protocol) = upgrade {
+        request = request.header(http::header::CONNECTION, "Upgrade").header(http::header::UPGRADE, protocol);
+    }
+    let response = sender.send_request(request.body(Empty::<Bytes>::new())?).await?;
+    let wanted = if upgrade.is_some() { StatusCode::SWITCHING_PROTOCOLS } else { StatusCode::OK };
+    if response.status() == wanted {
+        return Ok(response);
+    }
+    let status = response.status();
+    let body = response.into_body().collect().await?.to_bytes();
+    Err(format!("{} ({status})", String::from_utf8_lossy(&body).trim()).into())
+}
+
+/// Opens a websocket.
+pub async fn websocket(
+    state_dir: &std::path::Path,
+    path: &str,
+    protocol: &'static str,
+) -> Result<WebSocketStream<UnixStream>, Failure> {
+    let mut request = format!("ws://local{path}").into_client_request()?;
+    request.headers_mut().insert("Sec-WebSocket-Protocol", HeaderValue::from_static(protocol));
+    match tokio_tungstenite::client_async(request, connect(state_dir).await?).await {
+        Ok((socket, _)) => Ok(socket),
+        Err(tungstenite::Error::Http(answer)) => {
+            let body = answer.body().as_deref().unwrap_or_default();
+            Err(format!("{} ({})", String::from_utf8_lossy(body).trim(), answer.status()).into())
+        }
+        Err(error) => Err(error.into()),
+    }
+}
