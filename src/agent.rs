@@ -81,6 +81,7 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
         pods_dir,
         containers_dir: config.root_dir.join("containers"),
         logs_dir: config.logs_dir.clone(),
+        log_rotation: config.log_rotation,
         machine_memory: facts.memory_bytes,
         cluster_dns: config.cluster_dns.clone(),
         cluster_domain: config.cluster_domain.clone(),

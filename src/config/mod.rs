@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::Taint;
 
 use crate::image::RegistryConfig;
 use crate::quantity;
+use crate::runtime::Rotation;
 
 mod mistake;
 mod settings;
@@ -41,6 +42,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// Container logs.
     pub logs_dir: PathBuf,
+    /// When a container's log file is put aside.
+    pub log_rotation: Rotation,
     /// Cgroup that holds all pods.
     pub cgroup_root: String,
     /// Bridge of the pods.
@@ -105,6 +108,8 @@ impl Config {
                 "webhook": {"cacheAuthorizedTTL": "5m0s", "cacheUnauthorizedTTL": "30s"}},
             "clusterDNS": self.cluster_dns, "clusterDomain": self.cluster_domain, "maxPods": self.node.max_pods,
             "podLogsDir": self.logs_dir, "cgroupRoot": self.cgroup_root, "enableServer": true,
+            "containerLogMaxSize": self.log_rotation.max_size.to_string(),
+            "containerLogMaxFiles": self.log_rotation.max_files,
             "nodeStatusUpdateFrequency": "10s", "nodeStatusReportFrequency": "5m0s", "nodeLeaseDurationSeconds": 40,
             "kubeReserved": {"cpu": reserved("cpu", "m"), "memory": reserved("memory", ""),
                 "ephemeral-storage": reserved("ephemeral-storage", "")},
@@ -216,6 +221,19 @@ impl Config {
                 .zip(flags.tls_private_key_file)
                 .or(file.tls_cert_file.zip(file.tls_private_key_file)),
         };
+        let mut log_rotation = Rotation::default();
+        if let Some(size) = flags.container_log_max_size.or(file.container_log_max_size) {
+            log_rotation.max_size = quantity::whole(&size)
+                .and_then(|n| u64::try_from(n).ok())
+                .filter(|n| *n > 0)
+                .ok_or_else(|| ConfigError(format!("containerLogMaxSize {size:?}: it is a quantity such as 10Mi")))?;
+        }
+        if let Some(files) = flags.container_log_max_files.or(file.container_log_max_files) {
+            if files < 2 {
+                return wrong(format!("containerLogMaxFiles {files}: at least 2 are needed"));
+            }
+            log_rotation.max_files = files;
+        }
         let path =
             |flag: Option<PathBuf>, file: Option<PathBuf>, default: &str| flag.or(file).unwrap_or(default.into());
         Ok(Self {
@@ -227,6 +245,7 @@ impl Config {
             root_dir: path(flags.root_dir, file.root_dir, "/var/lib/pikelet"),
             state_dir: path(flags.state_dir, file.state_dir, "/run/pikelet"),
             logs_dir: path(flags.pod_logs_dir, file.pod_logs_dir, "/var/log/pods"),
+            log_rotation,
             cgroup_root: flags.cgroup_root.or(file.cgroup_root).unwrap_or_else(|| "kubepods".to_owned()),
             bridge,
             api,

@@ -107,6 +107,12 @@ pub struct Settings {
     /// Largest number of pods [default: 110]
     #[arg(long, value_name = "NUMBER")]
     pub max_pods: Option<u32>,
+    /// Size at which a container's log file is put aside [default: 10Mi]
+    #[arg(long, value_name = "QUANTITY")]
+    pub container_log_max_size: Option<String>,
+    /// Log files of a container, at least 2 [default: 5]
+    #[arg(long, value_name = "NUMBER")]
+    pub container_log_max_files: Option<u32>,
     /// Kept from pods for Kubernetes' own parts (cpu, memory, ephemeral-storage)
     #[arg(skip)]
     pub kube_reserved: BTreeMap<String, String>,

@@ -77,6 +77,7 @@ impl Worker {
             resources: qos::container_resources(container),
             oom_score_adj: qos::oom_score_adj(pod, container, self.shared.machine_memory),
             log_path: self.shared.logs_dir.join(log_dir).join(&container.name).join(format!("{attempt}.log")),
+            log_rotation: self.shared.log_rotation,
             tty: container.tty.unwrap_or(false),
             stdin: container.stdin.unwrap_or(false),
             stdin_once: container.stdin_once.unwrap_or(false),

@@ -8,7 +8,7 @@ use tracing::warn;
 use super::PodExt;
 use super::backoff::Backoff;
 use super::worker::Worker;
-use crate::runtime::ContainerInfo;
+use crate::runtime::{ContainerInfo, rotated_files};
 
 /// Longest wait between two tries of a teardown that left something.
 const RETRY_MAX: Duration = Duration::from_secs(10);
@@ -145,7 +145,8 @@ impl Worker {
         if let Err(error) = self.shared.images.unmount(&self.shared.containers_dir.join(id)).await {
             warn!(container = %id, %error, "write layer not removed");
         }
-        for file in [Some(&run.spec.log_path), run.spec.termination_log.as_ref()].into_iter().flatten() {
+        let logs = rotated_files(&run.spec.log_path);
+        for file in [Some(&run.spec.log_path), run.spec.termination_log.as_ref()].into_iter().flatten().chain(&logs) {
             if let Err(error) = std::fs::remove_file(file)
                 && error.kind() != std::io::ErrorKind::NotFound
             {

@@ -20,7 +20,7 @@ use super::{PodExt, checkpoint, is_sidecar, references, status, writer};
 use crate::cluster::{EventRecorder, Services};
 use crate::image::{Image, ImageError, ImageStore};
 use crate::network::Network;
-use crate::runtime::{ExitRecord, Runtime, SandboxInfo};
+use crate::runtime::{ExitRecord, Rotation, Runtime, SandboxInfo};
 use crate::volume::{ObjectSource, Volumes};
 
 /// What all workers of an agent share.
@@ -55,6 +55,8 @@ pub struct Shared {
     pub containers_dir: PathBuf,
     /// `/var/log/pods`.
     pub logs_dir: PathBuf,
+    /// When a container's log file is put aside.
+    pub log_rotation: Rotation,
     /// Memory of the machine in bytes.
     pub machine_memory: u64,
     /// Name servers for `ClusterFirst`.

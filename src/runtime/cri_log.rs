@@ -2,7 +2,9 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
 
 /// Longest text of one log line; longer output lines are split.
 pub const MAX_LINE: usize = 16 * 1024;
@@ -88,23 +90,77 @@ impl LineSplitter {
 pub struct LogFile {
     file: File,
     failed: bool,
+    path: PathBuf,
+    size: u64,
+    rotation: Rotation,
+}
+
+/// When a log file is put aside, and how many are kept (the kubelet's `containerLogMaxSize` and `containerLogMaxFiles`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rotation {
+    /// Largest file in bytes; the last line may go beyond it.
+    pub max_size: u64,
+    /// Files of a container, with the one that is written.
+    pub max_files: u32,
+}
+
+impl Default for Rotation {
+    fn default() -> Self {
+        Self { max_size: 10 << 20, max_files: 5 }
+    }
+}
+
+/// The files of the log at `path` that were put aside, oldest first: `<path>.<time>`.
+pub fn rotated_files(path: &Path) -> Vec<PathBuf> {
+    let (Some(dir), Some(name)) = (path.parent(), path.file_name().and_then(|n| n.to_str())) else { return Vec::new() };
+    let aside = |file: &PathBuf| {
+        let file = file.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+        file.strip_prefix(name).is_some_and(|rest| rest.starts_with('.'))
+    };
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut files: Vec<PathBuf> = entries.map(|e| e.path()).filter(aside).collect();
+    files.sort();
+    files
 }
 
 impl LogFile {
     /// Opens `path` for appending; creates it and its directories.
-    pub fn open(path: &Path) -> io::Result<Self> {
+    pub fn open(path: &Path, rotation: Rotation) -> io::Result<Self> {
         if let Some(parent) = path.parent() {
             std::fs::create_dir_all(parent)?;
         }
         let file = OpenOptions::new().create(true).append(true).open(path)?;
-        Ok(Self { file, failed: false })
+        let size = file.metadata()?.len();
+        Ok(Self { file, failed: false, path: path.to_owned(), size, rotation })
     }
 
     /// Appends finished lines. Output must go on when the disk is full: only the first error of a row is returned.
     pub fn append(&mut self, lines: &[u8]) -> io::Result<()> {
-        let result = self.file.write_all(lines);
+        let mut result = self.file.write_all(lines);
+        self.size += lines.len() as u64;
+        if result.is_ok() && self.size >= self.rotation.max_size {
+            result = self.rotate();
+        }
         let before = std::mem::replace(&mut self.failed, result.is_err());
         if before { Ok(()) } else { result }
+    }
+}
+
+impl LogFile {
+    /// Puts the file aside, begins a new one and removes those beyond the limit.
+    fn rotate(&mut self) -> io::Result<()> {
+        let time = jiff::Timestamp::now().strftime("%Y%m%d-%H%M%S.%9f").to_string();
+        let mut aside = self.path.clone().into_os_string();
+        aside.push(format!(".{time}"));
+        std::fs::rename(&self.path, aside)?;
+        self.file = OpenOptions::new().create(true).append(true).open(&self.path)?;
+        self.size = 0;
+        let old = rotated_files(&self.path);
+        let kept = (self.rotation.max_files.max(2) - 1) as usize;
+        for file in &old[..old.len().saturating_sub(kept)] {
+            std::fs::remove_file(file)?;
+        }
+        Ok(())
     }
 }
 
@@ -135,6 +191,23 @@ mod tests {
     fn an_unfinished_last_line_is_kept() {
         assert_eq!(lines(&[b"a\nb"]), "T stdout F a\nT stdout F b\n");
         assert_eq!(lines(&[]), "");
+    }
+
+    #[test]
+    fn full_files_are_put_aside() {
+        let dir = std::env::temp_dir().join(format!("pikelet-rotate-{}", std::process::id()));
+        let path = dir.join("0.log");
+        let mut log = LogFile::open(&path, Rotation { max_size: 10, max_files: 3 }).unwrap();
+        for i in 0..10 {
+            log.append(format!("line {i}\n").as_bytes()).unwrap();
+        }
+        let read = |file: &PathBuf| std::fs::read_to_string(file).unwrap();
+        let old: Vec<String> = rotated_files(&path).iter().map(read).collect();
+        assert_eq!(old, ["line 6\nline 7\n", "line 8\nline 9\n"]);
+        assert_eq!(read(&path), "");
+        let again = LogFile::open(&path, Rotation::default()).unwrap();
+        assert_eq!(again.size, 0);
+        std::fs::remove_dir_all(dir).unwrap();
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Reading a container's CRI log as `kubectl logs` wants it: tail, since, timestamps, limit, follow across rotation.
 
 use std::io::{self, Read, Seek, SeekFrom};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -10,7 +11,7 @@ use inotify::{Inotify, WatchMask};
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio::sync::mpsc;
 
-use super::cri_log::Stream;
+use super::cri_log::{Stream, rotated_files};
 
 /// Bytes read at a time.
 const BLOCK: usize = 32 * 1024;
@@ -68,6 +69,7 @@ async fn copy(
     let mut lines = Lines::new(&options);
     let mut block = vec![0; BLOCK];
     let mut last = !options.follow;
+    let mut newer = None;
     tokio::pin!(ended);
     loop {
         let count = file.read(&mut block).await?;
@@ -78,8 +80,13 @@ async fn copy(
             }
             continue;
         }
-        if let Some(newer) = rotated(path, &file).await {
+        // nothing is written to a file once it has another name: what was written before is read by now
+        if let Some(newer) = newer.take() {
             file = newer;
+            continue;
+        }
+        newer = if options.follow { next_file(path, &file).await } else { None };
+        if newer.is_some() {
             continue;
         }
         if last {
@@ -106,13 +113,17 @@ async fn next(changes: &mut Option<inotify::EventStream<[u8; 1024]>>) {
     }
 }
 
-/// The file now at `path`, if it is another one than `file`.
-async fn rotated(path: &Path, file: &tokio::fs::File) -> Option<tokio::fs::File> {
+/// The file that follows `file` in the log at `path`; `None` while `file` is the newest.
+async fn next_file(path: &Path, file: &tokio::fs::File) -> Option<tokio::fs::File> {
     let (now, then) = (tokio::fs::metadata(path).await.ok()?, file.metadata().await.ok()?);
     if now.ino() == then.ino() {
         return None;
     }
-    tokio::fs::File::open(path).await.ok()
+    let own = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).ok()?;
+    // one that was removed meanwhile comes before all that are left
+    let older = rotated_files(path);
+    let next = if older.contains(&own) { older.into_iter().find(|f| *f > own) } else { older.into_iter().next() };
+    tokio::fs::File::open(next.as_deref().unwrap_or(path)).await.ok()
 }
 
 /// Where the last `lines` lines begin.

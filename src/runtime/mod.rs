@@ -19,7 +19,7 @@ mod types;
 mod usage;
 mod user;
 
-pub use cri_log::Stream as LogStream;
+pub use cri_log::{Rotation, Stream as LogStream, rotated_files};
 pub use log_reader::{LogOptions, read_log};
 pub use protocol::Wanted;
 pub use streams::{Ending, Reader, Streams, Terminal};

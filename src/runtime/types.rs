@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::cri_log::Rotation;
+
 /// Where a runtime keeps its state and which cgroup it lives under.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct RuntimeConfig {
@@ -134,6 +136,9 @@ pub struct ContainerSpec {
     pub oom_score_adj: i32,
     /// CRI log file (`/var/log/pods/<ns>_<name>_<uid>/<container>/<attempt>.log`); directories are created.
     pub log_path: PathBuf,
+    /// When a log file is put aside.
+    #[serde(default)]
+    pub log_rotation: Rotation,
     /// Allocate a terminal.
     pub tty: bool,
     /// Keep stdin open.

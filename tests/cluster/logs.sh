@@ -20,4 +20,12 @@ check "--previous" previous
 refused() { local said; said=$(k logs talker "${@:2}" 2>&1); [[ $said == *"$1"* ]]; }
 check "--previous of a first run says so" refused 'previous terminated container "talker" in pod "talker" not found' --previous
 check "an unknown container is named" refused 'container nope is not valid for pod talker' -c nope
-k delete pod talker crasher counter --timeout=60s --grace-period=1 >/dev/null
+k run writer --image=$image --restart=Never --overrides='{"spec":{"nodeName":"n1"}}' --command -- \
+  sh -c 'sleep 2; i=0; while [ $i -lt 30000 ]; do echo line $i of a log that is long enough to be put aside several times while it is read; i=$((i+1)); done' >/dev/null
+soon is writer .status.phase Running
+followed() {
+  k logs -f writer >"$layout/followed" && [ "$(wc -l <"$layout/followed")" = 30000 ] &&
+    awk '$2 != NR - 1 { exit 1 }' "$layout/followed" && [ "$(ls "$dir"/n1/log/default_writer_*/writer | wc -l)" -ge 3 ]
+}
+check "-f follows over rotations, no line is lost" followed
+k delete pod talker crasher counter writer --timeout=60s --grace-period=1 >/dev/null

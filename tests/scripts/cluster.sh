@@ -138,7 +138,7 @@ launch() {
         "$(cat "$dir/pikelet")" run --kubeconfig "$dir/$node/kubeconfig" --node-name "$node" \
         --node-ip "$(node_ip "$node")" --root-dir "$dir/$node/lib" --state-dir "$dir/$node/run" \
         --pod-logs-dir "$dir/$node/log" --cgroup-root "$(ns "$node")" --bridge pikelet0 \
-        --client-ca-file "$pki/ca.crt" -v 4 --cluster-cidr 10.244.0.0/16 \
+        --client-ca-file "$pki/ca.crt" --container-log-max-size 1Mi -v 4 --cluster-cidr 10.244.0.0/16 \
         --pod-manifest-path "$dir/$node/manifests" --cluster-dns 10.96.0.10 --cluster-domain cluster.local --insecure-registry $registry ;;
     *) fail "no process is called $name" ;;
   esac

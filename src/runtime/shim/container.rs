@@ -88,7 +88,7 @@ impl Pod {
         // Left over when an earlier attempt was cut short.
         self.discard(&spec.id)?;
         fs::create_dir_all(&bundle).map_err(context("creating the container's directory"))?;
-        let log = LogFile::open(&spec.log_path)
+        let log = LogFile::open(&spec.log_path, spec.log_rotation)
             .map_err(|e| format!("opening the container's log {}: {e}", spec.log_path.display()))?;
         if let Err(e) = rooted::create_dir_all(&spec.rootfs, &spec.cwd) {
             tracing::warn!("creating the working directory {} in the container: {e}", spec.cwd);
