@@ -21,6 +21,7 @@ use crate::pod::worker::Shared;
 use crate::runtime::{Runtime, RuntimeConfig};
 use crate::server::access::Access;
 use crate::server::api::{self, Kubelet};
+use crate::server::identity::Identity;
 use crate::server::{local, tls};
 use crate::volume::Volumes;
 
@@ -185,13 +186,15 @@ fn serve_api(
         info!("kubelet API not served: without kubeconfig and client CA nobody could log in");
         return Ok(());
     }
-    let acceptor = tls::acceptor(&tls::TlsSettings {
+    let settings = tls::TlsSettings {
         certificate: config.api.certificate.clone(),
         pki_dir: config.root_dir.join("pki"),
         client_ca_file: config.api.client_ca_file.clone(),
         names: vec![config.node.name.clone()],
         ips: host_ips.to_vec(),
-    })?;
+    };
+    let (identity, acceptor) = Identity::new(settings, client.clone())?;
+    tokio::spawn(identity.keep(config.api.server_tls_bootstrap && config.api.certificate.is_none()));
     let access = Access::new(client, config.node.name.clone());
     let address = SocketAddr::new(config.api.address, config.api.port);
     tokio::spawn(async move {

@@ -9,6 +9,7 @@ mod objects;
 mod pods;
 mod retry;
 mod services;
+mod serving_certificate;
 mod status;
 
 pub use client::{ClusterError, connect};
@@ -19,4 +20,5 @@ pub use node::{KUBELET_VERSION, NodeSettings, NodeState, keep_node};
 pub use objects::Objects;
 pub use pods::{PodUpdate, watch_pods};
 pub use services::Services;
+pub use serving_certificate::{client_ca, request_serving_certificate};
 pub use status::{delete_pod, patch_status};

@@ -90,6 +90,8 @@ pub struct ApiConfig {
     pub healthz_port: u16,
     /// CAs of client certificates.
     pub client_ca_file: Option<PathBuf>,
+    /// Ask the cluster's signer for a serving certificate.
+    pub server_tls_bootstrap: bool,
     /// Serving certificate and key; `None`: self-signed.
     pub certificate: Option<(PathBuf, PathBuf)>,
 }
@@ -107,6 +109,7 @@ impl Config {
             "authorization": {"mode": "Webhook",
                 "webhook": {"cacheAuthorizedTTL": "5m0s", "cacheUnauthorizedTTL": "30s"}},
             "clusterDNS": self.cluster_dns, "clusterDomain": self.cluster_domain, "maxPods": self.node.max_pods,
+            "serverTLSBootstrap": self.api.server_tls_bootstrap,
             "podLogsDir": self.logs_dir, "cgroupRoot": self.cgroup_root, "enableServer": true,
             "containerLogMaxSize": self.log_rotation.max_size.to_string(),
             "containerLogMaxFiles": self.log_rotation.max_files,
@@ -216,6 +219,7 @@ impl Config {
             port: flags.port.or(file.port).unwrap_or(10250),
             healthz_port: flags.healthz_port.or(file.healthz_port).unwrap_or(10248),
             client_ca_file: flags.client_ca_file.or(file.client_ca_file).or(file.authentication.x509.client_ca_file),
+            server_tls_bootstrap: flags.server_tls_bootstrap.or(file.server_tls_bootstrap).unwrap_or(false),
             certificate: flags
                 .tls_cert_file
                 .zip(flags.tls_private_key_file)

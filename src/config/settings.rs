@@ -96,6 +96,10 @@ pub struct Settings {
     /// Its private key
     #[arg(long, value_name = "FILE", requires = "tls_cert_file")]
     pub tls_private_key_file: Option<PathBuf>,
+    /// Ask the cluster's signer for a serving certificate, and renew it
+    #[arg(long = "rotate-server-certificates", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    #[serde(rename = "serverTLSBootstrap")]
+    pub server_tls_bootstrap: Option<bool>,
     /// Name servers of pods
     #[arg(long = "cluster-dns", value_delimiter = ',', value_name = "IP")]
     #[serde(rename = "clusterDNS", alias = "cluster-dns", with = "one_or_many")]

@@ -15,7 +15,7 @@ use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, warn};
@@ -132,7 +132,12 @@ async fn guard(
 }
 
 /// Listens on `address` and serves until the agent ends.
-pub async fn serve(address: SocketAddr, tls: TlsAcceptor, access: Access, kubelet: Kubelet) -> Result<(), String> {
+pub async fn serve(
+    address: SocketAddr,
+    tls: watch::Receiver<TlsAcceptor>,
+    access: Access,
+    kubelet: Kubelet,
+) -> Result<(), String> {
     let listener = TcpListener::bind(address).await.map_err(|e| format!("kubelet API on {address}: {e}"))?;
     let app = routes(kubelet).layer(middleware::from_fn_with_state(Arc::new(access), guard));
     let limit = Arc::new(Semaphore::new(MAX_CONNECTIONS));
@@ -147,7 +152,7 @@ pub async fn serve(address: SocketAddr, tls: TlsAcceptor, access: Access, kubele
                 continue;
             }
         };
-        let (tls, app) = (tls.clone(), app.clone());
+        let (tls, app) = (tls.borrow().clone(), app.clone());
         tokio::spawn(async move {
             if let Err(error) = connection(stream, tls, app).await {
                 debug!(error, "kubelet API: connection ended");

@@ -6,6 +6,7 @@ pub mod access;
 pub mod api;
 mod commands;
 mod files;
+pub mod identity;
 pub mod local;
 mod logs;
 pub mod spdy;

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, KeyPair, SanType};
 use rustls::RootCertStore;
@@ -105,8 +106,25 @@ fn is_current(cert: &Path) -> bool {
     parsed.validity().is_valid()
 }
 
+/// How long until a certificate is to be renewed, at 70 to 90 % of its life; `None` when there is no valid one.
+pub fn renewal(cert: &Path) -> Option<Duration> {
+    let chain = certificates(cert).ok()?;
+    let (_, parsed) = x509_parser::parse_x509_certificate(chain.first()?).ok()?;
+    let validity = parsed.validity();
+    if !validity.is_valid() {
+        return None;
+    }
+    let (begin, end) = (validity.not_before.timestamp(), validity.not_after.timestamp());
+    let share = 0.7 + 0.2 * rand::random::<f64>();
+    let renew = begin + ((end - begin) as f64 * share) as i64;
+    Some(Duration::from_secs(u64::try_from(renew - jiff::Timestamp::now().as_second()).unwrap_or(0)))
+}
+
 /// Replaces a file readable by root only.
-fn write_secret(path: &Path, text: &str) -> std::io::Result<()> {
+pub fn write_secret(path: &Path, text: &str) -> std::io::Result<()> {
+    if let Some(dir) = path.parent() {
+        fs::create_dir_all(dir)?;
+    }
     let temporary = path.with_extension("new");
     let mut file = fs::OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&temporary)?;
     file.write_all(text.as_bytes())?;

@@ -134,11 +134,17 @@ launch() {
         unshare --mount --propagation private sh -c 'mount --make-rshared / && exec sleep infinity' ;;
     agent-n*)
       node=${name#agent-}
+      # each node in its own way: n2 asks the cluster for a serving certificate, n3 for the CA of its clients
+      local own=(--client-ca-file "$pki/ca.crt")
+      case $node in
+        n2) own+=(--rotate-server-certificates) ;;
+        n3) own=() ;;
+      esac
       proc_start "$pids" "$logs" "$name" nsenter --target "$(proc_pid "$pids" "mounts-$node")" --mount --net \
         "$(cat "$dir/pikelet")" run --kubeconfig "$dir/$node/kubeconfig" --node-name "$node" \
         --node-ip "$(node_ip "$node")" --root-dir "$dir/$node/lib" --state-dir "$dir/$node/run" \
         --pod-logs-dir "$dir/$node/log" --cgroup-root "$(ns "$node")" --bridge pikelet0 \
-        --client-ca-file "$pki/ca.crt" --container-log-max-size 1Mi -v 4 --cluster-cidr 10.244.0.0/16 \
+        "${own[@]}" --container-log-max-size 1Mi -v 4 --cluster-cidr 10.244.0.0/16 \
         --pod-manifest-path "$dir/$node/manifests" --cluster-dns 10.96.0.10 --cluster-domain cluster.local --insecure-registry $registry ;;
     *) fail "no process is called $name" ;;
   esac
@@ -170,6 +176,8 @@ up() {
   launch controller-manager; launch scheduler
   until_true 30 kubectl get serviceaccount default || report_failure "no default service account after 30 s" controller-manager
   until_true 20 registry_answers || report_failure "the registry does not answer" registry
+  kubectl create rolebinding nodes-read-client-ca -n kube-system --role=extension-apiserver-authentication-reader \
+    --group=system:nodes >/dev/null || report_failure "no role for the nodes" apiserver
   for node in $(nodes); do
     mkdir -p "$dir/$node"
     kubeconfig "$dir/$node/kubeconfig" "$node" "https://$cp_ip:6443"

@@ -1,0 +1,92 @@
+//! The certificate and client CA of the kubelet API over time: made, asked for, renewed, without a restart.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use kube::Client;
+use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
+use tracing::{info, warn};
+
+use super::tls::{self, TlsSettings};
+use crate::cluster;
+
+/// Pause after a request for a certificate that came to nothing.
+const PAUSE: Duration = Duration::from_mins(1);
+
+/// What the kubelet API shows and trusts.
+pub struct Identity {
+    settings: TlsSettings,
+    client: Option<Client>,
+    acceptor: watch::Sender<TlsAcceptor>,
+}
+
+impl Identity {
+    /// Begins with what is there: files, or a self-signed certificate.
+    pub fn new(settings: TlsSettings, client: Option<Client>) -> Result<(Self, watch::Receiver<TlsAcceptor>), String> {
+        let (acceptor, receiver) = watch::channel(tls::acceptor(&settings)?);
+        Ok((Self { settings, client, acceptor }, receiver))
+    }
+
+    /// Finds the cluster's client CA when none is set, and keeps a certificate of the cluster's signer when `bootstrap`
+    /// asks for it. Runs as long as the agent.
+    pub async fn keep(mut self, bootstrap: bool) {
+        let Some(client) = self.client.clone() else { return };
+        if self.settings.client_ca_file.is_none() {
+            self.find_client_ca(client.clone()).await;
+        }
+        if bootstrap {
+            self.keep_certificate(client).await;
+        }
+    }
+
+    fn rebuild(&self) {
+        match tls::acceptor(&self.settings) {
+            Ok(acceptor) => drop(self.acceptor.send_replace(acceptor)),
+            Err(error) => warn!(error, "kubelet API: the certificate stays as it was"),
+        }
+    }
+
+    async fn find_client_ca(&mut self, client: Client) {
+        let Some(ca) = cluster::client_ca(client).await else { return };
+        let file = self.settings.pki_dir.join("client-ca.crt");
+        match tls::write_secret(&file, &ca) {
+            Ok(()) => {
+                self.settings.client_ca_file = Some(file);
+                self.rebuild();
+            }
+            Err(error) => warn!(%error, file = %file.display(), "the cluster's client CA was not kept"),
+        }
+    }
+
+    async fn keep_certificate(mut self, client: Client) {
+        let dir = self.settings.pki_dir.clone();
+        let files = (dir.join("kubelet-server.crt"), dir.join("kubelet-server.key"));
+        let node = self.settings.names.first().cloned().unwrap_or_default();
+        loop {
+            match tls::renewal(&files.0) {
+                Some(wait) => {
+                    self.settings.certificate = Some(files.clone());
+                    self.rebuild();
+                    tokio::time::sleep(wait).await;
+                }
+                None => self.settings.certificate = None,
+            }
+            if let Err(error) = fetch(client.clone(), &node, &self.settings.ips, &files).await {
+                warn!(error, "no serving certificate of the cluster's signer yet");
+                tokio::time::sleep(PAUSE).await;
+            } else {
+                info!("serving certificate of the cluster's signer received");
+            }
+        }
+    }
+}
+
+async fn fetch(client: Client, node: &str, ips: &[IpAddr], files: &(PathBuf, PathBuf)) -> Result<(), String> {
+    let certificate = cluster::request_serving_certificate(client, node, ips).await?;
+    let write = |file: &Path, text: &str| tls::write_secret(file, text).map_err(|e| format!("{}: {e}", file.display()));
+    // the key first: a certificate without its key would be taken for whole
+    write(&files.1, &certificate.key)?;
+    write(&files.0, &certificate.chain)
+}
