@@ -34,7 +34,11 @@ pub struct PodArgs {
 
 /// Runs the work of a command.
 pub fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let result = runtime.block_on(work);
+    // a thread may still wait for keys that nobody types
+    runtime.shutdown_background();
+    result
 }
 
 impl PodArgs {

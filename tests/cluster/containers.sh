@@ -56,7 +56,7 @@ socketserver.TCPServer(("10.77.0.1", 7777), Answer).serve_forever()
 P
 proc_start "$dir/pids" "$dir/logs" listener ip netns exec "pk$PIKELET_CLUSTER_ID-cp" python3 "$dir/listener.py"
 k run outward --image=$image --restart=Never --overrides='{"spec":{"nodeName":"n1"}}' --command -- \
-  sh -c 'until a=$(nc -w 5 10.77.0.1 7777 | grep .); do sleep 0.2; done; echo $a' >/dev/null
+  sh -c 'until a=$(nc -w 5 10.77.0.1 7777 2>/dev/null | grep .); do sleep 0.2; done; echo $a' >/dev/null
 check "what leaves the cluster has the node's address" soon says outward outward 10.77.0.11
 proc_stop "$dir/pids" listener
 k delete pod --all --timeout=60s >/dev/null
