@@ -1,4 +1,4 @@
-# One entry for everything: `make demo`, `make test`, `make lint`, `make fmt`.
+# One entry for everything: `make demo`, `make test`, `make bench`, `make fuzz`, `make lint`, `make fmt`.
 
 CACHE ?= $(if $(PIKELET_CACHE),$(PIKELET_CACHE),$(HOME)/.cache/pikelet)
 ifdef CI
@@ -6,7 +6,7 @@ export CARGO_TARGET_DIR = $(CACHE)/target
 endif
 export PATH := $(HOME)/.cargo/bin:/usr/local/go/bin:$(PATH)
 
-.PHONY: bench cluster cluster-down demo test lint fmt setup
+.PHONY: bench cluster cluster-down demo fuzz test lint fmt setup
 
 setup:
 	@tests/scripts/setup.sh
@@ -25,6 +25,7 @@ test: setup
 	tests/demo.sh $${CARGO_TARGET_DIR:-target}/debug/pikelet
 	tests/cluster.sh
 	tests/bench.sh --short
+	tests/fuzz.sh 60
 
 demo: setup
 	cargo build --release
@@ -33,6 +34,10 @@ demo: setup
 bench: setup
 	cargo build --release
 	tests/bench.sh
+
+# ten minutes of each target
+fuzz: setup
+	tests/fuzz.sh 600
 
 cluster: setup
 	cargo build

@@ -62,6 +62,15 @@ impl Hierarchies {
         self.mounts.iter().map(move |m| m.join(&path))
     }
 
+    /// The directory of the cgroup `path` that has the files of a controller; `None` when it is not mounted.
+    pub fn dir_of(&self, controller: &str, path: &str) -> Option<PathBuf> {
+        let of = |mount: &&PathBuf| {
+            let name = mount.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+            self.unified || name.split(',').any(|c| c == controller)
+        };
+        self.mounts.iter().find(of).map(|m| m.join(path.trim_start_matches('/')))
+    }
+
     /// Creates `path` with its parents, ready to hold cgroups of its own.
     pub fn create(&self, path: &str) -> io::Result<()> {
         for mount in &self.mounts {
@@ -144,8 +153,8 @@ impl Hierarchies {
     /// How many processes of `path` the kernel's OOM killer has ended.
     pub fn oom_kills(&self, path: &str) -> u64 {
         let file = if self.unified { "memory.events" } else { "memory.oom_control" };
-        self.dirs(path)
-            .find_map(|dir| fs::read_to_string(dir.join(file)).ok())
+        self.dir_of("memory", path)
+            .and_then(|dir| fs::read_to_string(dir.join(file)).ok())
             .and_then(|text| text.lines().find_map(|l| l.strip_prefix("oom_kill ")?.trim().parse().ok()))
             .unwrap_or(0)
     }

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::path::PathBuf;
 
 use super::cgroup::Hierarchies;
 
@@ -58,8 +57,10 @@ fn fields(text: &str) -> HashMap<&str, u64> {
 impl Hierarchies {
     /// Figures of the cgroup `path`; `None` when there is none.
     pub fn usage(&self, path: &str) -> Option<Usage> {
-        let dirs: Vec<PathBuf> = self.dirs(path).collect();
-        let read = |file: &str| dirs.iter().find_map(|d| fs::read_to_string(d.join(file)).ok());
+        let read = |file: &str| {
+            let controller = file.split('.').next().unwrap_or_default();
+            fs::read_to_string(self.dir_of(controller, path)?.join(file)).ok()
+        };
         let stat = read("memory.stat").unwrap_or_default();
         let stat = fields(&stat);
         let of = |v1: &str, v2: &str| stat.get(if self.unified() { v2 } else { v1 }).copied().unwrap_or_default();

@@ -18,6 +18,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 use tracing::{debug, warn};
 
 use super::access::{Access, User};
@@ -25,8 +26,10 @@ use super::{commands, files, logs, stats, tls};
 use crate::pod::table::PodTable;
 use crate::runtime::Runtime;
 
-/// Connections at a time; more wait in the kernel's queue.
+/// Connections at a time, once their handshake is done; more are closed.
 const MAX_CONNECTIONS: usize = 512;
+/// Connections in their handshake at a time; more wait in the kernel's queue. One costs little, and none for long.
+const MAX_HANDSHAKES: usize = 2048;
 /// How long a TLS handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
@@ -140,9 +143,9 @@ pub async fn serve(
 ) -> Result<(), String> {
     let listener = TcpListener::bind(address).await.map_err(|e| format!("kubelet API on {address}: {e}"))?;
     let app = routes(kubelet).layer(middleware::from_fn_with_state(Arc::new(access), guard));
-    let limit = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let (handshakes, limit) = (Arc::new(Semaphore::new(MAX_HANDSHAKES)), Arc::new(Semaphore::new(MAX_CONNECTIONS)));
     loop {
-        let Ok(permit) = limit.clone().acquire_owned().await else { return Ok(()) };
+        let Ok(permit) = handshakes.clone().acquire_owned().await else { return Ok(()) };
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
@@ -152,20 +155,31 @@ pub async fn serve(
                 continue;
             }
         };
-        let (tls, app) = (tls.borrow().clone(), app.clone());
+        let (tls, app, limit) = (tls.borrow().clone(), app.clone(), limit.clone());
         tokio::spawn(async move {
-            if let Err(error) = connection(stream, tls, app).await {
+            let handshaken = handshake(stream, tls).await;
+            drop(permit);
+            let served = match handshaken {
+                Ok(stream) => match limit.try_acquire() {
+                    Ok(_permit) => connection(stream, app).await,
+                    Err(_) => Err(format!("more than {MAX_CONNECTIONS} at a time")),
+                },
+                Err(error) => Err(error),
+            };
+            if let Err(error) = served {
                 debug!(error, "kubelet API: connection ended");
             }
-            drop(permit);
         });
     }
 }
 
-async fn connection(stream: TcpStream, tls: TlsAcceptor, app: Router) -> Result<(), String> {
+async fn handshake(stream: TcpStream, tls: TlsAcceptor) -> Result<TlsStream<TcpStream>, String> {
     stream.set_nodelay(true).map_err(|e| e.to_string())?;
     let stream = timeout(HANDSHAKE, tls.accept(stream)).await.map_err(|_| "handshake took too long")?;
-    let stream = stream.map_err(|e| format!("handshake: {e}"))?;
+    stream.map_err(|e| format!("handshake: {e}"))
+}
+
+async fn connection(stream: TlsStream<TcpStream>, app: Router) -> Result<(), String> {
     let shown = stream.get_ref().1.peer_certificates().and_then(|c| tls::user_of(c.first()?));
     let service = TowerToHyperService::new(app.layer(Extension(Shown(shown))));
     let builder = auto::Builder::new(TokioExecutor::new());

@@ -4,6 +4,7 @@
 //! image in `BENCH_IMAGE` in its registry, and in `CRUN_MILLIS` the times of single `crun run`s, one per line.
 
 mod procs;
+mod streams;
 
 use std::collections::BTreeSet;
 use std::error::Error;
@@ -29,11 +30,13 @@ struct Extent {
     standing: usize,
     /// How long idle work is measured.
     idle: Duration,
+    /// Bytes through a stream.
+    stream: usize,
 }
 
-const FULL: Extent = Extent { single: 20, many: 100, standing: 50, idle: Duration::from_secs(30) };
+const FULL: Extent = Extent { single: 20, many: 100, standing: 50, idle: Duration::from_secs(30), stream: 1 << 30 };
 /// With `BENCH_SHORT`: shows that every figure can be measured, not what it is.
-const SHORT: Extent = Extent { single: 3, many: 10, standing: 5, idle: Duration::from_secs(2) };
+const SHORT: Extent = Extent { single: 3, many: 10, standing: 5, idle: Duration::from_secs(2), stream: 16 << 20 };
 /// Longest wait for any step.
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -127,11 +130,11 @@ fn row(what: &str, value: &str, mark: &str) {
 
 #[tokio::main]
 async fn main() -> Outcome<()> {
-    let Extent { single, many: count, standing, idle } =
+    let Extent { single, many: count, standing, idle, stream } =
         if std::env::var_os("BENCH_SHORT").is_some() { SHORT } else { FULL };
     let node = Node::find()?;
-    let api: Api<Pod> =
-        Api::default_namespaced(pikelet::cluster::connect(Path::new(&std::env::var("KUBECONFIG")?)).await?);
+    let client = pikelet::cluster::connect(Path::new(&std::env::var("KUBECONFIG")?)).await?;
+    let api: Api<Pod> = Api::default_namespaced(client.clone());
     let crun: Vec<f64> =
         std::env::var("CRUN_MILLIS")?.lines().map(str::parse).collect::<Result<_, std::num::ParseFloatError>>()?;
     let (crun, crun_worst) = spread(crun);
@@ -158,6 +161,13 @@ async fn main() -> Outcome<()> {
     row(&format!("{count} pods at once, all Running"), &format!("{:.2} s", time.as_secs_f64()), "3 s");
     let used = node.cpu()? - before;
     row("CPU of agent, shims and setup per pod started", &format!("{:.1} ms", used * 1000.0 / count as f64), "30 ms");
+    let (scrapes, before) = (20, node.cpu()?);
+    for _ in 0..scrapes {
+        let request = http::Request::get("/api/v1/nodes/n1/proxy/metrics/resource").body(Vec::new())?;
+        client.request_text(request).await?;
+    }
+    let used = (node.cpu()? - before) * 1000.0 / f64::from(scrapes);
+    row(&format!("CPU of /metrics/resource with {count} pods"), &format!("{used:.1} ms"), "20 ms");
     let (gone, kept) = many.split_at(count - standing);
     let before = node.cpu()?;
     let time = delete(&api, gone).await?;
@@ -175,6 +185,7 @@ async fn main() -> Outcome<()> {
     row(&format!("idle CPU with {standing} pods"), &format!("{share:.2} % of a core"), "0.5 %");
     let bytes = node.written()? - written;
     row(&format!("bytes written to disk in {} s", idle.as_secs()), &bytes.to_string(), "0");
+    streams::measure(&kept[0], &node, single, stream).await?;
     delete(&api, kept).await?;
     Ok(())
 }

@@ -6,6 +6,9 @@ check "three containers run in one pod" soon ready trio
 says() { [ "$(k logs "$1" -c "$2" 2>/dev/null)" = "$3" ]; }
 check "and share one localhost" soon says trio asks $'from-web\nfrom-other'
 
+hairpin() { on n1 bridge -d link show | grep -A2 'pk.*master pikelet0' | grep -q 'hairpin on'; }
+check "a pod's link lets traffic back to where it came from (hairpin)" hairpin
+
 # asker NAME NODE: reads the web container of trio from another pod
 asker() {
   k run "$1" --image=$image --restart=Never --overrides="{\"spec\":{\"nodeName\":\"$2\"}}" --command -- \

@@ -84,7 +84,7 @@ check "an unknown container is named" complains 'container nope is not valid' ex
 # on the node itself, by the agent's own socket
 local_terminal() {
   local text
-  text=$(on n1 python3 harness/terminal.py "$(cat "$dir/pikelet")" exec -it --state-dir "$dir/n1/run" sh -- sh 2>&1)
+  text=$(on n1 python3 "$PWD/harness/terminal.py" "$(cat "$dir/pikelet")" exec -it --state-dir "$dir/n1/run" sh -- sh 2>&1)
   [ $? = 3 ] && [[ $text == *"24 80"* && $text == *"50 132"* ]]
 }
 check "pikelet exec -it has a terminal that follows the size" local_terminal
@@ -129,5 +129,5 @@ for attack in oversize zlib reused even unopened version; do
   check "a session that breaks the protocol is ended: $attack" hostile refused $attack
 done
 check "an unknown stream protocol: 403" hostile 403 protocol
-check "200 connections that never begin hold up nobody" hostile 101 half-open
+check "1000 connections that never begin hold up nobody" hostile 101 half-open
 k delete pod sh ended --timeout=60s >/dev/null

@@ -52,7 +52,7 @@ ATTACKS = {
 
 if case == "half-open":
     # connections that never begin: the others must be served
-    idle = [socket.create_connection((host, int(port)), timeout=10) for _ in range(200)]
+    idle = [socket.create_connection((host, int(port)), timeout=10) for _ in range(1000)]
     connection = connect()
     print(upgrade(connection))
 elif case == "protocol":

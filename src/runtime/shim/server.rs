@@ -206,8 +206,12 @@ impl Server {
                     }
                 }
                 Ok(Some(ClientMessage::Request { id: request_id, request })) => {
+                    let making = matches!(request, Request::Start { .. });
                     let result = self.answer(request);
                     self.send(id, &ShimMessage::Response { id: request_id, result });
+                    if making {
+                        crate::allocator::trim();
+                    }
                 }
                 Err(e) => {
                     tracing::warn!("dropping a connection: {e}");
