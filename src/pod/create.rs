@@ -7,7 +7,7 @@ use tracing::{debug, warn};
 
 use super::sandbox::new_id;
 use super::worker::{Worker, now_nanos};
-use super::{PodExt, is_sidecar};
+use super::{PodExt, is_sidecar, log_links};
 use crate::image::Image;
 use crate::runtime::ContainerInfo;
 
@@ -178,6 +178,8 @@ impl Worker {
         .await;
         match made {
             Ok(info) => {
+                let (logs, log) = (&self.shared.logs_dir, &info.spec.log_path);
+                log_links::make(logs, self.pod.name(), self.pod.ns(), &container.name, &id, log);
                 let state = self.state(&container.name);
                 state.last = state.current.replace(info);
                 state.last_message = state.message.take();

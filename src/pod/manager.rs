@@ -11,7 +11,7 @@ use tracing::{info, warn};
 
 use super::source::StaticUpdate;
 use super::worker::{Message, Shared, Worker};
-use super::{PodExt, checkpoint};
+use super::{PodExt, checkpoint, log_links};
 use crate::cluster::{self, PodUpdate};
 use crate::runtime::{RuntimeEvent, SandboxInfo};
 
@@ -102,6 +102,7 @@ impl Manager {
             let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
             entries.map(|e| e.path()).collect::<Vec<_>>()
         };
+        log_links::sweep(&self.shared.logs_dir);
         let mut errors = Vec::new();
         for dir in entries(&self.shared.containers_dir) {
             if !dir.file_name().and_then(|n| n.to_str()).is_some_and(|n| known.contains(n)) {

@@ -18,6 +18,7 @@ mod checkpoint;
 mod container_spec;
 mod create;
 mod images;
+mod log_links;
 mod pull_secret;
 mod sandbox;
 mod stop;

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use tracing::warn;
 
-use super::PodExt;
 use super::backoff::Backoff;
 use super::worker::Worker;
+use super::{PodExt, log_links};
 use crate::runtime::{ContainerInfo, rotated_files};
 
 /// Longest wait between two tries of a teardown that left something.
@@ -145,6 +145,7 @@ impl Worker {
         if let Err(error) = self.shared.images.unmount(&self.shared.containers_dir.join(id)).await {
             warn!(container = %id, %error, "write layer not removed");
         }
+        log_links::remove(&self.shared.logs_dir, &run.spec.log_path);
         let logs = rotated_files(&run.spec.log_path);
         for file in [Some(&run.spec.log_path), run.spec.termination_log.as_ref()].into_iter().flatten().chain(&logs) {
             if let Err(error) = std::fs::remove_file(file)
@@ -158,6 +159,7 @@ impl Worker {
     fn remove_pod_dir(&self) -> Option<String> {
         let logs = self.shared.logs_dir.join(format!("{}_{}_{}", self.pod.ns(), self.pod.name(), self.uid));
         let dir = self.shared.pods_dir.join(&self.uid);
+        log_links::remove(&self.shared.logs_dir, &logs);
         for path in [logs, dir] {
             match std::fs::remove_dir_all(&path) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

@@ -37,7 +37,7 @@ check "each once" sandboxes 10
 k delete pod -l app=many --timeout=60s >/dev/null
 veths() { on n1 ls /sys/class/net | grep -c '^pk'; }
 clean() {
-  sandboxes 0 && [ -z "$(ls "$dir/n1/lib/pods" "$dir/n1/lib/containers" "$dir/n1/log" 2>/dev/null | grep -v ':$')" ] &&
+  sandboxes 0 && [ -z "$(ls "$dir/n1/lib/pods" "$dir/n1/lib/containers" "$dir/n1/log" "$dir/n1/containers" 2>/dev/null | grep -v ':$')" ] &&
     [ -z "$(ls /sys/fs/cgroup/*/"pk$PIKELET_CLUSTER_ID-n1" 2>/dev/null | grep '^pod')" ] &&
     [ "$(veths)" = 0 ] && [ -z "$(on n1 awk -v dir="$dir/n1/" 'index($5, dir) == 1' /proc/self/mountinfo)" ]
 }

@@ -10,6 +10,11 @@ check "--tail" lines $'line 3\nto-stderr' talker --tail=2
 check "--limit-bytes" lines 'line' talker --limit-bytes=4
 stamped() { k logs talker --timestamps --tail=1 | grep -Eq '^[0-9]{4}-[0-9-]+T[0-9:]+\.[0-9]+(Z|\+00:00) to-stderr$'; }
 check "--timestamps" stamped
+linked() {
+  local node; node=$(field talker .spec.nodeName)
+  grep -q 'stdout F line 1' "$dir/$node"/containers/talker_default_talker-*.log
+}
+check "the log is linked where collectors look" linked
 check "-f ends with the container" soon lines $'1\n2\n3\n4\n5\n6' counter -f
 sleep 4
 check "--since leaves older lines away" lines '' counter --since=2s
