@@ -15,9 +15,9 @@ use crate::image::{Image, ImageStore, StoreConfig};
 use crate::machine;
 use crate::network::{Network, NetworkConfig};
 use crate::pod::manager::{Inputs, Manager};
-use crate::pod::source;
 use crate::pod::table::PodTable;
 use crate::pod::worker::Shared;
+use crate::pod::{probe, source};
 use crate::runtime::{Runtime, RuntimeConfig};
 use crate::server::access::Access;
 use crate::server::api::{self, Kubelet};
@@ -71,6 +71,7 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
         images: images.clone(),
         network: network.clone(),
         network_ready,
+        probe_client: probe::client()?,
         volumes: Volumes::new(pods_dir.clone(), objects.clone()),
         objects,
         objects_changed,

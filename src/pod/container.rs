@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::backoff::{Backoff, INITIAL, MAX};
+use super::probe::Probes;
 use crate::runtime::{ContainerInfo, ExitRecord};
 
 /// Label of a container that holds the image name as the pod wrote it.
@@ -44,6 +45,8 @@ pub struct ContainerState {
     pub message: Option<String>,
     /// Text of the termination message file of `last`.
     pub last_message: Option<String>,
+    /// Its probes while it runs.
+    pub probes: Option<Probes>,
 }
 
 impl Default for ContainerState {
@@ -60,6 +63,7 @@ impl Default for ContainerState {
             retry: Backoff::new(Duration::from_millis(500), Duration::from_secs(5)),
             message: None,
             last_message: None,
+            probes: None,
         }
     }
 }
@@ -68,6 +72,16 @@ impl ContainerState {
     /// True while its process runs.
     pub fn running(&self) -> bool {
         self.current.as_ref().is_some_and(|c| c.started_at.is_some() && c.exit.is_none())
+    }
+
+    /// True once it has come up, as its startup probe says.
+    pub fn started(&self) -> bool {
+        self.running() && self.probes.as_ref().is_none_or(|p| p.started)
+    }
+
+    /// True while it can serve, as its readiness probe says.
+    pub fn ready(&self) -> bool {
+        self.running() && self.probes.as_ref().is_none_or(|p| p.ready)
     }
 
     /// How the newest run ended, if it has.

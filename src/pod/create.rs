@@ -41,7 +41,7 @@ impl Worker {
             if !self.state(&container.name).succeeded() || sidecar {
                 self.ensure(container, policy).await;
                 let state = self.state(&container.name);
-                let passed = if sidecar { state.running() } else { state.succeeded() };
+                let passed = if sidecar { state.started() } else { state.succeeded() };
                 if !passed {
                     return self.wake();
                 }
@@ -187,6 +187,8 @@ impl Worker {
                 state.waiting = None;
                 state.retry.reset();
                 self.event(Some(container), "Normal", "Started", format!("Container started: {}", container.name));
+                // before the status is told: nothing is ready that has a probe which has not said so
+                self.start_probes();
                 self.publish();
                 Ok(())
             }

@@ -107,8 +107,7 @@ fn container_status(
         ),
         (None, None) => (waiting(fallback, None), None),
     };
-    let running = state.running();
-    let ready = if init && !is_sidecar(container) { state.succeeded() } else { running };
+    let ready = if init && !is_sidecar(container) { state.succeeded() } else { state.ready() };
     ContainerStatus {
         name: container.name.clone(),
         image: newest.and_then(|c| c.spec.labels.get(LABEL_IMAGE).cloned()).unwrap_or(image),
@@ -116,7 +115,7 @@ fn container_status(
         container_id: newest.map(container_id),
         restart_count: state.restart_count() as i32,
         ready,
-        started: Some(running),
+        started: Some(state.started()),
         state: Some(now),
         // as the API server gives it back, so that the two compare equal
         last_state: Some(last.unwrap_or_default()),

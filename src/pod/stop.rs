@@ -46,6 +46,9 @@ impl Worker {
         let grace = Duration::from_secs(u64::try_from(grace).unwrap_or(0));
         if self.stopping.is_none() {
             self.stopping = Some(Stopping::new(grace));
+            for probes in self.containers.values_mut().filter_map(|c| c.probes.as_mut()) {
+                probes.stop();
+            }
             self.signal_all(Signal::SIGTERM, "Killing").await;
         }
         let stopping = self.stopping.get_or_insert_with(|| Stopping::new(grace));

@@ -16,7 +16,7 @@ use super::backoff::{Backoff, RESET_AFTER};
 use super::container::ContainerState;
 use super::stop::Stopping;
 use super::table::PodTable;
-use super::{PodExt, checkpoint, is_sidecar, references, status, writer};
+use super::{PodExt, checkpoint, is_sidecar, probe, references, status, writer};
 use crate::cluster::{EventRecorder, Services};
 use crate::image::{Image, ImageError, ImageStore};
 use crate::network::Network;
@@ -33,6 +33,8 @@ pub struct Shared {
     pub network: Network,
     /// True once pods can be attached to the network.
     pub network_ready: watch::Receiver<bool>,
+    /// Client of HTTP probes.
+    pub probe_client: reqwest::Client,
     /// Volumes.
     pub volumes: Volumes,
     /// ConfigMaps, Secrets and tokens.
@@ -87,6 +89,15 @@ pub enum Message {
     SandboxLost {
         /// Sandbox id.
         sandbox: String,
+    },
+    /// The answer of a probe has changed.
+    Probed {
+        /// Container id.
+        container: String,
+        /// Which probe.
+        kind: probe::Kind,
+        /// Its answer.
+        success: bool,
     },
     /// A pull this worker asked for has ended.
     Pulled {
@@ -218,6 +229,7 @@ impl Worker {
             Message::Exited { container, exit } => self.exited(&container, &exit),
             Message::SandboxLost { sandbox } => self.sandbox_lost(&sandbox),
             Message::Pulled { container, result } => self.pulled(&container, result),
+            Message::Probed { container, kind, success } => self.probed(&container, kind, success),
         }
     }
 
@@ -234,6 +246,7 @@ impl Worker {
                 state.crash.reset();
             }
             current.exit = Some(exit.clone());
+            state.probes = None;
             // the first restart comes at once; each one after that waits twice as long
             let sidecar = self.pod.init_containers().iter().any(|c| &c.name == name && is_sidecar(c));
             let policy = if sidecar { "Always" } else { policy.as_str() };
@@ -249,6 +262,7 @@ impl Worker {
         }
         let finished_at = now_nanos();
         for state in self.containers.values_mut().filter(|s| s.running()) {
+            state.probes = None;
             if let Some(current) = state.current.as_mut() {
                 current.exit = Some(ExitRecord { code: 137, signal: Some(9), oom_killed: false, finished_at });
             }
@@ -292,6 +306,7 @@ impl Worker {
             warn!(pod = %self.uid, %error, "checkpoint not written: the pod would not come back after a reboot with no API server");
         }
         let wake = self.create().await;
+        self.start_probes();
         if self.compute().phase.as_deref().is_some_and(|p| p == "Succeeded" || p == "Failed") {
             self.publish();
             self.end_of_life().await;

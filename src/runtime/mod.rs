@@ -248,7 +248,19 @@ impl Runtime {
         tty: bool,
         wanted: Wanted,
     ) -> Result<Streams, RuntimeError> {
-        let request = StreamRequest::Exec { container: container.to_owned(), args, tty, wanted };
+        let request = StreamRequest::Exec { container: container.to_owned(), args, tty, bound: false, wanted };
+        streams::open(&self.sandbox_dir(sandbox)?, request).await.map_err(RuntimeError::Shim)
+    }
+
+    /// The same, of a process that is killed when its streams are dropped before it has ended.
+    pub async fn exec_bound(
+        &self,
+        sandbox: &str,
+        container: &str,
+        args: Vec<String>,
+        wanted: Wanted,
+    ) -> Result<Streams, RuntimeError> {
+        let request = StreamRequest::Exec { container: container.to_owned(), args, tty: false, bound: true, wanted };
         streams::open(&self.sandbox_dir(sandbox)?, request).await.map_err(RuntimeError::Shim)
     }
 

@@ -43,6 +43,9 @@ pub enum StreamRequest {
         args: Vec<String>,
         /// With a terminal.
         tty: bool,
+        /// The process is killed when the session's connection ends before it.
+        #[serde(default)]
+        bound: bool,
         /// Which streams are wanted.
         wanted: Wanted,
     },

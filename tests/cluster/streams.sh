@@ -53,7 +53,7 @@ for kind in websocket SPDY; do
   }
   check "$kind: cp both ways" copied 2>/dev/null
   forwarded() {
-    local pids=() i port=$((20000 + RANDOM % 20000))
+    local pids=() i port=$((20000 + RANDOM % 12000))
     k port-forward pod/sh $port:8080 >"$layout/forward" 2>&1 & local forward=$!
     until_true 10 grep -q Forwarding "$layout/forward"
     for i in $(seq 50); do curl -fsS -m 10 "http://127.0.0.1:$port/" >"$layout/got.$i" & pids+=($!); done
@@ -65,12 +65,13 @@ for kind in websocket SPDY; do
   }
   check "$kind: port-forward carries 50 requests at once" forwarded
   closed() {
-    local port=$((20000 + RANDOM % 20000))
+    local port=$((20000 + RANDOM % 12000))
     k port-forward pod/sh $port:81 >"$layout/forward" 2>&1 & local forward=$!
     until_true 10 grep -q Forwarding "$layout/forward"
     curl -s -m 5 "http://127.0.0.1:$port/"
     until_true 5 grep -q 'refused' "$layout/forward"; local found=$?
     kill $forward 2>/dev/null; wait $forward 2>/dev/null
+    [ $found = 0 ] || sed 's/^/     /' "$layout/forward"
     return $found
   }
   check "$kind: a port nobody listens on is said" closed

@@ -42,9 +42,17 @@ pub struct Server {
     next_client: u64,
     containers: Vec<Container>,
     /// Processes beside the containers' own, and the session of each.
-    execs: Vec<(Pid, u64)>,
+    execs: Vec<Exec>,
     buffer: Box<[u8]>,
     ending: bool,
+}
+
+/// A process that is no container's first.
+struct Exec {
+    pid: Pid,
+    session: u64,
+    /// It must not outlive its session.
+    bound: bool,
 }
 
 struct Client {
@@ -224,9 +232,9 @@ impl Server {
     /// Opens a stream session on the connection `id`.
     fn stream(&mut self, id: u64, request: StreamRequest, ends: Vec<OwnedFd>) {
         let opened = match request {
-            StreamRequest::Exec { container, args, tty, wanted } => self.find(&container).and_then(|number| {
+            StreamRequest::Exec { container, args, tty, bound, wanted } => self.find(&container).and_then(|number| {
                 exec::exec(&self.pod, &self.containers[number], &args, tty, wanted, ends).map(|(pid, terminal)| {
-                    self.execs.push((pid, id));
+                    self.execs.push(Exec { pid, session: id, bound });
                     terminal
                 })
             }),
@@ -257,6 +265,10 @@ impl Server {
         let dead: Vec<u64> = self.clients.iter().filter(|(_, c)| c.dead).map(|(id, _)| *id).collect();
         for id in dead {
             self.clients.remove(&id);
+            for exec in self.execs.iter().filter(|e| e.session == id && e.bound) {
+                // one that has ended meanwhile is reaped soon
+                let _ = nix::sys::signal::kill(exec.pid, Signal::SIGKILL);
+            }
             for container in &mut self.containers {
                 container.detach(id);
             }
@@ -363,8 +375,8 @@ impl Server {
                     return;
                 }
             };
-            if let Some(number) = self.execs.iter().position(|(exec, _)| *exec == pid) {
-                let (_, session) = self.execs.swap_remove(number);
+            if let Some(number) = self.execs.iter().position(|e| e.pid == pid) {
+                let Exec { session, .. } = self.execs.swap_remove(number);
                 self.send(session, &ShimMessage::Ended { code });
                 continue;
             }

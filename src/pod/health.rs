@@ -1,0 +1,90 @@
+//! What probes mean for a pod: they begin with a container's run, and one that is not alive is stopped.
+
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use tracing::{debug, warn};
+
+use super::PodExt;
+use super::probe::{self, Kind, Target};
+use super::worker::{Worker, now_nanos};
+
+impl Worker {
+    /// Starts the probes of containers that run and have none yet.
+    pub(super) fn start_probes(&mut self) {
+        let Some(sandbox) = self.sandbox.as_ref().filter(|s| s.ready) else { return };
+        let pod = self.pod.clone();
+        let ip = sandbox.ips.first().map(ToString::to_string).unwrap_or_default();
+        let sandbox = sandbox.id.clone();
+        for container in pod.init_containers().iter().chain(pod.app_containers()) {
+            let probed = [&container.startup_probe, &container.readiness_probe, &container.liveness_probe];
+            let Some(state) = self.containers.get(&container.name).filter(|s| s.running() && s.probes.is_none()) else {
+                continue;
+            };
+            let Some(current) = state.current.as_ref().filter(|_| probed.iter().any(|p| p.is_some())) else { continue };
+            let id = current.spec.id.clone();
+            let age = now_nanos().saturating_sub(current.started_at.unwrap_or_default());
+            let target = Target {
+                pod: &pod,
+                container,
+                sandbox: &sandbox,
+                id: &id,
+                ip: &ip,
+                age: Duration::from_nanos(u64::try_from(age).unwrap_or(0)),
+                before: self.reported(&container.name, &id),
+            };
+            let probes = probe::start(&self.shared, &target, &self.tx);
+            self.state(&container.name).probes = Some(probes);
+        }
+    }
+
+    /// What an earlier agent has reported of this very run: started, ready.
+    fn reported(&self, name: &str, id: &str) -> Option<(bool, bool)> {
+        let status = self.pod.status.as_ref()?;
+        let statuses = status.init_container_statuses.iter().chain(&status.container_statuses).flatten();
+        let full = format!("pikelet://{id}");
+        let found = statuses.into_iter().find(|s| s.name == name && s.container_id.as_ref() == Some(&full))?;
+        Some((found.started.unwrap_or(false), found.ready))
+    }
+
+    /// Takes the answer of a probe.
+    pub(super) fn probed(&mut self, id: &str, kind: Kind, success: bool) {
+        let pod = self.pod.clone();
+        let mut containers = pod.init_containers().iter().chain(pod.app_containers());
+        let Some(container) = containers.find(|c| {
+            let state = self.containers.get(&c.name);
+            state.is_some_and(|s| s.running() && s.current.as_ref().is_some_and(|r| r.spec.id == id))
+        }) else {
+            return;
+        };
+        debug!(pod = %self.uid, container = container.name, probe = kind.name(), success, "probed");
+        if let Some(probes) = &mut self.state(&container.name).probes {
+            probes.found(kind, success, container.readiness_probe.is_some());
+        }
+        let probe = match kind {
+            Kind::Startup => container.startup_probe.as_ref(),
+            Kind::Liveness => container.liveness_probe.as_ref(),
+            Kind::Readiness => None,
+        };
+        let (Some(probe), false, Some(sandbox)) = (probe, success, &self.sandbox) else { return };
+        let message =
+            format!("Container {} failed {} probe, will be restarted", container.name, kind.name().to_lowercase());
+        self.event(Some(container), "Normal", "Killing", message);
+        let own = probe.termination_grace_period_seconds;
+        let grace = own.or_else(|| pod.pod_spec()?.termination_grace_period_seconds).unwrap_or(30);
+        let grace = Duration::from_secs(u64::try_from(grace).unwrap_or(0));
+        let (runtime, sandbox, id) = (self.shared.runtime.clone(), sandbox.id.clone(), id.to_owned());
+        tokio::spawn(async move {
+            for (signal, all) in [(Signal::SIGTERM, false), (Signal::SIGKILL, true)] {
+                // one that has ended meanwhile, or was removed, needs nothing more
+                if let Err(error) = runtime.kill_container(&sandbox, &id, signal as i32, all).await {
+                    warn!(container = %id, %error, "signal not delivered");
+                    return;
+                }
+                if signal == Signal::SIGTERM {
+                    tokio::time::sleep(grace).await;
+                }
+            }
+        });
+    }
+}

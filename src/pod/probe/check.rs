@@ -1,0 +1,221 @@
+//! One look at a container: exec, httpGet, tcpSocket, grpc (Kubernetes `Probe`, handlers as the kubelet's).
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Container, HTTPGetAction, Probe};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use tokio::net::TcpStream;
+
+use crate::runtime::{Runtime, Wanted};
+
+/// Most output or body that is looked at in bytes.
+const MAX_OUTPUT: usize = 10 << 10;
+
+/// What a probe looks at, with everything it needs.
+#[derive(Debug, Clone)]
+pub enum Check {
+    /// A command in the container that ends with 0.
+    Exec {
+        /// Sandbox id.
+        sandbox: String,
+        /// Container id.
+        container: String,
+        /// The command.
+        command: Vec<String>,
+    },
+    /// An answer of 200 to 399.
+    Http {
+        /// Where.
+        url: String,
+        /// Headers of the probe.
+        headers: Vec<(String, String)>,
+    },
+    /// A connection.
+    Tcp {
+        /// `host:port`.
+        address: String,
+    },
+    /// `grpc.health.v1.Health/Check` that says SERVING.
+    Grpc {
+        /// `host:port`.
+        address: String,
+        /// Service asked for; may be empty.
+        service: String,
+    },
+}
+
+fn port(container: &Container, port: &IntOrString) -> Result<u16, String> {
+    let found = match port {
+        IntOrString::Int(number) => Some(*number),
+        IntOrString::String(name) => {
+            let ports = container.ports.iter().flatten();
+            let named = ports.filter(|p| p.name.as_deref() == Some(name)).map(|p| p.container_port).next();
+            named.or_else(|| name.parse().ok())
+        }
+    };
+    found.and_then(|p| u16::try_from(p).ok()).filter(|p| *p > 0).ok_or_else(|| format!("couldn't find port: {port:?}"))
+}
+
+fn address(host: &str, port: u16) -> String {
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+}
+
+fn http(action: &HTTPGetAction, container: &Container, pod_ip: &str) -> Result<Check, String> {
+    let host = action.host.as_deref().filter(|h| !h.is_empty()).unwrap_or(pod_ip);
+    let scheme = action.scheme.as_deref().unwrap_or("HTTP").to_lowercase();
+    let path = action.path.as_deref().unwrap_or("/");
+    let slash = if path.starts_with('/') { "" } else { "/" };
+    let url = format!("{scheme}://{}{slash}{path}", address(host, port(container, &action.port)?));
+    let headers = action.http_headers.iter().flatten().map(|h| (h.name.clone(), h.value.clone())).collect();
+    Ok(Check::Http { url, headers })
+}
+
+impl Check {
+    /// The check of a probe; `None` when the probe has no handler.
+    pub fn of(
+        probe: &Probe,
+        container: &Container,
+        pod_ip: &str,
+        sandbox: &str,
+        id: &str,
+    ) -> Option<Result<Self, String>> {
+        if let Some(exec) = &probe.exec {
+            let command = exec.command.clone().unwrap_or_default();
+            return Some(Ok(Self::Exec { sandbox: sandbox.to_owned(), container: id.to_owned(), command }));
+        }
+        if let Some(action) = &probe.http_get {
+            return Some(http(action, container, pod_ip));
+        }
+        if let Some(socket) = &probe.tcp_socket {
+            let host = socket.host.as_deref().filter(|h| !h.is_empty()).unwrap_or(pod_ip);
+            return Some(port(container, &socket.port).map(|port| Self::Tcp { address: address(host, port) }));
+        }
+        let grpc = probe.grpc.as_ref()?;
+        let port = port(container, &IntOrString::Int(grpc.port));
+        let service = grpc.service.clone().unwrap_or_default();
+        Some(port.map(|port| Self::Grpc { address: address(pod_ip, port), service }))
+    }
+
+    /// Looks once; the error says what is wrong.
+    pub async fn look(&self, runtime: &Runtime, client: &reqwest::Client, limit: Duration) -> Result<(), String> {
+        let looked = async {
+            match self {
+                Self::Exec { sandbox, container, command } => exec(runtime, sandbox, container, command).await,
+                Self::Http { url, headers } => http_get(client, url, headers).await,
+                Self::Tcp { address } => match TcpStream::connect(address).await {
+                    Ok(_) => Ok(()),
+                    Err(error) => Err(format!("dial tcp {address}: {error}")),
+                },
+                Self::Grpc { address, service } => grpc(address, service).await,
+            }
+        };
+        match tokio::time::timeout(limit, looked).await {
+            Ok(result) => result,
+            Err(_) => Err(format!("no answer within {} s", limit.as_secs())),
+        }
+    }
+}
+
+async fn exec(runtime: &Runtime, sandbox: &str, container: &str, command: &[String]) -> Result<(), String> {
+    let wanted = Wanted { stdin: false, stdout: true, stderr: true };
+    let mut streams =
+        runtime.exec_bound(sandbox, container, command.to_vec(), wanted).await.map_err(|e| e.to_string())?;
+    let mut output = Vec::new();
+    for mut reader in [streams.stdout.take(), streams.stderr.take()].into_iter().flatten() {
+        while output.len() < MAX_OUTPUT && reader.read(&mut output).await.is_ok_and(|n| n > 0) {}
+    }
+    match streams.ending.wait().await? {
+        0 => Ok(()),
+        _ => Err(String::from_utf8_lossy(&output).trim_end().to_owned()),
+    }
+}
+
+/// The client of all HTTP probes: certificates are not checked, as a probe asks whether something answers.
+pub fn client() -> Result<reqwest::Client, reqwest::Error> {
+    let same_host = reqwest::redirect::Policy::custom(|attempt| {
+        let first = attempt.previous().first().and_then(|u| u.host_str().map(str::to_owned));
+        if attempt.previous().len() >= 10 {
+            attempt.error("stopped after 10 redirects")
+        } else if attempt.url().host_str().map(str::to_owned) == first {
+            attempt.follow()
+        } else {
+            // to another host: that this one answers is enough
+            attempt.stop()
+        }
+    });
+    reqwest::Client::builder()
+        .no_proxy()
+        .tls_danger_accept_invalid_certs(true)
+        .redirect(same_host)
+        .pool_max_idle_per_host(0)
+        .user_agent("kube-probe/1.36")
+        .build()
+}
+
+async fn http_get(client: &reqwest::Client, url: &str, headers: &[(String, String)]) -> Result<(), String> {
+    let mut request = client.get(url);
+    for (name, value) in headers {
+        request = request.header(name, value);
+    }
+    let failed = |e: reqwest::Error| {
+        let mut cause: &dyn std::error::Error = &e;
+        while let Some(inner) = cause.source() {
+            cause = inner;
+        }
+        format!("Get \"{url}\": {cause}")
+    };
+    let response = request.send().await.map_err(failed)?;
+    let status = response.status().as_u16();
+    if (200..400).contains(&status) { Ok(()) } else { Err(format!("HTTP probe failed with statuscode: {status}")) }
+}
+
+/// A unary call in gRPC's framing: a byte for no compression, four for the length, then the message.
+async fn grpc(address: &str, service: &str) -> Result<(), String> {
+    let mut message = Vec::new();
+    if !service.is_empty() {
+        // field 1, a string
+        message.extend([0x0a, u8::try_from(service.len()).map_err(|_| "the service's name is too long")?]);
+        message.extend_from_slice(service.as_bytes());
+    }
+    let mut body = vec![0];
+    body.extend(u32::try_from(message.len()).unwrap_or_default().to_be_bytes());
+    body.extend(message);
+    let failed = |e: reqwest::Error| format!("grpc {address}: {e}");
+    let client = reqwest::Client::builder().no_proxy().http2_prior_knowledge().build().map_err(failed)?;
+    let request = client.post(format!("http://{address}/grpc.health.v1.Health/Check"));
+    let request = request.header("content-type", "application/grpc").header("te", "trailers").body(body);
+    let response = request.send().await.map_err(failed)?;
+    if let Some(status) = response.headers().get("grpc-status").filter(|s| *s != "0") {
+        let status = status.to_str().unwrap_or_default();
+        return Err(format!(
+            "error: this server does not implement the health service as asked (grpc status {status})"
+        ));
+    }
+    let answer = response.bytes().await.map_err(failed)?;
+    match answer.get(5..) {
+        // field 1, a number: SERVING
+        Some([0x08, 0x01, ..]) => Ok(()),
+        _ => Err(format!("service unhealthy (responded with {:?})", answer.get(5..).unwrap_or_default())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn container() -> Container {
+        serde_json::from_value(serde_json::json!({"name": "c", "ports": [{"name": "web", "containerPort": 8080}]}))
+            .unwrap()
+    }
+
+    #[test]
+    fn ports_may_have_names() {
+        let named = |p: &str| port(&container(), &IntOrString::String(p.into()));
+        assert_eq!((named("web"), named("81")), (Ok(8080), Ok(81)));
+        assert!(named("nope").is_err());
+        let probe = serde_json::json!({"httpGet": {"path": "healthz", "port": "web", "scheme": "HTTPS"}});
+        let probe: Probe = serde_json::from_value(probe).unwrap();
+        let check = Check::of(&probe, &container(), "fd00::1", "s", "c").unwrap().unwrap();
+        assert!(matches!(check, Check::Http { url, .. } if url == "https://[fd00::1]:8080/healthz"));
+    }
+}

@@ -1,0 +1,179 @@
+//! Startup, readiness and liveness probes: a task for each, which tells its worker when an answer changes.
+//!
+//! Rules: Kubernetes "Configure Liveness, Readiness and Startup Probes".
+
+mod check;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Container, Pod, Probe};
+use tokio::sync::{mpsc, watch};
+use tokio::task::AbortHandle;
+
+pub use check::{Check, client};
+
+use super::worker::{Message, Shared};
+
+/// The three questions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Has it come up? The others wait for it.
+    Startup,
+    /// Can it serve?
+    Readiness,
+    /// Should it be started again?
+    Liveness,
+}
+
+impl Kind {
+    /// As Events say it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Startup => "Startup",
+            Self::Readiness => "Readiness",
+            Self::Liveness => "Liveness",
+        }
+    }
+}
+
+/// The probes of one run of a container, and what they have found. They end when this is dropped.
+#[derive(Debug)]
+pub struct Probes {
+    /// It has come up.
+    pub started: bool,
+    /// It can serve.
+    pub ready: bool,
+    come_up: watch::Sender<bool>,
+    tasks: Vec<AbortHandle>,
+}
+
+impl Drop for Probes {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Which run of which container is probed.
+pub struct Target<'a> {
+    /// The pod.
+    pub pod: &'a Arc<Pod>,
+    /// The container.
+    pub container: &'a Container,
+    /// Its sandbox.
+    pub sandbox: &'a str,
+    /// Its id.
+    pub id: &'a str,
+    /// The pod's address.
+    pub ip: &'a str,
+    /// How long it runs already.
+    pub age: Duration,
+    /// Whether it had started and was ready when an earlier agent last looked.
+    pub before: Option<(bool, bool)>,
+}
+
+/// Starts the probes of a container that runs.
+pub fn start(shared: &Arc<Shared>, target: &Target<'_>, tell: &mpsc::Sender<Message>) -> Probes {
+    let container = target.container;
+    let (had_started, was_ready) = target.before.unwrap_or((false, false));
+    let started = container.startup_probe.is_none() || had_started;
+    let ready = if container.readiness_probe.is_none() { started } else { was_ready };
+    let come_up = watch::Sender::new(started);
+    let mut tasks = Vec::new();
+    for (kind, probe) in [
+        (Kind::Startup, container.startup_probe.as_ref().filter(|_| !started)),
+        (Kind::Readiness, container.readiness_probe.as_ref()),
+        (Kind::Liveness, container.liveness_probe.as_ref()),
+    ] {
+        let Some(probe) = probe else { continue };
+        let Some(check) = Check::of(probe, container, target.ip, target.sandbox, target.id) else { continue };
+        let prober = Prober {
+            shared: shared.clone(),
+            pod: target.pod.clone(),
+            container: container.name.clone(),
+            id: target.id.to_owned(),
+            kind,
+            check,
+            tell: tell.clone(),
+            come_up: come_up.subscribe(),
+        };
+        tasks.push(tokio::spawn(prober.run(probe.clone(), target.age)).abort_handle());
+    }
+    Probes { started, ready, come_up, tasks }
+}
+
+impl Probes {
+    /// Takes an answer.
+    pub fn found(&mut self, kind: Kind, success: bool, has_readiness: bool) {
+        match kind {
+            Kind::Startup if success => {
+                self.started = true;
+                self.ready |= !has_readiness;
+                self.come_up.send_replace(true);
+            }
+            Kind::Readiness => self.ready = success,
+            Kind::Startup | Kind::Liveness => {}
+        }
+    }
+
+    /// Asks no more; what was found stays.
+    pub fn stop(&mut self) {
+        for task in self.tasks.drain(..) {
+            task.abort();
+        }
+    }
+}
+
+struct Prober {
+    shared: Arc<Shared>,
+    pod: Arc<Pod>,
+    container: String,
+    id: String,
+    kind: Kind,
+    check: Result<Check, String>,
+    tell: mpsc::Sender<Message>,
+    come_up: watch::Receiver<bool>,
+}
+
+fn seconds(value: Option<i32>, default: u64) -> u64 {
+    value.and_then(|v| u64::try_from(v).ok()).filter(|v| *v > 0).unwrap_or(default)
+}
+
+impl Prober {
+    async fn run(mut self, probe: Probe, age: Duration) {
+        if self.kind != Kind::Startup && self.come_up.wait_for(|up| *up).await.is_err() {
+            return;
+        }
+        let delay = Duration::from_secs(seconds(probe.initial_delay_seconds, 0)).saturating_sub(age);
+        tokio::time::sleep(delay).await;
+        let mut tick = tokio::time::interval(Duration::from_secs(seconds(probe.period_seconds, 10)));
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let limit = Duration::from_secs(seconds(probe.timeout_seconds, 1));
+        let (needed, allowed) = (seconds(probe.success_threshold, 1), seconds(probe.failure_threshold, 3));
+        let (mut row, mut last, mut told) = (0, None, None);
+        loop {
+            tick.tick().await;
+            let looked = match &self.check {
+                Ok(check) => check.look(&self.shared.runtime, &self.shared.probe_client, limit).await,
+                Err(error) => Err(error.clone()),
+            };
+            let success = looked.is_ok();
+            row = if last == Some(success) { row + 1 } else { 1 };
+            last = Some(success);
+            if let Err(error) = looked {
+                let message = format!("{} probe failed: {error}", self.kind.name());
+                self.shared.events.pod_event(&self.pod, Some(&self.container), "Warning", "Unhealthy", message);
+            }
+            if row < if success { needed } else { allowed } || told == Some(success) {
+                continue;
+            }
+            told = Some(success);
+            let message = Message::Probed { container: self.id.clone(), kind: self.kind, success };
+            let final_word = self.kind == Kind::Startup || (self.kind == Kind::Liveness && !success);
+            // a worker that has ended asks no more
+            if self.tell.send(message).await.is_err() || final_word {
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,34 @@
+# Startup, readiness and liveness probes: exec, httpGet, tcpSocket, grpc.
+
+k apply -f cluster/probes.yaml >/dev/null
+ready='.status.containerStatuses[0].ready'
+started='.status.containerStatuses[0].started'
+for pod in ready live slow never-up hangs; do soon is $pod .status.phase Running; done
+check "readiness: what has not said so is not ready" is ready "$ready" false
+k exec ready -- touch /tmp/ok
+check "  and is once it says so" soon is ready '.status.conditions[?(@.type=="Ready")].status' True
+before=$(field ready "$container")
+$cluster stop agent-n1 KILL
+$cluster start agent-n1
+k wait --for=condition=Ready node/n1 --timeout=30s >/dev/null
+sleep 1
+check "  and stays so when the agent is started again" is ready "$ready" true
+k exec ready -- rm /tmp/ok
+check "  until it says otherwise" soon is ready "$ready" false
+check "  with no restart" is ready "$container" "$before"
+check "startup: nothing is started before" is slow "$started" false
+check "  liveness waits for it" soon is slow "$started" true
+check "  and kills nothing meanwhile" is slow "$restarts" 0
+restarted() { [ "$(field "$1" "$restarts")" -ge 1 ]; }
+check "startup: what does not come up is started again" soon restarted never-up
+check "liveness: what answers is left alone" is live "$restarts" 0
+k exec live -- rm /www/healthz
+check "  what answers wrongly is started again" soon restarted live
+check "  and an Event says why" soon event live 'Liveness probe failed: HTTP probe failed with statuscode: 404'
+check "  and another that it was killed" soon event live 'failed liveness probe, will be restarted'
+check "a command that hangs has failed" soon event hangs 'Readiness probe failed: no answer within 1 s'
+few() { [ "$(processes_naming_command 'sleep 4242' | wc -l)" -le 1 ]; }
+processes_naming_command() { grep -lzx 4242 /proc/[0-9]*/cmdline 2>/dev/null; }
+check "  and is killed" few
+check "grpc" soon is speaks-grpc "$ready" true
+k delete -f cluster/probes.yaml --timeout=60s >/dev/null
