@@ -51,7 +51,7 @@ for tag in 1 2; do push_image "pk$PIKELET_CLUSTER_ID-cp" "$layout/oci" 1 "10.77.
 check "every node becomes Ready" k wait --for=condition=Ready node/n1 node/n2 node/n3 --timeout=30s
 
 subjects=("$@")
-[ $# != 0 ] || subjects=(workloads containers mistakes logs streams stats certificates probes mirror outage kills node)
+[ $# != 0 ] || subjects=(workloads containers mistakes logs streams stats certificates probes hooks mirror outage kills node)
 for subject in "${subjects[@]}"; do
   echo "     -- $subject"
   # shellcheck source=/dev/null

@@ -45,6 +45,8 @@ pub struct ContainerState {
     pub message: Option<String>,
     /// Text of the termination message file of `last`.
     pub last_message: Option<String>,
+    /// Its postStart hook is under way.
+    pub hooking: bool,
     /// Its probes while it runs.
     pub probes: Option<Probes>,
 }
@@ -63,6 +65,7 @@ impl Default for ContainerState {
             retry: Backoff::new(Duration::from_millis(500), Duration::from_secs(5)),
             message: None,
             last_message: None,
+            hooking: false,
             probes: None,
         }
     }
@@ -81,7 +84,7 @@ impl ContainerState {
 
     /// True while it can serve, as its readiness probe says.
     pub fn ready(&self) -> bool {
-        self.running() && self.probes.as_ref().is_none_or(|p| p.ready)
+        self.running() && !self.hooking && self.probes.as_ref().is_none_or(|p| p.ready)
     }
 
     /// How the newest run ended, if it has.

@@ -188,6 +188,7 @@ impl Worker {
                 state.retry.reset();
                 self.event(Some(container), "Normal", "Started", format!("Container started: {}", container.name));
                 // before the status is told: nothing is ready that has a probe which has not said so
+                self.post_start(container);
                 self.start_probes();
                 self.publish();
                 Ok(())

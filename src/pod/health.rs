@@ -2,10 +2,8 @@
 
 use std::time::Duration;
 
-use nix::sys::signal::Signal;
-use tracing::{debug, warn};
+use tracing::debug;
 
-use super::PodExt;
 use super::probe::{self, Kind, Target};
 use super::worker::{Worker, now_nanos};
 
@@ -16,7 +14,7 @@ impl Worker {
         let pod = self.pod.clone();
         let ip = sandbox.ips.first().map(ToString::to_string).unwrap_or_default();
         let sandbox = sandbox.id.clone();
-        for container in pod.init_containers().iter().chain(pod.app_containers()) {
+        for container in super::containers(&pod) {
             let probed = [&container.startup_probe, &container.readiness_probe, &container.liveness_probe];
             let Some(state) = self.containers.get(&container.name).filter(|s| s.running() && s.probes.is_none()) else {
                 continue;
@@ -50,8 +48,7 @@ impl Worker {
     /// Takes the answer of a probe.
     pub(super) fn probed(&mut self, id: &str, kind: Kind, success: bool) {
         let pod = self.pod.clone();
-        let mut containers = pod.init_containers().iter().chain(pod.app_containers());
-        let Some(container) = containers.find(|c| {
+        let Some(container) = super::containers(&pod).find(|c| {
             let state = self.containers.get(&c.name);
             state.is_some_and(|s| s.running() && s.current.as_ref().is_some_and(|r| r.spec.id == id))
         }) else {
@@ -66,25 +63,14 @@ impl Worker {
             Kind::Liveness => container.liveness_probe.as_ref(),
             Kind::Readiness => None,
         };
-        let (Some(probe), false, Some(sandbox)) = (probe, success, &self.sandbox) else { return };
+        let (Some(probe), false) = (probe, success) else { return };
         let message =
             format!("Container {} failed {} probe, will be restarted", container.name, kind.name().to_lowercase());
         self.event(Some(container), "Normal", "Killing", message);
         let own = probe.termination_grace_period_seconds;
-        let grace = own.or_else(|| pod.pod_spec()?.termination_grace_period_seconds).unwrap_or(30);
-        let grace = Duration::from_secs(u64::try_from(grace).unwrap_or(0));
-        let (runtime, sandbox, id) = (self.shared.runtime.clone(), sandbox.id.clone(), id.to_owned());
-        tokio::spawn(async move {
-            for (signal, all) in [(Signal::SIGTERM, false), (Signal::SIGKILL, true)] {
-                // one that has ended meanwhile, or was removed, needs nothing more
-                if let Err(error) = runtime.kill_container(&sandbox, &id, signal as i32, all).await {
-                    warn!(container = %id, %error, "signal not delivered");
-                    return;
-                }
-                if signal == Signal::SIGTERM {
-                    tokio::time::sleep(grace).await;
-                }
-            }
-        });
+        let grace = own.map_or_else(|| self.grace(), |s| Duration::from_secs(u64::try_from(s).unwrap_or(0)));
+        if let Some(run) = self.run_of(container) {
+            tokio::spawn(run.end(grace));
+        }
     }
 }

@@ -19,6 +19,7 @@ mod checkpoint;
 mod container_spec;
 mod create;
 mod health;
+mod hook;
 mod images;
 mod log_links;
 mod pull_secret;
@@ -101,4 +102,9 @@ pub fn annotation<'a>(pod: &'a Pod, key: &str) -> Option<&'a str> {
 /// An init container with `restartPolicy: Always` (a sidecar).
 pub fn is_sidecar(container: &Container) -> bool {
     container.restart_policy.as_deref() == Some("Always")
+}
+
+/// All containers of a pod, init containers first.
+fn containers(pod: &Pod) -> impl Iterator<Item = &Container> {
+    pod.init_containers().iter().chain(pod.app_containers())
 }

@@ -6,6 +6,7 @@ use nix::sys::signal::Signal;
 use tracing::warn;
 
 use super::backoff::Backoff;
+use super::hook::LEAST_GRACE;
 use super::worker::Worker;
 use super::{PodExt, log_links};
 use crate::runtime::{ContainerInfo, rotated_files};
@@ -49,19 +50,19 @@ impl Worker {
             for probes in self.containers.values_mut().filter_map(|c| c.probes.as_mut()) {
                 probes.stop();
             }
-            self.signal_all(Signal::SIGTERM, "Killing").await;
+            self.ask_to_end(grace).await;
         }
         let stopping = self.stopping.get_or_insert_with(|| Stopping::new(grace));
         // a second delete may only shorten the time
         stopping.grace = stopping.grace.min(grace);
-        let deadline = stopping.since + stopping.grace;
+        let deadline = stopping.since + stopping.grace + self.hook_allowance();
         if self.containers.values().any(super::container::ContainerState::running) {
             if Instant::now() < deadline {
                 return Some(deadline);
             }
             if let Some(stopping) = self.stopping.as_mut().filter(|s| !s.killed) {
                 stopping.killed = true;
-                self.signal_all(Signal::SIGKILL, "").await;
+                self.kill_all().await;
             }
             // the exit events wake the worker; look again should one be missed
             return Some(Instant::now() + RETRY_MAX);
@@ -86,18 +87,35 @@ impl Worker {
         stopping.retry.pending(now)
     }
 
-    async fn signal_all(&self, signal: Signal, event: &str) {
+    /// preStop hooks, then SIGTERM: to every running container at once.
+    async fn ask_to_end(&self, grace: Duration) {
+        let pod = self.pod.clone();
+        for container in super::containers(&pod) {
+            let Some(run) = self.run_of(container) else { continue };
+            let message = format!("Stopping container {}", container.name);
+            self.shared.events.pod_event(&pod, Some(&container.name), "Normal", "Killing", message);
+            if container.lifecycle.as_ref().is_some_and(|l| l.pre_stop.is_some()) {
+                tokio::spawn(run.ask_to_end(grace));
+            } else {
+                run.ask_to_end(grace).await;
+            }
+        }
+    }
+
+    /// What is added to the grace period for programs whose preStop hook may have used it up.
+    fn hook_allowance(&self) -> Duration {
+        let hooked =
+            |c: &k8s_openapi::api::core::v1::Container| c.lifecycle.as_ref().is_some_and(|l| l.pre_stop.is_some());
+        if super::containers(&self.pod).any(hooked) { LEAST_GRACE } else { Duration::ZERO }
+    }
+
+    async fn kill_all(&self) {
         let Some(sandbox) = &self.sandbox else { return };
         for (name, state) in self.containers.iter().filter(|(_, s)| s.running()) {
             let Some(current) = &state.current else { continue };
-            if !event.is_empty() {
-                let message = format!("Stopping container {name}");
-                self.shared.events.pod_event(&self.pod, Some(name.as_str()), "Normal", event, message);
-            }
-            let all = signal == Signal::SIGKILL;
-            if let Err(error) =
-                self.shared.runtime.kill_container(&sandbox.id, &current.spec.id, signal as i32, all).await
-            {
+            let killed =
+                self.shared.runtime.kill_container(&sandbox.id, &current.spec.id, Signal::SIGKILL as i32, true).await;
+            if let Err(error) = killed {
                 warn!(pod = %self.uid, container = %name, %error, "signal not delivered");
             }
         }

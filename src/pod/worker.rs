@@ -90,6 +90,13 @@ pub enum Message {
         /// Sandbox id.
         sandbox: String,
     },
+    /// A postStart hook has ended.
+    PostStarted {
+        /// Container id.
+        container: String,
+        /// Why it failed.
+        result: Result<(), String>,
+    },
     /// The answer of a probe has changed.
     Probed {
         /// Container id.
@@ -229,6 +236,7 @@ impl Worker {
             Message::Exited { container, exit } => self.exited(&container, &exit),
             Message::SandboxLost { sandbox } => self.sandbox_lost(&sandbox),
             Message::Pulled { container, result } => self.pulled(&container, result),
+            Message::PostStarted { container, result } => self.post_started(&container, result),
             Message::Probed { container, kind, success } => self.probed(&container, kind, success),
         }
     }
@@ -247,6 +255,7 @@ impl Worker {
             }
             current.exit = Some(exit.clone());
             state.probes = None;
+            state.hooking = false;
             // the first restart comes at once; each one after that waits twice as long
             let sidecar = self.pod.init_containers().iter().any(|c| &c.name == name && is_sidecar(c));
             let policy = if sidecar { "Always" } else { policy.as_str() };

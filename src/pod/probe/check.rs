@@ -132,6 +132,8 @@ async fn exec(runtime: &Runtime, sandbox: &str, container: &str, command: &[Stri
 
 /// The client of all HTTP probes: certificates are not checked, as a probe asks whether something answers.
 pub fn client() -> Result<reqwest::Client, reqwest::Error> {
+    // already installed by another part is as good
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let same_host = reqwest::redirect::Policy::custom(|attempt| {
         let first = attempt.previous().first().and_then(|u| u.host_str().map(str::to_owned));
         if attempt.previous().len() >= 10 {

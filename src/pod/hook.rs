@@ -1,0 +1,135 @@
+//! Lifecycle hooks: postStart beside a container's run, preStop before its signal, within its grace period.
+//!
+//! Rules: Kubernetes "Container Lifecycle Hooks".
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1::{Container, LifecycleHandler, Pod, Probe};
+use nix::sys::signal::Signal;
+use tracing::warn;
+
+use super::probe::Check;
+use super::worker::{Message, Shared, Worker};
+
+/// What a program has after its preStop hook has used up the grace period.
+pub(super) const LEAST_GRACE: Duration = Duration::from_secs(2);
+/// Longest time a postStart hook may take.
+const POST_START: Duration = Duration::from_hours(1);
+
+/// A run of a container, as hooks need it.
+#[derive(Clone)]
+pub(super) struct Run {
+    pub shared: Arc<Shared>,
+    pub pod: Arc<Pod>,
+    pub container: Container,
+    pub sandbox: String,
+    pub id: String,
+    pub ip: String,
+}
+
+impl Run {
+    async fn handle(&self, handler: &LifecycleHandler, limit: Duration) -> Result<(), String> {
+        if let Some(sleep) = &handler.sleep {
+            let time = Duration::from_secs(u64::try_from(sleep.seconds).unwrap_or(0));
+            tokio::time::sleep(time.min(limit)).await;
+            return Ok(());
+        }
+        let probe = Probe {
+            exec: handler.exec.clone(),
+            http_get: handler.http_get.clone(),
+            tcp_socket: handler.tcp_socket.clone(),
+            ..Probe::default()
+        };
+        match Check::of(&probe, &self.container, &self.ip, &self.sandbox, &self.id) {
+            Some(check) => check?.look(&self.shared.runtime, &self.shared.probe_client, limit).await,
+            None => Ok(()),
+        }
+    }
+
+    fn event(&self, reason: &str, message: String) {
+        self.shared.events.pod_event(&self.pod, Some(&self.container.name), "Warning", reason, message);
+    }
+
+    /// Runs the preStop hook, if there is one, for at most `grace`.
+    pub async fn pre_stop(&self, grace: Duration) {
+        let Some(hook) = self.container.lifecycle.as_ref().and_then(|l| l.pre_stop.as_ref()) else { return };
+        if grace.is_zero() {
+            return;
+        }
+        if let Err(error) = self.handle(hook, grace).await {
+            self.event("FailedPreStopHook", format!("PreStopHook failed: {error}"));
+        }
+    }
+
+    async fn signal(&self, signal: Signal, all: bool) {
+        let killed = self.shared.runtime.kill_container(&self.sandbox, &self.id, signal as i32, all).await;
+        if let Err(error) = killed {
+            // one that was removed meanwhile needs nothing more
+            warn!(container = %self.id, %error, "signal not delivered");
+        }
+    }
+
+    /// preStop, then SIGTERM.
+    pub async fn ask_to_end(self, grace: Duration) {
+        self.pre_stop(grace).await;
+        self.signal(Signal::SIGTERM, false).await;
+    }
+
+    /// preStop, SIGTERM, and SIGKILL when the grace period is over.
+    pub async fn end(self, grace: Duration) {
+        let since = Instant::now();
+        self.clone().ask_to_end(grace).await;
+        tokio::time::sleep(grace.saturating_sub(since.elapsed()).max(LEAST_GRACE.min(grace))).await;
+        self.signal(Signal::SIGKILL, true).await;
+    }
+}
+
+impl Worker {
+    /// The present run of a container.
+    pub(super) fn run_of(&self, container: &Container) -> Option<Run> {
+        let sandbox = self.sandbox.as_ref()?;
+        let current = self.containers.get(&container.name).filter(|s| s.running())?.current.as_ref()?;
+        Some(Run {
+            shared: self.shared.clone(),
+            pod: self.pod.clone(),
+            container: container.clone(),
+            sandbox: sandbox.id.clone(),
+            id: current.spec.id.clone(),
+            ip: sandbox.ips.first().map(ToString::to_string).unwrap_or_default(),
+        })
+    }
+
+    /// Starts the postStart hook; the container is not ready before it has ended.
+    pub(super) fn post_start(&mut self, container: &Container) {
+        let Some(hook) = container.lifecycle.as_ref().and_then(|l| l.post_start.clone()) else { return };
+        let Some(run) = self.run_of(container) else { return };
+        self.state(&container.name).hooking = true;
+        let tell = self.tx.clone();
+        tokio::spawn(async move {
+            let result = run.handle(&hook, POST_START).await;
+            // a worker that has ended asks no more
+            let _ = tell.send(Message::PostStarted { container: run.id, result }).await;
+        });
+    }
+
+    /// The postStart hook has ended: a container whose hook failed is stopped.
+    pub(super) fn post_started(&mut self, id: &str, result: Result<(), String>) {
+        let pod = self.pod.clone();
+        let is_run = |s: &super::container::ContainerState| s.current.as_ref().is_some_and(|r| r.spec.id == id);
+        let Some((name, state)) = self.containers.iter_mut().find(|(_, s)| is_run(s)) else { return };
+        state.hooking = false;
+        let (Err(error), name) = (result, name.clone()) else { return };
+        let Some(container) = super::containers(&pod).find(|c| c.name == name) else { return };
+        self.event(Some(container), "Warning", "FailedPostStartHook", format!("PostStartHook failed: {error}"));
+        if let Some(run) = self.run_of(container) {
+            tokio::spawn(run.end(self.grace()));
+        }
+    }
+
+    /// `terminationGracePeriodSeconds` of the pod.
+    pub(super) fn grace(&self) -> Duration {
+        let seconds = self.pod.spec.as_ref().and_then(|s| s.termination_grace_period_seconds).unwrap_or(30);
+        Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
+    }
+}

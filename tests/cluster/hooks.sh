@@ -1,0 +1,50 @@
+# postStart and preStop hooks.
+
+mkdir -p "$dir/n1/hooks"
+k apply -f - >/dev/null <<YAML
+apiVersion: v1
+kind: Pod
+metadata: {name: hooked}
+spec:
+  nodeName: n1
+  terminationGracePeriodSeconds: 20
+  volumes: [{name: h, hostPath: {path: $dir/n1/hooks}}]
+  containers:
+  - name: c
+    image: "$image"
+    command: [sh, -c, "trap 'echo term >>/h/order; exit 0' TERM; while true; do sleep 0.2; done"]
+    volumeMounts: [{name: h, mountPath: /h}]
+    lifecycle:
+      postStart: {exec: {command: [sh, -c, "sleep 3; echo started >>/h/order"]}}
+      preStop: {exec: {command: [sh, -c, "echo stopping >>/h/order; sleep 2; echo stopped >>/h/order"]}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: fails}
+spec:
+  nodeName: n1
+  terminationGracePeriodSeconds: 1
+  containers:
+  - {name: c, image: "$image", command: [sleep, "100000"], lifecycle: {postStart: {exec: {command: ["false"]}}}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: sleeps}
+spec:
+  nodeName: n1
+  terminationGracePeriodSeconds: 3
+  containers:
+  - {name: c, image: "$image", command: [sleep, "100000"], lifecycle: {preStop: {exec: {command: [sleep, "60"]}}}}
+YAML
+ready='.status.containerStatuses[0].ready'
+soon is hooked .status.phase Running
+check "a container is not ready before its postStart hook has ended" is hooked "$ready" false
+check "  and is then" soon is hooked "$ready" true
+failing() { [ "$(field fails "$restarts")" -ge 1 ]; }
+check "one whose postStart hook fails is started again" soon failing
+check "  and an Event says so" soon event fails FailedPostStartHook
+k delete pod hooked --timeout=30s >/dev/null
+order() { [ "$(cat "$dir/n1/hooks/order")" = $'started\nstopping\nstopped\nterm' ]; }
+check "preStop comes before the signal, which waits for it" order
+check "a preStop hook that is longer than the grace period is cut off" k delete pod sleeps --timeout=12s
+k delete pod fails --timeout=60s >/dev/null
