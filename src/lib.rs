@@ -8,6 +8,8 @@ pub mod allocator;
 pub mod cli;
 pub mod cluster;
 pub mod config;
+pub mod crypto;
+pub mod errors;
 pub mod image;
 pub mod machine;
 pub mod network;

@@ -13,6 +13,8 @@ use kube::{Client, Config};
 use rustls::pki_types::ServerName;
 use tower::{BoxError, ServiceBuilder, ServiceExt};
 
+use crate::errors::causes;
+
 /// How long a connection attempt may take.
 const CONNECT_TIME: Duration = Duration::from_secs(10);
 /// A connection that is silent for so long is asked whether it lives (the kubelet's figures) ...
@@ -52,20 +54,6 @@ pub(super) fn said(error: &kube::Error) -> String {
     }
 }
 
-/// An error with all its causes, each said once.
-pub(super) fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        let more = inner.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        source = inner.source();
-    }
-    text
-}
-
 impl ClusterError {
     /// Wraps an error of the client.
     pub(super) fn api(what: impl Into<String>) -> impl FnOnce(kube::Error) -> Self {
@@ -96,8 +84,7 @@ impl ClusterError {
 
 /// A client for the current context of a kubeconfig.
 pub async fn connect(kubeconfig: &Path) -> Result<Client, ClusterError> {
-    // already installed by another part is as good
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    crate::crypto::install();
     let path = kubeconfig.display().to_string();
     let wrong = |message: String| ClusterError::Kubeconfig { path: path.clone(), message };
     let file = Kubeconfig::read_from(kubeconfig).map_err(|e| wrong(e.to_string()))?;

@@ -10,7 +10,7 @@ use serde_json::json;
 use tokio::sync::mpsc;
 use tracing::{debug, info};
 
-use super::client::causes;
+use crate::errors::causes;
 
 /// Events that may wait; more are dropped, as they are for people only.
 const QUEUE: usize = 512;

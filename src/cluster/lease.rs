@@ -10,7 +10,7 @@ use kube::{Api, Client};
 use serde_json::json;
 use tracing::debug;
 
-use super::client::causes;
+use crate::errors::causes;
 
 const NAMESPACE: &str = "kube-node-lease";
 const RENEW: Duration = Duration::from_secs(10);

@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::client::causes;
 use super::retry::Retry;
+use crate::errors::causes;
 use crate::machine::MachineInfo;
 
 /// How often the status is computed.

@@ -7,8 +7,8 @@ use kube::{Api, Client};
 use tokio::sync::mpsc;
 use tracing::warn;
 
-use super::client::causes;
 use super::retry::Retry;
+use crate::errors::causes;
 
 /// A change of the pods bound to this node.
 #[derive(Debug)]

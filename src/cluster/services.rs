@@ -11,8 +11,8 @@ use kube::{Api, Client};
 use tokio::sync::watch;
 use tracing::warn;
 
-use super::client::causes;
 use super::retry::Retry;
+use crate::errors::causes;
 
 /// How long the first container waits for the first list.
 const FIRST_LIST: Duration = Duration::from_secs(5);

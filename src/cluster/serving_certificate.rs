@@ -15,8 +15,9 @@ use kube::{Api, Client};
 use rcgen::{CertificateParams, DnType, KeyPair, SanType};
 use tracing::{info, warn};
 
-use super::client::{ClusterError, causes};
+use super::client::ClusterError;
 use super::retry::Retry;
+use crate::errors::causes;
 
 const SIGNER: &str = "kubernetes.io/kubelet-serving";
 /// How long an approval is waited for before a new request is made.

@@ -8,6 +8,7 @@ use serde::Deserialize;
 
 use super::reference::Reference;
 use super::types::{Credential, RegistryConfig};
+use crate::errors::causes;
 
 /// Largest manifest, index or image configuration in bytes.
 pub const MAX_DOCUMENT: usize = 4 << 20;
@@ -33,33 +34,21 @@ struct Token {
     token: String,
 }
 
-/// The whole chain of an error on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        text = format!("{text}: {inner}");
-        source = inner.source();
-    }
-    text
-}
-
 impl Registry {
     /// A client for the registry of `reference`.
     pub fn new(reference: &Reference, config: &RegistryConfig, credentials: &[Credential]) -> Result<Self, String> {
-        // already installed by another part is as good
-        let _ = rustls::crypto::ring::default_provider().install_default();
+        crate::crypto::install();
         let mut builder = Client::builder().connect_timeout(TIMEOUT).read_timeout(TIMEOUT);
         if let Some(file) = &config.ca_file {
             let pem = std::fs::read(file).map_err(|e| format!("reading caFile {}: {e}", file.display()))?;
             let certificates = Certificate::from_pem_bundle(&pem)
-                .map_err(|e| format!("reading caFile {}: {}", file.display(), chain(&e)))?;
+                .map_err(|e| format!("reading caFile {}: {}", file.display(), causes(&e)))?;
             builder = builder.tls_certs_merge(certificates);
         }
         if config.insecure_skip_verify {
             builder = builder.tls_danger_accept_invalid_certs(true);
         }
-        let client = builder.build().map_err(|e| chain(&e))?;
+        let client = builder.build().map_err(|e| causes(&e))?;
         let scheme = if config.insecure { "http" } else { "https" };
         let host = if reference.host == "docker.io" { "registry-1.docker.io" } else { &reference.host };
         let registry = |c: &&Credential| {
@@ -87,7 +76,7 @@ impl Registry {
             (None, Some(login)) => request = request.basic_auth(&login.username, Some(&login.password)),
             (None, None) => {}
         }
-        request.send().await.map_err(|e| chain(&e))
+        request.send().await.map_err(|e| causes(&e))
     }
 
     /// GET with authentication where it is asked for.
@@ -134,7 +123,7 @@ impl Registry {
         if let Some(login) = &self.login {
             request = request.basic_auth(&login.username, Some(&login.password));
         }
-        let answer = request.send().await.map_err(|e| chain(&e))?;
+        let answer = request.send().await.map_err(|e| causes(&e))?;
         if !answer.status().is_success() {
             return Err(format!("unauthorized: token service {realm} answered {}", answer.status()));
         }
@@ -162,7 +151,7 @@ impl Registry {
 
 async fn limited(mut response: Response) -> Result<Vec<u8>, String> {
     let mut text = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(|e| chain(&e))? {
+    while let Some(chunk) = response.chunk().await.map_err(|e| causes(&e))? {
         if text.len() + chunk.len() > MAX_DOCUMENT {
             return Err(format!("{} is larger than {MAX_DOCUMENT} bytes: refused", response.url()));
         }

@@ -42,7 +42,7 @@ impl Run {
             ..Probe::default()
         };
         match Check::of(&probe, &self.container, &self.ip, &self.sandbox, &self.id) {
-            Some(check) => check?.look(&self.shared.runtime, &self.shared.probe_client, limit).await,
+            Some(check) => check?.look(&self.shared.runtime, &self.shared.probe_clients, limit).await,
             None => Ok(()),
         }
     }

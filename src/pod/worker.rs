@@ -33,8 +33,8 @@ pub struct Shared {
     pub network: Network,
     /// True once pods can be attached to the network.
     pub network_ready: watch::Receiver<bool>,
-    /// Client of HTTP probes.
-    pub probe_client: reqwest::Client,
+    /// Clients of probes and hooks.
+    pub probe_clients: probe::Clients,
     /// Volumes.
     pub volumes: Volumes,
     /// ConfigMaps, Secrets and tokens.

@@ -37,8 +37,7 @@ const SELF_SIGNED_DAYS: i64 = 365;
 
 /// An acceptor for TLS 1.2 and 1.3.
 pub fn acceptor(settings: &TlsSettings) -> Result<TlsAcceptor, String> {
-    // already installed by another part is as good
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    crate::crypto::install();
     let (cert, key) = match &settings.certificate {
         Some((cert, key)) => (cert.clone(), key.clone()),
         None => self_signed(settings)?,

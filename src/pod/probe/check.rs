@@ -97,16 +97,16 @@ impl Check {
     }
 
     /// Looks once; the error says what is wrong.
-    pub async fn look(&self, runtime: &Runtime, client: &reqwest::Client, limit: Duration) -> Result<(), String> {
+    pub async fn look(&self, runtime: &Runtime, clients: &Clients, limit: Duration) -> Result<(), String> {
         let looked = async {
             match self {
                 Self::Exec { sandbox, container, command } => exec(runtime, sandbox, container, command).await,
-                Self::Http { url, headers } => http_get(client, url, headers).await,
+                Self::Http { url, headers } => http_get(&clients.http, url, headers).await,
                 Self::Tcp { address } => match TcpStream::connect(address).await {
                     Ok(_) => Ok(()),
                     Err(error) => Err(format!("dial tcp {address}: {error}")),
                 },
-                Self::Grpc { address, service } => grpc(address, service).await,
+                Self::Grpc { address, service } => grpc(&clients.grpc, address, service).await,
             }
         };
         match tokio::time::timeout(limit, looked).await {
@@ -130,10 +130,16 @@ async fn exec(runtime: &Runtime, sandbox: &str, container: &str, command: &[Stri
     }
 }
 
-/// The client of all HTTP probes: certificates are not checked, as a probe asks whether something answers.
-pub fn client() -> Result<reqwest::Client, reqwest::Error> {
-    // already installed by another part is as good
-    let _ = rustls::crypto::ring::default_provider().install_default();
+/// The clients of all probes, made once.
+#[derive(Debug, Clone)]
+pub struct Clients {
+    http: reqwest::Client,
+    grpc: reqwest::Client,
+}
+
+/// Makes the clients: certificates are not checked, as a probe asks whether something answers.
+pub fn clients() -> Result<Clients, reqwest::Error> {
+    crate::crypto::install();
     let same_host = reqwest::redirect::Policy::custom(|attempt| {
         let first = attempt.previous().first().and_then(|u| u.host_str().map(str::to_owned));
         if attempt.previous().len() >= 10 {
@@ -145,13 +151,15 @@ pub fn client() -> Result<reqwest::Client, reqwest::Error> {
             attempt.stop()
         }
     });
-    reqwest::Client::builder()
+    let http = reqwest::Client::builder()
         .no_proxy()
         .tls_danger_accept_invalid_certs(true)
         .redirect(same_host)
         .pool_max_idle_per_host(0)
         .user_agent("kube-probe/1.36")
-        .build()
+        .build()?;
+    let grpc = reqwest::Client::builder().no_proxy().http2_prior_knowledge().pool_max_idle_per_host(0).build()?;
+    Ok(Clients { http, grpc })
 }
 
 async fn http_get(client: &reqwest::Client, url: &str, headers: &[(String, String)]) -> Result<(), String> {
@@ -172,7 +180,7 @@ async fn http_get(client: &reqwest::Client, url: &str, headers: &[(String, Strin
 }
 
 /// A unary call in gRPC's framing: a byte for no compression, four for the length, then the message.
-async fn grpc(address: &str, service: &str) -> Result<(), String> {
+async fn grpc(client: &reqwest::Client, address: &str, service: &str) -> Result<(), String> {
     let mut message = Vec::new();
     if !service.is_empty() {
         // field 1, a string
@@ -183,7 +191,6 @@ async fn grpc(address: &str, service: &str) -> Result<(), String> {
     body.extend(u32::try_from(message.len()).unwrap_or_default().to_be_bytes());
     body.extend(message);
     let failed = |e: reqwest::Error| format!("grpc {address}: {e}");
-    let client = reqwest::Client::builder().no_proxy().http2_prior_knowledge().build().map_err(failed)?;
     let request = client.post(format!("http://{address}/grpc.health.v1.Health/Check"));
     let request = request.header("content-type", "application/grpc").header("te", "trailers").body(body);
     let response = request.send().await.map_err(failed)?;

@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::{Container, Pod, Probe};
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 
-pub use check::{Check, client};
+pub use check::{Check, Clients, clients};
 
 use super::worker::{Message, Shared};
 
@@ -154,7 +154,7 @@ impl Prober {
         loop {
             tick.tick().await;
             let looked = match &self.check {
-                Ok(check) => check.look(&self.shared.runtime, &self.shared.probe_client, limit).await,
+                Ok(check) => check.look(&self.shared.runtime, &self.shared.probe_clients, limit).await,
                 Err(error) => Err(error.clone()),
             };
             let success = looked.is_ok();
