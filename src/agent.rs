@@ -71,7 +71,7 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
         images: images.clone(),
         network: network.clone(),
         network_ready,
-        probe_clients: probe::clients()?,
+        probe_clients: probe::Clients::default(),
         volumes: Volumes::new(pods_dir.clone(), objects.clone()),
         objects,
         objects_changed,

@@ -1,5 +1,6 @@
 //! One look at a container: exec, httpGet, tcpSocket, grpc (Kubernetes `Probe`, handlers as the kubelet's).
 
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Container, HTTPGetAction, Probe};
@@ -101,12 +102,12 @@ impl Check {
         let looked = async {
             match self {
                 Self::Exec { sandbox, container, command } => exec(runtime, sandbox, container, command).await,
-                Self::Http { url, headers } => http_get(&clients.http, url, headers).await,
+                Self::Http { url, headers } => http_get(clients.http()?, url, headers).await,
                 Self::Tcp { address } => match TcpStream::connect(address).await {
                     Ok(_) => Ok(()),
                     Err(error) => Err(format!("dial tcp {address}: {error}")),
                 },
-                Self::Grpc { address, service } => grpc(&clients.grpc, address, service).await,
+                Self::Grpc { address, service } => grpc(clients.grpc()?, address, service).await,
             }
         };
         match tokio::time::timeout(limit, looked).await {
@@ -130,16 +131,38 @@ async fn exec(runtime: &Runtime, sandbox: &str, container: &str, command: &[Stri
     }
 }
 
-/// The clients of all probes, made once.
-#[derive(Debug, Clone)]
+/// The clients of all probes, each made when it is first needed: one costs a quarter of a MiB.
+#[derive(Debug, Clone, Default)]
 pub struct Clients {
-    http: reqwest::Client,
-    grpc: reqwest::Client,
+    http: Arc<OnceLock<reqwest::Client>>,
+    grpc: Arc<OnceLock<reqwest::Client>>,
 }
 
-/// Makes the clients: certificates are not checked, as a probe asks whether something answers.
-pub fn clients() -> Result<Clients, reqwest::Error> {
+impl Clients {
+    fn http(&self) -> Result<&reqwest::Client, String> {
+        made(&self.http, http_client)
+    }
+
+    fn grpc(&self) -> Result<&reqwest::Client, String> {
+        let client = || reqwest::Client::builder().no_proxy().http2_prior_knowledge().pool_max_idle_per_host(0).build();
+        made(&self.grpc, client)
+    }
+}
+
+fn made(
+    cell: &OnceLock<reqwest::Client>,
+    make: impl FnOnce() -> reqwest::Result<reqwest::Client>,
+) -> Result<&reqwest::Client, String> {
+    if let Some(client) = cell.get() {
+        return Ok(client);
+    }
     crate::crypto::install();
+    let client = make().map_err(|e| format!("making a client for probes: {e}"))?;
+    Ok(cell.get_or_init(|| client))
+}
+
+/// Certificates are not checked, as a probe asks whether something answers.
+fn http_client() -> reqwest::Result<reqwest::Client> {
     let same_host = reqwest::redirect::Policy::custom(|attempt| {
         let first = attempt.previous().first().and_then(|u| u.host_str().map(str::to_owned));
         if attempt.previous().len() >= 10 {
@@ -151,15 +174,13 @@ pub fn clients() -> Result<Clients, reqwest::Error> {
             attempt.stop()
         }
     });
-    let http = reqwest::Client::builder()
+    reqwest::Client::builder()
         .no_proxy()
         .tls_danger_accept_invalid_certs(true)
         .redirect(same_host)
         .pool_max_idle_per_host(0)
         .user_agent("kube-probe/1.36")
-        .build()?;
-    let grpc = reqwest::Client::builder().no_proxy().http2_prior_knowledge().pool_max_idle_per_host(0).build()?;
-    Ok(Clients { http, grpc })
+        .build()
 }
 
 async fn http_get(client: &reqwest::Client, url: &str, headers: &[(String, String)]) -> Result<(), String> {

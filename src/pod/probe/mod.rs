@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::{Container, Pod, Probe};
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 
-pub use check::{Check, Clients, clients};
+pub use check::{Check, Clients};
 
 use super::worker::{Message, Shared};
 
