@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::{mpsc, oneshot};
@@ -27,6 +28,9 @@ pub struct Inputs {
     pub drain: mpsc::Receiver<oneshot::Sender<()>>,
 }
 
+/// How long after the end of a pod its memory is given back.
+const TRIM_AFTER: Duration = Duration::from_secs(3);
+
 /// The API server's copy of a static pod.
 struct Mirror {
     static_uid: String,
@@ -47,6 +51,7 @@ pub struct Manager {
     manifests_read: bool,
     listed: bool,
     draining: Option<oneshot::Sender<()>>,
+    trim: Option<tokio::task::JoinHandle<()>>,
 }
 
 impl Manager {
@@ -62,6 +67,7 @@ impl Manager {
             manifests_read: false,
             listed: false,
             draining: None,
+            trim: None,
         }
     }
 
@@ -167,8 +173,19 @@ impl Manager {
             Ok(uid) => {
                 self.workers.remove(&uid);
                 self.statics.remove(&uid);
+                self.trim_soon();
             }
             Err(error) => warn!(%error, "a pod worker ended abnormally"),
+        }
+    }
+
+    /// Once for many pods that end together: what they used goes back to the kernel.
+    fn trim_soon(&mut self) {
+        if self.trim.as_ref().is_none_or(tokio::task::JoinHandle::is_finished) {
+            self.trim = Some(tokio::spawn(async {
+                tokio::time::sleep(TRIM_AFTER).await;
+                crate::allocator::trim();
+            }));
         }
     }
 
