@@ -32,6 +32,12 @@ pub struct PodArgs {
     pub pod: String,
 }
 
+/// The pods of a `PodList`.
+pub fn pods(list: &str) -> Result<Vec<Pod>, Failure> {
+    let mut list: serde_json::Value = serde_json::from_str(list)?;
+    Ok(serde_json::from_value(list["items"].take())?)
+}
+
 /// Runs the work of a command.
 pub fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -44,8 +50,7 @@ pub fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, 
 impl PodArgs {
     /// The pod of this node that is meant.
     pub fn find(&self) -> Result<Pod, Failure> {
-        let list: serde_json::Value = serde_json::from_str(&local::ask(&self.state_dir, "GET", "/pods")?)?;
-        let pods: Vec<Pod> = serde_json::from_value(list["items"].clone())?;
+        let pods = pods(&local::ask(&self.state_dir, "GET", "/pods")?)?;
         let named = |p: &Pod| p.metadata.name.as_ref() == Some(&self.pod);
         let within = |p: &Pod| self.namespace.is_none() || p.metadata.namespace == self.namespace;
         let mut found: Vec<Pod> = pods.into_iter().filter(|p| named(p) && within(p)).collect();

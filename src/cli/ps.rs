@@ -2,9 +2,7 @@
 
 use std::path::PathBuf;
 
-use k8s_openapi::api::core::v1::Pod;
-
-use super::Outcome;
+use super::{Outcome, client};
 use crate::server::local;
 
 /// Arguments of `pikelet ps`.
@@ -25,8 +23,7 @@ pub fn run(args: &Args) -> Outcome {
         println!("{text}");
         return Ok(());
     }
-    let list: serde_json::Value = serde_json::from_str(&text)?;
-    let pods: Vec<Pod> = serde_json::from_value(list["items"].clone())?;
+    let pods = client::pods(&text)?;
     println!("{:<16} {:<36} {:<7} {:<20} {:<9} IP", "NAMESPACE", "NAME", "READY", "STATUS", "RESTARTS");
     for pod in pods {
         let status = pod.status.unwrap_or_default();

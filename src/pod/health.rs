@@ -4,34 +4,28 @@ use std::time::Duration;
 
 use tracing::debug;
 
-use super::probe::{self, Kind, Target};
+use super::hook::seconds;
+use super::probe::{self, Kind};
 use super::worker::{Worker, now_nanos};
 
 impl Worker {
     /// Starts the probes of containers that run and have none yet.
     pub(super) fn start_probes(&mut self) {
-        let Some(sandbox) = self.sandbox.as_ref().filter(|s| s.ready) else { return };
+        if !self.sandbox.as_ref().is_some_and(|s| s.ready) {
+            return;
+        }
         let pod = self.pod.clone();
-        let ip = sandbox.ips.first().map(ToString::to_string).unwrap_or_default();
-        let sandbox = sandbox.id.clone();
         for container in super::containers(&pod) {
-            let probed = [&container.startup_probe, &container.readiness_probe, &container.liveness_probe];
-            let Some(state) = self.containers.get(&container.name).filter(|s| s.running() && s.probes.is_none()) else {
+            let mut probes =
+                [&container.startup_probe, &container.readiness_probe, &container.liveness_probe].into_iter();
+            let state = self.containers.get(&container.name).filter(|s| s.probes.is_none());
+            let (true, Some(state), Some(run)) = (probes.any(Option::is_some), state, self.run_of(container)) else {
                 continue;
             };
-            let Some(current) = state.current.as_ref().filter(|_| probed.iter().any(|p| p.is_some())) else { continue };
-            let id = current.spec.id.clone();
-            let age = now_nanos().saturating_sub(current.started_at.unwrap_or_default());
-            let target = Target {
-                pod: &pod,
-                container,
-                sandbox: &sandbox,
-                id: &id,
-                ip: &ip,
-                age: Duration::from_nanos(u64::try_from(age).unwrap_or(0)),
-                before: self.reported(&container.name, &id),
-            };
-            let probes = probe::start(&self.shared, &target, &self.tx);
+            let started = state.current.as_ref().and_then(|c| c.started_at).unwrap_or_default();
+            let age = Duration::from_nanos(u64::try_from(now_nanos().saturating_sub(started)).unwrap_or(0));
+            let before = self.reported(&container.name, &run.id);
+            let probes = probe::start(&run, age, before, &self.tx);
             self.state(&container.name).probes = Some(probes);
         }
     }
@@ -68,7 +62,7 @@ impl Worker {
             format!("Container {} failed {} probe, will be restarted", container.name, kind.name().to_lowercase());
         self.event(Some(container), "Normal", "Killing", message);
         let own = probe.termination_grace_period_seconds;
-        let grace = own.map_or_else(|| self.grace(), |s| Duration::from_secs(u64::try_from(s).unwrap_or(0)));
+        let grace = own.map_or_else(|| self.grace(), seconds);
         if let Some(run) = self.run_of(container) {
             tokio::spawn(run.end(grace));
         }

@@ -17,6 +17,16 @@ pub(super) const LEAST_GRACE: Duration = Duration::from_secs(2);
 /// Longest time a postStart hook may take.
 const POST_START: Duration = Duration::from_hours(1);
 
+/// The preStop hook of a container.
+pub(super) fn pre_stop(container: &Container) -> Option<&LifecycleHandler> {
+    container.lifecycle.as_ref()?.pre_stop.as_ref()
+}
+
+/// A time of the API; one below zero is none.
+pub(super) fn seconds(value: i64) -> Duration {
+    Duration::from_secs(u64::try_from(value).unwrap_or(0))
+}
+
 /// A run of a container, as hooks need it.
 #[derive(Clone)]
 pub(super) struct Run {
@@ -31,8 +41,7 @@ pub(super) struct Run {
 impl Run {
     async fn handle(&self, handler: &LifecycleHandler, limit: Duration) -> Result<(), String> {
         if let Some(sleep) = &handler.sleep {
-            let time = Duration::from_secs(u64::try_from(sleep.seconds).unwrap_or(0));
-            tokio::time::sleep(time.min(limit)).await;
+            tokio::time::sleep(seconds(sleep.seconds).min(limit)).await;
             return Ok(());
         }
         let probe = Probe {
@@ -47,13 +56,14 @@ impl Run {
         }
     }
 
-    fn event(&self, reason: &str, message: String) {
+    /// Writes a Warning about the container.
+    pub fn event(&self, reason: &str, message: String) {
         self.shared.events.pod_event(&self.pod, Some(&self.container.name), "Warning", reason, message);
     }
 
     /// Runs the preStop hook, if there is one, for at most `grace`.
     pub async fn pre_stop(&self, grace: Duration) {
-        let Some(hook) = self.container.lifecycle.as_ref().and_then(|l| l.pre_stop.as_ref()) else { return };
+        let Some(hook) = pre_stop(&self.container) else { return };
         if grace.is_zero() {
             return;
         }
@@ -62,11 +72,12 @@ impl Run {
         }
     }
 
-    async fn signal(&self, signal: Signal, all: bool) {
+    /// Sends a signal to the first process, or to all.
+    pub async fn signal(&self, signal: Signal, all: bool) {
         let killed = self.shared.runtime.kill_container(&self.sandbox, &self.id, signal as i32, all).await;
         if let Err(error) = killed {
             // one that was removed meanwhile needs nothing more
-            warn!(container = %self.id, %error, "signal not delivered");
+            warn!(pod = self.pod.metadata.uid, container = self.container.name, %error, "signal not delivered");
         }
     }
 
@@ -129,7 +140,6 @@ impl Worker {
 
     /// `terminationGracePeriodSeconds` of the pod.
     pub(super) fn grace(&self) -> Duration {
-        let seconds = self.pod.spec.as_ref().and_then(|s| s.termination_grace_period_seconds).unwrap_or(30);
-        Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
+        seconds(self.pod.spec.as_ref().and_then(|s| s.termination_grace_period_seconds).unwrap_or(30))
     }
 }

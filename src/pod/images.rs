@@ -4,7 +4,6 @@ use std::time::Instant;
 
 use k8s_openapi::api::core::v1::Container;
 
-use super::PodExt;
 use super::create::Refused;
 use super::worker::{Message, Worker};
 use crate::image::{Image, ImageError};
@@ -68,7 +67,7 @@ impl Worker {
     /// Takes the end of a pull.
     pub(super) fn pulled(&mut self, name: &str, result: Result<Image, ImageError>) {
         let pod = self.pod.clone();
-        let Some(container) = pod.init_containers().iter().chain(pod.app_containers()).find(|c| c.name == name) else {
+        let Some(container) = super::containers(&pod).find(|c| c.name == name) else {
             return;
         };
         let image = container.image.clone().unwrap_or_default();

@@ -37,15 +37,11 @@ pub fn limit(container: &Container, name: &str) -> Option<i64> {
     amount(container.resources.as_ref()?.limits.as_ref(), name)
 }
 
-fn all_containers(pod: &Pod) -> impl Iterator<Item = &Container> {
-    pod.init_containers().iter().chain(pod.app_containers())
-}
-
 /// `Guaranteed`, `Burstable` or `BestEffort`.
 pub fn qos_class(pod: &Pod) -> &'static str {
     let mut any = false;
     let mut guaranteed = true;
-    for container in all_containers(pod) {
+    for container in super::containers(pod) {
         for name in ["cpu", "memory"] {
             let (req, lim) = (request(container, name), limit(container, name));
             any |= req.is_some() || lim.is_some();

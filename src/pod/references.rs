@@ -35,7 +35,7 @@ pub fn references(pod: &Pod) -> BTreeSet<ObjectKey> {
             }
         }
     }
-    for container in pod.init_containers().iter().chain(pod.app_containers()) {
+    for container in super::containers(pod) {
         environment(container, &mut add);
     }
     found

@@ -6,7 +6,7 @@ use nix::sys::signal::Signal;
 use tracing::warn;
 
 use super::backoff::Backoff;
-use super::hook::LEAST_GRACE;
+use super::hook::{LEAST_GRACE, pre_stop, seconds};
 use super::worker::Worker;
 use super::{PodExt, log_links};
 use crate::runtime::{ContainerInfo, rotated_files};
@@ -40,11 +40,10 @@ impl Worker {
     /// One step of stopping; returns when the next is due by itself.
     pub(super) async fn stop(&mut self) -> Option<Instant> {
         let grace = if self.removed && self.pod.metadata.deletion_timestamp.is_none() {
-            self.pod.pod_spec().and_then(|s| s.termination_grace_period_seconds).unwrap_or(30)
+            self.grace()
         } else {
-            self.pod.grace_seconds()
+            seconds(self.pod.grace_seconds())
         };
-        let grace = Duration::from_secs(u64::try_from(grace).unwrap_or(0));
         if self.stopping.is_none() {
             self.stopping = Some(Stopping::new(grace));
             for probes in self.containers.values_mut().filter_map(|c| c.probes.as_mut()) {
@@ -94,7 +93,7 @@ impl Worker {
             let Some(run) = self.run_of(container) else { continue };
             let message = format!("Stopping container {}", container.name);
             self.shared.events.pod_event(&pod, Some(&container.name), "Normal", "Killing", message);
-            if container.lifecycle.as_ref().is_some_and(|l| l.pre_stop.is_some()) {
+            if pre_stop(container).is_some() {
                 tokio::spawn(run.ask_to_end(grace));
             } else {
                 run.ask_to_end(grace).await;
@@ -104,20 +103,13 @@ impl Worker {
 
     /// What is added to the grace period for programs whose preStop hook may have used it up.
     fn hook_allowance(&self) -> Duration {
-        let hooked =
-            |c: &k8s_openapi::api::core::v1::Container| c.lifecycle.as_ref().is_some_and(|l| l.pre_stop.is_some());
-        if super::containers(&self.pod).any(hooked) { LEAST_GRACE } else { Duration::ZERO }
+        if super::containers(&self.pod).any(|c| pre_stop(c).is_some()) { LEAST_GRACE } else { Duration::ZERO }
     }
 
     async fn kill_all(&self) {
-        let Some(sandbox) = &self.sandbox else { return };
-        for (name, state) in self.containers.iter().filter(|(_, s)| s.running()) {
-            let Some(current) = &state.current else { continue };
-            let killed =
-                self.shared.runtime.kill_container(&sandbox.id, &current.spec.id, Signal::SIGKILL as i32, true).await;
-            if let Err(error) = killed {
-                warn!(pod = %self.uid, container = %name, %error, "signal not delivered");
-            }
+        let pod = self.pod.clone();
+        for run in super::containers(&pod).filter_map(|c| self.run_of(c)) {
+            run.signal(Signal::SIGKILL, true).await;
         }
     }
 

@@ -17,6 +17,13 @@ use super::types::{RuntimeError, RuntimeEvent, SandboxSpec};
 
 type Answer = Result<Reply, String>;
 
+/// Connects to the shim of the sandbox directory `dir`.
+pub async fn connect(dir: &Path) -> std::io::Result<UnixStream> {
+    // By way of a descriptor: the whole path may be longer than a socket address can be.
+    let dir = std::fs::File::open(dir)?;
+    UnixStream::connect(format!("/proc/self/fd/{}/{}", dir.as_raw_fd(), store::SOCKET)).await
+}
+
 /// A living shim.
 pub struct Connection {
     sandbox: String,
@@ -40,12 +47,7 @@ impl Connection {
         events: mpsc::Sender<RuntimeEvent>,
     ) -> Result<Arc<Self>, RuntimeError> {
         let unreachable = |message: String| RuntimeError::Unreachable { sandbox: spec.id.clone(), message };
-        let connect = async {
-            // By way of a descriptor: the whole path may be longer than a socket address can be.
-            let dir = std::fs::File::open(dir)?;
-            UnixStream::connect(format!("/proc/self/fd/{}/{}", dir.as_raw_fd(), store::SOCKET)).await
-        };
-        let stream = connect.await.map_err(|e| unreachable(format!("connecting to {}: {e}", store::SOCKET)))?;
+        let stream = connect(dir).await.map_err(|e| unreachable(format!("connecting to {}: {e}", store::SOCKET)))?;
         let (reader, mut writer) = stream.into_split();
         let hello = protocol::encode(&ClientMessage::Hello { version: protocol::VERSION }).map_err(unreachable)?;
         writer.write_all(&hello).await.map_err(|e| unreachable(format!("greeting the shim: {e}")))?;

@@ -1,6 +1,5 @@
 //! The standard streams of a process in a container, held by the agent: the shim makes them and steps out of the way.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -13,9 +12,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe::{Receiver, Sender};
 
+use super::connection::connect;
 use super::descriptors;
 use super::protocol::{self, ClientMessage, ShimMessage, StreamRequest};
-use super::store;
 
 /// Size of the pipes in bytes: what may be under way while one side is slow.
 const PIPE: i32 = 256 << 10;
@@ -151,12 +150,7 @@ pub(super) async fn open(dir: &Path, request: StreamRequest) -> Result<Streams, 
         stderr = wanted.stderr.then(reader).transpose().map_err(failed)?.map(&mut keep);
     }
     let ends: Vec<BorrowedFd<'_>> = input.iter().chain(&theirs).map(AsFd::as_fd).collect();
-    let connect = async {
-        // by way of a descriptor: the whole path may be longer than a socket address can be
-        let dir = File::open(dir)?;
-        UnixStream::connect(format!("/proc/self/fd/{}/{}", dir.as_raw_fd(), store::SOCKET)).await
-    };
-    let mut stream = connect.await.map_err(|e| format!("connecting to the shim: {e}"))?;
+    let mut stream = connect(dir).await.map_err(|e| format!("connecting to the shim: {e}"))?;
     let hello = protocol::encode(&ClientMessage::Hello { version: protocol::VERSION })?;
     let sent = stream
         .async_io(Interest::WRITABLE, || descriptors::send(stream.as_fd(), &hello, &ends))

@@ -1,6 +1,7 @@
 //! `/exec`, `/attach`, `/portForward` and `/run`: which container, which streams, and over to [`super::streaming`].
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::body::Body;
@@ -15,6 +16,7 @@ use super::streaming::exec::{self, Outcome};
 use super::streaming::port_forward;
 use super::streaming::upgrade::{self, Refused, SPDY_COMMAND, WEBSOCKET_COMMAND};
 use crate::network;
+use crate::pod::PodExt;
 use crate::runtime::Wanted;
 
 /// Most output `/run` gives back in bytes.
@@ -65,7 +67,8 @@ fn find_pod(kubelet: &Kubelet, names: &HashMap<String, String>) -> Result<Arc<Po
         .ok_or_else(|| (StatusCode::NOT_FOUND, "pod does not exist".to_owned()))
 }
 
-fn statuses(pod: &Pod) -> impl Iterator<Item = &ContainerStatus> {
+/// The statuses of all containers of a pod.
+pub(super) fn statuses(pod: &Pod) -> impl Iterator<Item = &ContainerStatus> {
     pod.status.iter().flat_map(|s| {
         let init = s.init_container_statuses.iter().flatten();
         init.chain(s.container_statuses.iter().flatten()).chain(s.ephemeral_container_statuses.iter().flatten())
@@ -73,7 +76,7 @@ fn statuses(pod: &Pod) -> impl Iterator<Item = &ContainerStatus> {
 }
 
 fn sandbox(kubelet: &Kubelet, pod: &Pod) -> Result<String, Refused> {
-    let found = kubelet.runtime.sandbox_of(pod.metadata.uid.as_deref().unwrap_or_default());
+    let found = kubelet.runtime.sandbox_of(pod.uid());
     found.ok_or_else(|| (StatusCode::INTERNAL_SERVER_ERROR, "the pod has no sandbox: it does not run".to_owned()))
 }
 
@@ -90,6 +93,18 @@ fn target(kubelet: &Kubelet, names: &HashMap<String, String>) -> Result<Target, 
     let containers = spec.into_iter().flat_map(|s| s.containers.iter().chain(s.init_containers.iter().flatten()));
     let tty = containers.filter(|c| c.name == name).any(|c| c.tty == Some(true));
     Ok(Target { sandbox: sandbox(kubelet, &pod)?, container: id.to_owned(), tty })
+}
+
+/// The network namespace of the named pod.
+fn netns(kubelet: &Kubelet, names: &HashMap<String, String>) -> Result<PathBuf, Refused> {
+    let pod = find_pod(kubelet, names)?;
+    let netns = kubelet.runtime.netns_path(&sandbox(kubelet, &pod)?);
+    netns.ok_or_else(|| (StatusCode::INTERNAL_SERVER_ERROR, "the pod does not run".to_owned()))
+}
+
+fn port(written: &str) -> Result<u16, Refused> {
+    let wrong = |_| (StatusCode::BAD_REQUEST, "port must be a number from 1 to 65535".to_owned());
+    written.parse().map_err(wrong)
 }
 
 fn nothing_wanted(wanted: Wanted) -> Result<(), Refused> {
@@ -151,13 +166,9 @@ pub async fn port_forward(
     Path(names): Path<HashMap<String, String>>,
     request: Request,
 ) -> Result<Response, Response> {
-    let pod = find_pod(&kubelet, &names).map_err(IntoResponse::into_response)?;
-    let sandbox = sandbox(&kubelet, &pod).map_err(IntoResponse::into_response)?;
-    let netns = kubelet.runtime.netns_path(&sandbox);
-    let netns = netns.ok_or_else(|| (StatusCode::INTERNAL_SERVER_ERROR, "the pod does not run").into_response())?;
-    let ports: Result<Vec<u16>, _> = query(&request).ports.iter().map(|p| p.parse::<u16>()).collect();
-    let ports =
-        ports.map_err(|_| (StatusCode::BAD_REQUEST, "port must be a number from 1 to 65535").into_response())?;
+    let netns = netns(&kubelet, &names).map_err(IntoResponse::into_response)?;
+    let ports: Result<Vec<u16>, _> = query(&request).ports.iter().map(|p| port(p)).collect();
+    let ports = ports.map_err(IntoResponse::into_response)?;
     let (answer, upgrade) = upgrade::negotiate(request, &port_forward::SPDY, &port_forward::WEBSOCKET).await?;
     tokio::spawn(port_forward::serve(upgrade, netns, ports));
     Ok(answer)
@@ -169,13 +180,9 @@ pub async fn forward(
     Path(names): Path<HashMap<String, String>>,
     request: Request,
 ) -> Result<Response, Response> {
-    let pod = find_pod(&kubelet, &names).map_err(IntoResponse::into_response)?;
-    let sandbox = sandbox(&kubelet, &pod).map_err(IntoResponse::into_response)?;
-    let netns = kubelet.runtime.netns_path(&sandbox);
-    let netns = netns.ok_or_else(|| (StatusCode::INTERNAL_SERVER_ERROR, "the pod does not run").into_response())?;
-    let port = query(&request).ports.first().and_then(|p| p.parse::<u16>().ok());
-    let port =
-        port.ok_or_else(|| (StatusCode::BAD_REQUEST, "port must be a number from 1 to 65535").into_response())?;
+    let netns = netns(&kubelet, &names).map_err(IntoResponse::into_response)?;
+    let ports = query(&request).ports;
+    let port = port(ports.first().map(String::as_str).unwrap_or_default()).map_err(IntoResponse::into_response)?;
     let dialled = network::dial(&netns, port).await;
     let mut stream = dialled.map_err(|e| (StatusCode::BAD_GATEWAY, e).into_response())?;
     tokio::spawn(async move {

@@ -75,7 +75,7 @@ fn self_signed(settings: &TlsSettings) -> Result<(PathBuf, PathBuf), String> {
     let (cert, key) = (settings.pki_dir.join("kubelet.crt"), settings.pki_dir.join("kubelet.key"));
     let names = settings.pki_dir.join("kubelet.names");
     let wanted = format!("{:?} {:?}", settings.names, settings.ips);
-    if fs::read_to_string(&names).is_ok_and(|n| n == wanted) && key.exists() && is_current(&cert) {
+    if fs::read_to_string(&names).is_ok_and(|n| n == wanted) && key.exists() && renewal(&cert).is_some() {
         return Ok((cert, key));
     }
     let failed = |e: &dyn std::fmt::Display| format!("making a serving certificate in {}: {e}", cert.display());
@@ -97,12 +97,6 @@ fn self_signed(settings: &TlsSettings) -> Result<(PathBuf, PathBuf), String> {
         .and_then(|()| write_secret(&names, &wanted))
         .map_err(|e| failed(&e))?;
     Ok((cert, key))
-}
-
-fn is_current(cert: &Path) -> bool {
-    let Ok(chain) = certificates(cert) else { return false };
-    let Some(Ok((_, parsed))) = chain.first().map(|c| x509_parser::parse_x509_certificate(c)) else { return false };
-    parsed.validity().is_valid()
 }
 
 /// How long until a certificate is to be renewed, at 70 to 90 % of its life; `None` when there is no valid one.

@@ -4,16 +4,16 @@
 
 mod check;
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Container, Pod, Probe};
+use k8s_openapi::api::core::v1::Probe;
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 
 pub use check::{Check, Clients};
 
-use super::worker::{Message, Shared};
+use super::hook::Run;
+use super::worker::Message;
 
 /// The three questions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,28 +54,11 @@ impl Drop for Probes {
     }
 }
 
-/// Which run of which container is probed.
-pub struct Target<'a> {
-    /// The pod.
-    pub pod: &'a Arc<Pod>,
-    /// The container.
-    pub container: &'a Container,
-    /// Its sandbox.
-    pub sandbox: &'a str,
-    /// Its id.
-    pub id: &'a str,
-    /// The pod's address.
-    pub ip: &'a str,
-    /// How long it runs already.
-    pub age: Duration,
-    /// Whether it had started and was ready when an earlier agent last looked.
-    pub before: Option<(bool, bool)>,
-}
-
-/// Starts the probes of a container that runs.
-pub fn start(shared: &Arc<Shared>, target: &Target<'_>, tell: &mpsc::Sender<Message>) -> Probes {
-    let container = target.container;
-    let (had_started, was_ready) = target.before.unwrap_or((false, false));
+/// Starts the probes of a container that has run for `age`. `before`: whether it had started and was ready when an
+/// earlier agent last looked.
+pub(super) fn start(run: &Run, age: Duration, before: Option<(bool, bool)>, tell: &mpsc::Sender<Message>) -> Probes {
+    let container = &run.container;
+    let (had_started, was_ready) = before.unwrap_or((false, false));
     let started = container.startup_probe.is_none() || had_started;
     let ready = if container.readiness_probe.is_none() { started } else { was_ready };
     let come_up = watch::Sender::new(started);
@@ -86,18 +69,9 @@ pub fn start(shared: &Arc<Shared>, target: &Target<'_>, tell: &mpsc::Sender<Mess
         (Kind::Liveness, container.liveness_probe.as_ref()),
     ] {
         let Some(probe) = probe else { continue };
-        let Some(check) = Check::of(probe, container, target.ip, target.sandbox, target.id) else { continue };
-        let prober = Prober {
-            shared: shared.clone(),
-            pod: target.pod.clone(),
-            container: container.name.clone(),
-            id: target.id.to_owned(),
-            kind,
-            check,
-            tell: tell.clone(),
-            come_up: come_up.subscribe(),
-        };
-        tasks.push(tokio::spawn(prober.run(probe.clone(), target.age)).abort_handle());
+        let Some(check) = Check::of(probe, container, &run.ip, &run.sandbox, &run.id) else { continue };
+        let prober = Prober { run: run.clone(), kind, check, tell: tell.clone(), come_up: come_up.subscribe() };
+        tasks.push(tokio::spawn(prober.ask(probe.clone(), age)).abort_handle());
     }
     Probes { started, ready, come_up, tasks }
 }
@@ -125,10 +99,7 @@ impl Probes {
 }
 
 struct Prober {
-    shared: Arc<Shared>,
-    pod: Arc<Pod>,
-    container: String,
-    id: String,
+    run: Run,
     kind: Kind,
     check: Result<Check, String>,
     tell: mpsc::Sender<Message>,
@@ -140,7 +111,7 @@ fn seconds(value: Option<i32>, default: u64) -> u64 {
 }
 
 impl Prober {
-    async fn run(mut self, probe: Probe, age: Duration) {
+    async fn ask(mut self, probe: Probe, age: Duration) {
         if self.kind != Kind::Startup && self.come_up.wait_for(|up| *up).await.is_err() {
             return;
         }
@@ -154,7 +125,7 @@ impl Prober {
         loop {
             tick.tick().await;
             let looked = match &self.check {
-                Ok(check) => check.look(&self.shared.runtime, &self.shared.probe_clients, limit).await,
+                Ok(check) => check.look(&self.run.shared.runtime, &self.run.shared.probe_clients, limit).await,
                 Err(error) => Err(error.clone()),
             };
             let success = looked.is_ok();
@@ -162,13 +133,13 @@ impl Prober {
             last = Some(success);
             if let Err(error) = looked {
                 let message = format!("{} probe failed: {error}", self.kind.name());
-                self.shared.events.pod_event(&self.pod, Some(&self.container), "Warning", "Unhealthy", message);
+                self.run.event("Unhealthy", message);
             }
             if row < if success { needed } else { allowed } || told == Some(success) {
                 continue;
             }
             told = Some(success);
-            let message = Message::Probed { container: self.id.clone(), kind: self.kind, success };
+            let message = Message::Probed { container: self.run.id.clone(), kind: self.kind, success };
             let final_word = self.kind == Kind::Startup || (self.kind == Kind::Liveness && !success);
             // a worker that has ended asks no more
             if self.tell.send(message).await.is_err() || final_word {

@@ -2,37 +2,36 @@
 
 use axum::extract::State;
 use axum::response::Response;
+use k8s_openapi::api::core::v1::Pod;
 
 use super::text::{Labels, Text};
-use super::{PodReading, read};
+use super::{ContainerReading, PodReading, read};
 use crate::machine::usage::node_usage;
 use crate::pod::PodExt;
 use crate::runtime::{Interface, Usage};
 use crate::server::api::Kubelet;
 
-type OfUsage = (&'static str, &'static str, &'static str, fn(&Usage) -> Option<f64>);
+type OfUsage = (&'static str, &'static str, &'static str, fn(&Usage) -> f64);
 type OfInterface = (&'static str, &'static str, fn(&Interface) -> u64);
 
 const USAGE: [OfUsage; 11] = [
     ("container_cpu_usage_seconds_total", "counter", "Cumulative cpu time consumed in seconds.", |u| {
-        Some(u.cpu as f64 * 1e-9)
+        u.cpu as f64 * 1e-9
     }),
-    ("container_memory_usage_bytes", "gauge", "Current memory usage, with all memory.", |u| Some(u.memory as f64)),
-    ("container_memory_working_set_bytes", "gauge", "Current working set.", |u| Some(u.working_set as f64)),
-    ("container_memory_rss", "gauge", "Size of RSS.", |u| Some(u.rss as f64)),
-    ("container_memory_cache", "gauge", "Number of bytes of page cache memory.", |u| Some(u.cache as f64)),
-    ("container_memory_swap", "gauge", "Container swap usage.", |u| Some(u.swap as f64)),
-    ("container_memory_failures_total", "counter", "Cumulative count of page faults.", |u| Some(u.page_faults as f64)),
+    ("container_memory_usage_bytes", "gauge", "Current memory usage, with all memory.", |u| u.memory as f64),
+    ("container_memory_working_set_bytes", "gauge", "Current working set.", |u| u.working_set as f64),
+    ("container_memory_rss", "gauge", "Size of RSS.", |u| u.rss as f64),
+    ("container_memory_cache", "gauge", "Number of bytes of page cache memory.", |u| u.cache as f64),
+    ("container_memory_swap", "gauge", "Container swap usage.", |u| u.swap as f64),
+    ("container_memory_failures_total", "counter", "Cumulative count of page faults.", |u| u.page_faults as f64),
     ("container_oom_events_total", "counter", "Count of out of memory events observed for the container.", |u| {
-        Some(u.oom_kills as f64)
+        u.oom_kills as f64
     }),
     ("container_spec_memory_limit_bytes", "gauge", "Memory limit for the container, 0 for none.", |u| {
-        Some(u.memory_limit.unwrap_or_default() as f64)
+        u.memory_limit.unwrap_or_default() as f64
     }),
-    ("container_threads", "gauge", "Number of threads running inside the container.", |u| Some(u.processes as f64)),
-    ("container_last_seen", "gauge", "Last time a container was seen.", |_| {
-        Some(jiff::Timestamp::now().as_second() as f64)
-    }),
+    ("container_threads", "gauge", "Number of threads running inside the container.", |u| u.processes as f64),
+    ("container_last_seen", "gauge", "Last time a container was seen.", |_| jiff::Timestamp::now().as_second() as f64),
 ];
 
 const NETWORK: [OfInterface; 8] = [
@@ -65,18 +64,14 @@ pub async fn cadvisor(State(kubelet): State<Kubelet>) -> Response {
                 }
                 _ => {}
             }
-            if let Some(value) = value(usage) {
-                text.sample(name, &labels, value, None);
-            }
+            text.sample(name, &labels, value(usage), None);
         });
     }
     text.metric("container_start_time_seconds", "gauge", "Start time of the container since unix epoch in seconds.");
     for PodReading { pod, cgroup, containers, .. } in &pods {
         for c in containers {
             let id = format!("/{cgroup}/{}", c.id);
-            let labels = [("container", c.name.as_str()), ("id", &id), ("image", &c.image), ("name", &c.id)];
-            let labels = [&labels[..], &[("namespace", pod.ns()), ("pod", pod.name())]].concat();
-            text.sample("container_start_time_seconds", &labels, c.started, None);
+            text.sample("container_start_time_seconds", &labels(pod, &id, Some(c)), c.started, None);
         }
     }
     for (name, help, value) in NETWORK {
@@ -84,8 +79,8 @@ pub async fn cadvisor(State(kubelet): State<Kubelet>) -> Response {
         for PodReading { pod, cgroup, interfaces, .. } in &pods {
             let id = format!("/{cgroup}");
             for interface in interfaces {
-                let labels = [("container", ""), ("id", &id), ("image", ""), ("interface", &interface.name)];
-                let labels = [&labels[..], &[("name", ""), ("namespace", pod.ns()), ("pod", pod.name())]].concat();
+                let mut labels = labels(pod, &id, None).to_vec();
+                labels.insert(3, ("interface", &interface.name));
                 text.sample(name, &labels, value(interface) as f64, None);
             }
         }
@@ -102,16 +97,27 @@ pub async fn cadvisor(State(kubelet): State<Kubelet>) -> Response {
     text.response()
 }
 
+/// cAdvisor's labels of a container, or of the pod's own cgroup.
+fn labels<'a>(pod: &'a Pod, id: &'a str, container: Option<&'a ContainerReading>) -> [(&'static str, &'a str); 6] {
+    let of = |part: fn(&ContainerReading) -> &String| container.map_or("", |c| part(c));
+    [
+        ("container", of(|c| &c.name)),
+        ("id", id),
+        ("image", of(|c| &c.image)),
+        ("name", of(|c| &c.id)),
+        ("namespace", pod.ns()),
+        ("pod", pod.name()),
+    ]
+}
+
 /// Every pod's cgroup, then every container's, with cAdvisor's labels.
 fn each(pods: &[PodReading], mut tell: impl FnMut(Labels<'_>, &Usage)) {
     for PodReading { pod, cgroup, usage, containers, .. } in pods {
         let id = format!("/{cgroup}");
-        let own = [("container", ""), ("id", id.as_str()), ("image", ""), ("name", "")];
-        tell(&[&own[..], &[("namespace", pod.ns()), ("pod", pod.name())]].concat(), usage);
+        tell(&labels(pod, &id, None), usage);
         for c in containers {
             let id = format!("{id}/{}", c.id);
-            let own = [("container", c.name.as_str()), ("id", &id), ("image", &c.image), ("name", &c.id)];
-            tell(&[&own[..], &[("namespace", pod.ns()), ("pod", pod.name())]].concat(), &c.usage);
+            tell(&labels(pod, &id, Some(c)), &c.usage);
         }
     }
 }

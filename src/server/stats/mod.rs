@@ -11,6 +11,7 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::Pod;
 
 use super::api::Kubelet;
+use super::commands::statuses;
 use crate::pod::PodExt;
 use crate::pod::qos::pod_cgroup;
 use crate::runtime::{Interface, Usage};
@@ -58,10 +59,6 @@ pub fn read(kubelet: &Kubelet) -> Vec<PodReading> {
 }
 
 fn containers(kubelet: &Kubelet, pod: &Pod, cgroup: &str) -> Vec<ContainerReading> {
-    let statuses = pod
-        .status
-        .iter()
-        .flat_map(|s| s.init_container_statuses.iter().flatten().chain(s.container_statuses.iter().flatten()));
     let reading = |status: &k8s_openapi::api::core::v1::ContainerStatus| {
         let running = status.state.as_ref()?.running.as_ref()?;
         let id = status.container_id.as_deref()?.strip_prefix("pikelet://")?.to_owned();
@@ -69,5 +66,5 @@ fn containers(kubelet: &Kubelet, pod: &Pod, cgroup: &str) -> Vec<ContainerReadin
         let started = running.started_at.as_ref().map_or(0.0, |t| t.0.as_millisecond() as f64 / 1000.0);
         Some(ContainerReading { name: status.name.clone(), id, image: status.image.clone(), started, usage })
     };
-    statuses.filter_map(reading).collect()
+    statuses(pod).filter_map(reading).collect()
 }

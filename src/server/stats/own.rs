@@ -7,6 +7,7 @@ use axum::response::Response;
 
 use super::text::Text;
 use crate::machine::usage::node_usage;
+use crate::pod::PodExt;
 use crate::server::api::Kubelet;
 
 /// Kernel ticks per second in `/proc/self/stat`.
@@ -20,8 +21,7 @@ fn page() -> f64 {
 pub async fn metrics(State(kubelet): State<Kubelet>) -> Response {
     let mut text = Text::default();
     let pods = kubelet.pods.list();
-    let running =
-        pods.iter().filter(|p| kubelet.runtime.sandbox_of(p.metadata.uid.as_deref().unwrap_or_default()).is_some());
+    let running = pods.iter().filter(|p| kubelet.runtime.sandbox_of(p.uid()).is_some());
     text.single(
         "kubelet_running_pods",
         "gauge",
@@ -77,7 +77,7 @@ fn process(text: &mut Text) {
     }
 }
 
-/// The answer to `/metrics/probes`: nothing, while there are no probes.
+/// The answer to `/metrics/probes`: empty, as probes are not counted yet.
 pub async fn probes() -> Response {
     Text::default().response()
 }

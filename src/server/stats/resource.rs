@@ -5,18 +5,20 @@ use axum::response::Response;
 
 use super::text::Text;
 use super::{PodReading, read};
-use crate::machine::usage::node_usage;
+use crate::machine::usage::{NodeUsage, node_usage};
 use crate::pod::PodExt;
+use crate::runtime::Usage;
 use crate::server::api::Kubelet;
 
 const NANOS: f64 = 1e-9;
 
-type Value = fn(&crate::runtime::Usage) -> f64;
+type Value = fn(&Usage) -> f64;
 
 /// The answer.
 pub async fn resource(State(kubelet): State<Kubelet>) -> Response {
     let pods = read(&kubelet);
-    let node = node_usage();
+    let NodeUsage { cpu, working_set, swap, .. } = node_usage();
+    let node = Usage { cpu, working_set, swap, ..Usage::default() };
     let at = Some(jiff::Timestamp::now().as_millisecond());
     let mut text = Text::default();
     let values: [(&str, &str, &str, Value); 3] = [
@@ -47,14 +49,10 @@ pub async fn resource(State(kubelet): State<Kubelet>) -> Response {
             text.sample("container_start_time_seconds", &labels, c.started, at);
         }
     }
-    for (name, kind, help, of_node) in [
-        ("cpu_usage_seconds_total", "counter", "Cumulative cpu time consumed in core-seconds", node.cpu as f64 * NANOS),
-        ("memory_working_set_bytes", "gauge", "Current working set in bytes", node.working_set as f64),
-        ("swap_usage_bytes", "gauge", "Current amount of swap usage in bytes", node.swap as f64),
-    ] {
+    for (name, kind, help, value) in values {
         let full = format!("node_{name}");
         text.metric(&full, kind, &format!("[STABLE] {help} of the node"));
-        text.sample(&full, &[], of_node, at);
+        text.sample(&full, &[], value(&node), at);
     }
     for (name, kind, help, value) in values {
         let full = format!("pod_{name}");
