@@ -66,12 +66,14 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
     let table = PodTable::default();
     let (network_tx, network_ready) = watch::channel(false);
     let pods_dir = config.root_dir.join("pods");
+    let probe_counts = probe::Counts::default();
     let shared = Arc::new(Shared {
         runtime: runtime.clone(),
         images: images.clone(),
         network: network.clone(),
         network_ready,
         probe_clients: probe::Clients::default(),
+        probe_counts: probe_counts.clone(),
         volumes: Volumes::new(pods_dir.clone(), objects.clone()),
         objects,
         objects_changed,
@@ -104,7 +106,7 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
         });
     }
     let (drain_tx, drain) = mpsc::channel(1);
-    let kubelet = kubelet(&config, table, runtime.clone());
+    let kubelet = kubelet(&config, table, runtime.clone(), probe_counts);
     tokio::spawn(serve_local(config.state_dir.clone(), kubelet.clone(), drain_tx));
     serve_api(&config, client.clone(), kubelet, &host_ips)?;
     let mut manager = Manager::new(shared);
@@ -149,7 +151,7 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
 }
 
 /// What the kubelet API answers from.
-fn kubelet(config: &Config, pods: PodTable, runtime: Runtime) -> Kubelet {
+fn kubelet(config: &Config, pods: PodTable, runtime: Runtime, probe_counts: probe::Counts) -> Kubelet {
     Kubelet {
         pods,
         logs_dir: config.logs_dir.clone(),
@@ -159,6 +161,7 @@ fn kubelet(config: &Config, pods: PodTable, runtime: Runtime) -> Kubelet {
         node: config.node.name.clone(),
         configuration: Arc::new(config.configuration()),
         last: Arc::default(),
+        probe_counts,
     }
 }
 

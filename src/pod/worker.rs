@@ -35,6 +35,8 @@ pub struct Shared {
     pub network_ready: watch::Receiver<bool>,
     /// Clients of probes and hooks.
     pub probe_clients: probe::Clients,
+    /// What probes have found.
+    pub probe_counts: probe::Counts,
     /// Volumes.
     pub volumes: Volumes,
     /// ConfigMaps, Secrets and tokens.
@@ -220,6 +222,7 @@ impl Worker {
         self.shared.objects.release(&self.uid);
         self.writer.finish(&self.pod, self.removed).await;
         self.shared.table.remove(&self.uid);
+        self.shared.probe_counts.remove(&self.uid);
     }
 
     fn take(&mut self, message: Message) {

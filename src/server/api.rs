@@ -24,6 +24,7 @@ use tracing::{debug, warn};
 use super::access::{Access, User};
 use super::{commands, files, logs, stats, tls};
 use crate::pod::table::PodTable;
+use crate::pod::probe::Counts;
 use crate::runtime::Runtime;
 
 /// Connections at a time, once their handshake is done; more are closed.
@@ -53,6 +54,8 @@ pub struct Kubelet {
     /// What the last statistics were told from.
     pub last: Arc<stats::summary::Last>,
 }
+    /// What probes have found.
+    pub probe_counts: Counts,
 
 /// The client certificate's user, if the connection showed one.
 #[derive(Clone)]

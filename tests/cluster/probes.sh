@@ -30,5 +30,14 @@ check "a command that hangs has failed" soon event hangs 'Readiness probe failed
 few() { [ "$(processes_naming_command 'sleep 4242' | wc -l)" -le 1 ]; }
 processes_naming_command() { grep -lzx 4242 /proc/[0-9]*/cmdline 2>/dev/null; }
 check "  and is killed" few
+counted() {
+  k get --raw "/api/v1/nodes/$node/proxy/metrics/probes" | grep '^prober_probe_total{' | grep "pod=\"$1\"" |
+    grep "probe_type=\"$2\"" | grep -q "result=\"$3\".* [1-9]"
+}
+node=$(field hangs .spec.nodeName)
+check "probes are counted: those that fail" counted hangs Readiness failed
+node=$(field live .spec.nodeName)
+check "  and those that do not" counted live Liveness successful
 check "grpc" soon is speaks-grpc "$ready" true
 k delete -f cluster/probes.yaml --timeout=60s >/dev/null
+check "  until the pod is gone" not counted live Liveness successful

@@ -3,6 +3,7 @@
 //! Rules: Kubernetes "Configure Liveness, Readiness and Startup Probes".
 
 mod check;
+mod counts;
 
 use std::time::Duration;
 
@@ -11,12 +12,13 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 
 pub use check::{Check, Clients};
+pub use counts::Counts;
 
 use super::hook::Run;
 use super::worker::Message;
 
 /// The three questions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     /// Has it come up? The others wait for it.
     Startup,
@@ -129,6 +131,7 @@ impl Prober {
                 Err(error) => Err(error.clone()),
             };
             let success = looked.is_ok();
+            self.run.shared.probe_counts.add(&self.run.pod, &self.run.container.name, self.kind, success);
             row = if last == Some(success) { row + 1 } else { 1 };
             last = Some(success);
             if let Err(error) = looked {

@@ -77,7 +77,25 @@ fn process(text: &mut Text) {
     }
 }
 
-/// The answer to `/metrics/probes`: empty, as probes are not counted yet.
-pub async fn probes() -> Response {
-    Text::default().response()
+/// The answer to `/metrics/probes`.
+pub async fn probes(State(kubelet): State<Kubelet>) -> Response {
+    let mut text = Text::default();
+    let help = "Cumulative number of a liveness, readiness or startup probe for a container by result.";
+    text.metric("prober_probe_total", "counter", help);
+    for (probed, count) in kubelet.probe_counts.list() {
+        for (result, value) in [("successful", count.successful), ("failed", count.failed)] {
+            let labels = [
+                ("container", probed.container.as_str()),
+                ("namespace", &probed.namespace),
+                ("pod", &probed.pod),
+                ("pod_uid", &probed.pod_uid),
+                ("probe_type", probed.kind.name()),
+                ("result", result),
+            ];
+            if value > 0 {
+                text.sample("prober_probe_total", &labels, value as f64, None);
+            }
+        }
+    }
+    text.response()
 }
