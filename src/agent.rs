@@ -201,8 +201,9 @@ fn serve_api(
     tokio::spawn(identity.keep(config.api.server_tls_bootstrap && config.api.certificate.is_none()));
     let access = Access::new(client, config.node.name.clone());
     let address = SocketAddr::new(config.api.address, config.api.port);
+    let idle_timeout = config.api.idle_timeout;
     tokio::spawn(async move {
-        if let Err(error) = api::serve(address, acceptor, access, kubelet).await {
+        if let Err(error) = api::serve(address, acceptor, access, kubelet, idle_timeout).await {
             warn!(error, "kubectl logs and exec will not work; is another kubelet running, or set --port");
         }
     });

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Taint;
 
@@ -94,6 +95,8 @@ pub struct ApiConfig {
     pub server_tls_bootstrap: bool,
     /// Serving certificate and key; `None`: self-signed.
     pub certificate: Option<(PathBuf, PathBuf)>,
+    /// How long a connection may be silent; zero: for ever.
+    pub idle_timeout: Duration,
 }
 
 impl Config {
@@ -110,6 +113,7 @@ impl Config {
                 "webhook": {"cacheAuthorizedTTL": "5m0s", "cacheUnauthorizedTTL": "30s"}},
             "clusterDNS": self.cluster_dns, "clusterDomain": self.cluster_domain, "maxPods": self.node.max_pods,
             "serverTLSBootstrap": self.api.server_tls_bootstrap,
+            "streamingConnectionIdleTimeout": format!("{}s", self.api.idle_timeout.as_secs_f64()),
             "podLogsDir": self.logs_dir, "cgroupRoot": self.cgroup_root, "enableServer": true,
             "containerLogMaxSize": self.log_rotation.max_size.to_string(),
             "containerLogMaxFiles": self.log_rotation.max_files,
@@ -150,6 +154,15 @@ fn taint(written: &str) -> Result<Taint, ConfigError> {
     }
     let value = Some(value.to_owned()).filter(|v| !v.is_empty());
     Ok(Taint { key: key.to_owned(), value, effect: effect.to_owned(), ..Taint::default() })
+}
+
+/// A duration as Go writes it, such as `4h0m0s` or `90s`.
+fn duration(name: &str, written: &str) -> Result<Duration, ConfigError> {
+    let parsed =
+        written.parse::<jiff::SignedDuration>().ok().or((written == "0").then_some(jiff::SignedDuration::ZERO));
+    parsed
+        .and_then(|d| Duration::try_from(d).ok())
+        .ok_or_else(|| ConfigError(format!("{name} {written:?}: it is a duration such as 4h or 90s")))
 }
 
 /// The sum of `kubeReserved` and `systemReserved`.
@@ -214,6 +227,7 @@ impl Config {
             max_pods: flags.max_pods.or(file.max_pods).unwrap_or(110),
             reserved: reserved([&file.kube_reserved, &file.system_reserved])?,
         };
+        let idle = flags.streaming_connection_idle_timeout.or(file.streaming_connection_idle_timeout);
         let api = ApiConfig {
             address: flags.address.or(file.address).unwrap_or(IpAddr::from([0, 0, 0, 0])),
             port: flags.port.or(file.port).unwrap_or(10250),
@@ -224,6 +238,7 @@ impl Config {
                 .tls_cert_file
                 .zip(flags.tls_private_key_file)
                 .or(file.tls_cert_file.zip(file.tls_private_key_file)),
+            idle_timeout: duration("streamingConnectionIdleTimeout", idle.as_deref().unwrap_or("4h"))?,
         };
         let mut log_rotation = Rotation::default();
         if let Some(size) = flags.container_log_max_size.or(file.container_log_max_size) {

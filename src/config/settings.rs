@@ -100,6 +100,9 @@ pub struct Settings {
     #[arg(long = "rotate-server-certificates", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     #[serde(rename = "serverTLSBootstrap")]
     pub server_tls_bootstrap: Option<bool>,
+    /// How long a connection of the kubelet API may be silent, 0 for ever [default: 4h]
+    #[arg(long, value_name = "DURATION")]
+    pub streaming_connection_idle_timeout: Option<String>,
     /// Name servers of pods
     #[arg(long = "cluster-dns", value_delimiter = ',', value_name = "IP")]
     #[serde(rename = "clusterDNS", alias = "cluster-dns", with = "one_or_many")]

@@ -22,9 +22,10 @@ use tokio_rustls::server::TlsStream;
 use tracing::{debug, warn};
 
 use super::access::{Access, User};
+use super::idle::IdleTimeout;
 use super::{commands, files, logs, stats, tls};
-use crate::pod::table::PodTable;
 use crate::pod::probe::Counts;
+use crate::pod::table::PodTable;
 use crate::runtime::Runtime;
 
 /// Connections at a time, once their handshake is done; more are closed.
@@ -53,9 +54,9 @@ pub struct Kubelet {
     pub configuration: Arc<Value>,
     /// What the last statistics were told from.
     pub last: Arc<stats::summary::Last>,
-}
     /// What probes have found.
     pub probe_counts: Counts,
+}
 
 /// The client certificate's user, if the connection showed one.
 #[derive(Clone)]
@@ -137,12 +138,13 @@ async fn guard(
     }
 }
 
-/// Listens on `address` and serves until the agent ends.
+/// Listens on `address` and serves until the agent ends; connections silent for `idle_timeout` are closed.
 pub async fn serve(
     address: SocketAddr,
     tls: watch::Receiver<TlsAcceptor>,
     access: Access,
     kubelet: Kubelet,
+    idle_timeout: Duration,
 ) -> Result<(), String> {
     let listener = TcpListener::bind(address).await.map_err(|e| format!("kubelet API on {address}: {e}"))?;
     let app = routes(kubelet).layer(middleware::from_fn_with_state(Arc::new(access), guard));
@@ -164,7 +166,7 @@ pub async fn serve(
             drop(permit);
             let served = match handshaken {
                 Ok(stream) => match limit.try_acquire() {
-                    Ok(_permit) => connection(stream, app).await,
+                    Ok(_permit) => connection(stream, app, idle_timeout).await,
                     Err(_) => Err(format!("more than {MAX_CONNECTIONS} at a time")),
                 },
                 Err(error) => Err(error),
@@ -182,10 +184,11 @@ async fn handshake(stream: TcpStream, tls: TlsAcceptor) -> Result<TlsStream<TcpS
     stream.map_err(|e| format!("handshake: {e}"))
 }
 
-async fn connection(stream: TlsStream<TcpStream>, app: Router) -> Result<(), String> {
+async fn connection(stream: TlsStream<TcpStream>, app: Router, idle_timeout: Duration) -> Result<(), String> {
     let shown = stream.get_ref().1.peer_certificates().and_then(|c| tls::user_of(c.first()?));
     let service = TowerToHyperService::new(app.layer(Extension(Shown(shown))));
     let builder = auto::Builder::new(TokioExecutor::new());
+    let stream = IdleTimeout::new(stream, idle_timeout);
     builder.serve_connection_with_upgrades(TokioIo::new(stream), service).await.map_err(|e| e.to_string())
 }
 

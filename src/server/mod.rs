@@ -7,6 +7,7 @@ pub mod api;
 mod commands;
 mod files;
 pub mod identity;
+mod idle;
 pub mod local;
 mod logs;
 pub mod spdy;
