@@ -7,7 +7,7 @@ use tracing::{debug, warn};
 
 use super::sandbox::new_id;
 use super::worker::{Worker, now_nanos};
-use super::{PodExt, is_sidecar, log_links};
+use super::{PodExt, is_sidecar, log_links, restart_policy};
 use crate::image::Image;
 use crate::runtime::ContainerInfo;
 
@@ -32,14 +32,8 @@ impl Worker {
         let pod = self.pod.clone();
         for container in pod.init_containers() {
             let sidecar = is_sidecar(container);
-            let policy = match (sidecar, pod.restart_policy()) {
-                (true, _) => "Always",
-                // an init container that ended well is done, whatever the pod's policy
-                (false, "Never") => "Never",
-                (false, _) => "OnFailure",
-            };
             if !self.state(&container.name).succeeded() || sidecar {
-                self.ensure(container, policy).await;
+                self.ensure(container).await;
                 let state = self.state(&container.name);
                 let passed = if sidecar { state.started() } else { state.succeeded() };
                 if !passed {
@@ -48,7 +42,7 @@ impl Worker {
             }
         }
         for container in pod.app_containers() {
-            self.ensure(container, pod.restart_policy()).await;
+            self.ensure(container).await;
         }
         self.wake()
     }
@@ -97,13 +91,14 @@ impl Worker {
     }
 
     /// Starts the container if it is not running and its policy and backoff allow it.
-    async fn ensure(&mut self, container: &Container, policy: &str) {
+    async fn ensure(&mut self, container: &Container) {
         let now = Instant::now();
+        let pod = self.pod.clone();
         let state = self.state(&container.name);
         if state.running() || state.pulling {
             return;
         }
-        if state.exit().is_some() && !state.wants_restart(policy) {
+        if state.exit().is_some() && !state.wants_restart(restart_policy(&pod, &container.name)) {
             state.waiting = None;
             return;
         }

@@ -104,6 +104,16 @@ pub fn is_sidecar(container: &Container) -> bool {
     container.restart_policy.as_deref() == Some("Always")
 }
 
+/// The restart policy a container of the pod has: `Always`, `OnFailure` or `Never`.
+pub fn restart_policy<'a>(pod: &'a Pod, container: &str) -> &'a str {
+    match pod.init_containers().iter().find(|c| c.name == container) {
+        Some(init) if is_sidecar(init) => "Always",
+        // an init container that ended well is done, whatever the pod's policy
+        Some(_) if pod.restart_policy() != "Never" => "OnFailure",
+        _ => pod.restart_policy(),
+    }
+}
+
 /// All containers of a pod, init containers first.
 fn containers(pod: &Pod) -> impl Iterator<Item = &Container> {
     pod.init_containers().iter().chain(pod.app_containers())

@@ -16,7 +16,7 @@ use super::backoff::{Backoff, RESET_AFTER};
 use super::container::ContainerState;
 use super::stop::Stopping;
 use super::table::PodTable;
-use super::{PodExt, checkpoint, is_sidecar, probe, references, status, writer};
+use super::{PodExt, checkpoint, probe, references, restart_policy, status, writer};
 use crate::cluster::{EventRecorder, Services};
 use crate::image::{Image, ImageError, ImageStore};
 use crate::network::Network;
@@ -245,7 +245,6 @@ impl Worker {
     }
 
     fn exited(&mut self, id: &str, exit: &ExitRecord) {
-        let policy = self.pod.restart_policy().to_owned();
         for (name, state) in &mut self.containers {
             let Some(current) = state.current.as_mut().filter(|c| c.spec.id == id && c.exit.is_none()) else {
                 continue;
@@ -260,9 +259,7 @@ impl Worker {
             state.probes = None;
             state.hooking = false;
             // the first restart comes at once; each one after that waits twice as long
-            let sidecar = self.pod.init_containers().iter().any(|c| &c.name == name && is_sidecar(c));
-            let policy = if sidecar { "Always" } else { policy.as_str() };
-            if state.wants_restart(policy) && current_attempt(state) > 0 {
+            if state.wants_restart(restart_policy(&self.pod, name)) && current_attempt(state) > 0 {
                 state.crash.fail(Instant::now());
             }
         }

@@ -3,7 +3,7 @@
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use bytes::Bytes;
 use futures::StreamExt;
@@ -36,20 +36,25 @@ pub struct LogOptions {
 }
 
 /// Sends what `options` want of the log at `path` to `out`; ends when that is done, when a followed container has
-/// `ended` and all was read, or when nobody listens. Holds no more than one block and one line.
+/// `ended` and all was read, or when nobody listens. Holds no more than one block and one line. Gives what is wanted of
+/// the log of the next run; `None`: nothing more, or nobody listens.
 pub async fn read_log(
-    path: PathBuf,
+    path: &Path,
     options: LogOptions,
     ended: impl Future<Output = ()>,
-    out: mpsc::Sender<io::Result<Bytes>>,
-) {
+    out: &mpsc::Sender<io::Result<Bytes>>,
+) -> Option<LogOptions> {
     let result = tokio::select! {
-        result = copy(&path, options, ended, &out) => result,
-        () = out.closed() => return,
+        result = copy(path, options, ended, out) => result,
+        () = out.closed() => return None,
     };
-    if let Err(error) = result {
-        // whoever listened may have gone
-        let _ = out.send(Err(error)).await;
+    match result {
+        Ok(next) => next,
+        Err(error) => {
+            // whoever listened may have gone
+            let _ = out.send(Err(error)).await;
+            None
+        }
     }
 }
 
@@ -58,7 +63,7 @@ async fn copy(
     options: LogOptions,
     ended: impl Future<Output = ()>,
     out: &mpsc::Sender<io::Result<Bytes>>,
-) -> io::Result<()> {
+) -> io::Result<Option<LogOptions>> {
     let mut changes = if options.follow { Some(watch(path)?) } else { None };
     let mut file = tokio::fs::File::open(path).await?;
     if let Some(lines) = options.tail {
@@ -76,7 +81,7 @@ async fn copy(
         if count > 0 {
             let text = lines.take(&block[..count]);
             if !text.is_empty() && out.send(Ok(text.into())).await.is_err() || lines.full() {
-                return Ok(());
+                return Ok(None);
             }
             continue;
         }
@@ -90,7 +95,7 @@ async fn copy(
             continue;
         }
         if last {
-            return Ok(());
+            return Ok(options.follow.then_some(LogOptions { tail: None, limit_bytes: lines.left, ..options }));
         }
         tokio::select! {
             () = &mut ended => last = true,
@@ -225,6 +230,7 @@ impl Lines {
 #[cfg(test)]
 mod tests {
     use std::io::Write;
+    use std::path::PathBuf;
 
     use super::*;
 
@@ -278,7 +284,10 @@ mod tests {
         let (tx, mut rx) = mpsc::channel(4);
         let (end, ended) = tokio::sync::oneshot::channel::<()>();
         let options = LogOptions { follow: true, ..LogOptions::default() };
-        let reading = tokio::spawn(read_log(path.clone(), options, async { drop(ended.await) }, tx));
+        let reading = {
+            let path = path.clone();
+            tokio::spawn(async move { read_log(&path, options, async { drop(ended.await) }, &tx).await })
+        };
         assert_eq!(rx.recv().await.unwrap().unwrap(), "one\n");
         std::fs::rename(&path, dir.join("0.log.old")).unwrap();
         std::fs::write(dir.join("new"), "T stdout F two\n").unwrap();
@@ -289,7 +298,7 @@ mod tests {
         end.send(()).unwrap();
         assert_eq!(rx.recv().await.unwrap().unwrap(), "three\n");
         assert!(rx.recv().await.is_none());
-        reading.await.unwrap();
+        assert!(reading.await.unwrap().is_some_and(|next| next.follow));
         std::fs::remove_dir_all(dir).unwrap();
     }
 }

@@ -1,10 +1,10 @@
 //! `/containerLogs/{namespace}/{pod}/{container}` (Kubernetes' `PodLogOptions`).
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use axum::body::Body;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path as Parts, Query, State};
 use axum::response::{IntoResponse, Response};
 use http::{StatusCode, header};
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::api::Kubelet;
+use crate::pod::restart_policy;
 use crate::pod::table::PodTable;
 use crate::runtime::{LogOptions, LogStream, read_log};
 
@@ -108,14 +109,14 @@ fn run(pod: &Pod, container: &str, previous: bool) -> Result<(i32, Option<String
 }
 
 /// Waits until the run of that id is over.
-async fn ended(pods: PodTable, uid: String, container: String, id: Option<String>) {
+async fn ended(pods: &PodTable, uid: &str, container: &str, id: Option<&str>) {
     let mut changes = pods.subscribe();
-    while let Some(id) = &id {
+    while let Some(id) = id {
         changes.borrow_and_update();
-        let pod = pods.by_uid(&uid);
-        let status = pod.as_ref().and_then(|p| status_of(p, &container));
+        let pod = pods.by_uid(uid);
+        let status = pod.as_ref().and_then(|p| status_of(p, container));
         let running = status.is_some_and(|s| {
-            s.container_id.as_ref() == Some(id) && s.state.as_ref().is_some_and(|s| s.running.is_some())
+            s.container_id.as_deref() == Some(id) && s.state.as_ref().is_some_and(|s| s.running.is_some())
         });
         if !running || changes.changed().await.is_err() {
             return;
@@ -123,10 +124,35 @@ async fn ended(pods: PodTable, uid: String, container: String, id: Option<String
     }
 }
 
+/// The run that follows the one of that number, once it is there; `None` when there will be none.
+async fn next_run(pods: &PodTable, uid: &str, container: &str, number: i32) -> Option<(i32, Option<String>)> {
+    let mut changes = pods.subscribe();
+    loop {
+        changes.borrow_and_update();
+        let pod = pods.by_uid(uid)?;
+        let status = status_of(&pod, container)?;
+        let over =
+            pod.status.as_ref().and_then(|s| s.phase.as_deref()).is_some_and(|p| p == "Succeeded" || p == "Failed");
+        let state = status.state.as_ref()?;
+        let again = match (&state.terminated, restart_policy(&pod, container)) {
+            (Some(_), "Never") => false,
+            (Some(ended), "OnFailure") => ended.exit_code != 0,
+            _ => true,
+        };
+        if status.restart_count > number && state.waiting.is_none() {
+            return Some((status.restart_count, state.running.as_ref().and(status.container_id.clone())));
+        }
+        if over || !again || pod.metadata.deletion_timestamp.is_some() {
+            return None;
+        }
+        changes.changed().await.ok()?;
+    }
+}
+
 /// Serves one log.
 pub async fn container_logs(
     State(kubelet): State<Kubelet>,
-    Path((namespace, name, container)): Path<(String, String, String)>,
+    Parts((namespace, name, container)): Parts<(String, String, String)>,
     Query(query): Query<HashMap<String, String>>,
 ) -> Response {
     match open(&kubelet, &namespace, &name, &container, &query) {
@@ -146,18 +172,39 @@ fn open(
     let Some(pod) = kubelet.pods.get(namespace, name) else {
         return Err((StatusCode::NOT_FOUND, format!("pod \"{namespace}/{name}\" not found on this node")));
     };
-    let (attempt, id) = run(&pod, container, previous)?;
+    let (mut number, mut id) = run(&pod, container, previous)?;
     let uid = pod.metadata.uid.clone().unwrap_or_default();
-    let path: PathBuf =
-        kubelet.logs_dir.join(format!("{namespace}_{name}_{uid}")).join(container).join(format!("{attempt}.log"));
-    if !path.exists() {
+    let dir = kubelet.logs_dir.join(format!("{namespace}_{name}_{uid}")).join(container);
+    if !log_file(&dir, number).exists() {
         let message = format!("unable to retrieve container logs for {container:?} in pod {name:?}: its log is gone");
         return Err((StatusCode::BAD_REQUEST, message));
     }
     let (tx, rx) = mpsc::channel(QUEUE);
-    let ended = ended(kubelet.pods.clone(), uid, container.to_owned(), id);
-    tokio::spawn(read_log(path, options, ended, tx));
+    let (pods, container) = (kubelet.pods.clone(), container.to_owned());
+    tokio::spawn(async move {
+        let mut options = Some(options);
+        while let Some(wanted) = options.take() {
+            let over = ended(&pods, &uid, &container, id.as_deref());
+            let more = read_log(&log_file(&dir, number), wanted, over, &tx).await;
+            if more.is_none() || previous {
+                return;
+            }
+            let next = tokio::select! {
+                next = next_run(&pods, &uid, &container, number) => next,
+                () = tx.closed() => None,
+            };
+            if let Some(next) = next {
+                (number, id) = next;
+                options = more;
+            }
+        }
+    });
     Ok(Body::from_stream(ReceiverStream::new(rx)))
+}
+
+/// The log of the run of that number.
+fn log_file(dir: &Path, number: i32) -> PathBuf {
+    dir.join(format!("{number}.log"))
 }
 
 #[cfg(test)]

@@ -33,4 +33,19 @@ followed() {
     awk '$2 != NR - 1 { exit 1 }' "$layout/followed" && [ "$(ls "$dir"/n1/log/default_writer_*/writer | wc -l)" -ge 3 ]
 }
 check "-f follows over rotations, no line is lost" followed
-k delete pod talker crasher counter writer --timeout=60s --grace-period=1 >/dev/null
+k apply -f - >/dev/null <<YAML
+apiVersion: v1
+kind: Pod
+metadata: {name: again}
+spec:
+  restartPolicy: OnFailure
+  volumes: [{name: d, emptyDir: {}}]
+  containers:
+  - name: c
+    image: "$image"
+    command: [sh, -c, "echo >>/d/runs; n=\$(wc -l </d/runs); echo run \$n; sleep 1; echo end \$n; [ \$n = 3 ]"]
+    volumeMounts: [{name: d, mountPath: /d}]
+YAML
+soon is again .status.phase Running
+check "-f goes on with the next runs, until there is none" lines $'run 1\nend 1\nrun 2\nend 2\nrun 3\nend 3' again -f
+k delete pod again talker crasher counter writer --timeout=60s --grace-period=1 >/dev/null
