@@ -43,4 +43,17 @@ folder() { raw logs/ | grep -q '<a href="apt/">'; }
 check "/logs/" folder
 later() { [[ $(k create --raw /api/v1/nodes/n1/proxy/checkpoint/default/busy/busy -f /dev/null 2>&1) == *"not implemented"* ]]; }
 check "/checkpoint says that it does not exist" later
+
+# metrics-server reads /metrics/resource of every node as a user who may read statistics and nothing else
+k apply -f cluster/metrics-server.yaml >/dev/null
+$cluster start metrics-server
+available() { k wait --for=condition=Available apiservice/v1beta1.metrics.k8s.io --timeout=60s; }
+check "metrics-server is served by the API server" available
+millicores() { k top pod "$1" --no-headers 2>/dev/null | awk '{ print $2 + 0 }'; }
+shown() { [ "$(millicores busy)" -gt 100 ] && [ "$(millicores quiet)" -lt 50 ]; }
+check "kubectl top pod tells a busy pod from a quiet one" soon shown
+all_nodes() { [ "$(k top node --no-headers | awk '$2 ~ /m$/ && $4 ~ /Mi$/' | wc -l)" = 3 ]; }
+check "kubectl top node has every node" soon all_nodes
+$cluster stop metrics-server
+k delete -f cluster/metrics-server.yaml >/dev/null
 k delete pod busy quiet --timeout=60s --grace-period=1 >/dev/null

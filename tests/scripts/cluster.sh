@@ -3,7 +3,7 @@
 #
 #   cluster.sh up [NODES]              starts it (default 2 nodes; 0: control plane only), prints `export KUBECONFIG=...`
 #   cluster.sh down                    drains and removes everything; what was left behind is reported as an error
-#   cluster.sh kubectl ...             as the cluster's admin
+#   cluster.sh kubectl ...             as the cluster's admin; KUBECTL names another program
 #   cluster.sh start|stop NAME [SIGNAL]  one process: etcd apiserver controller-manager scheduler agent-n1 ...
 #   cluster.sh logs NAME               what it said
 #
@@ -24,7 +24,7 @@ registry=$cp_ip:5000
 ns() { echo "pk$id-$1"; }
 node_ip() { echo "10.77.0.$((10 + ${1#n}))"; }
 nodes() { cat "$dir/nodes" 2>/dev/null; }
-kubectl() { "$(cat "$dir/controlplane")/kubectl" --kubeconfig "$dir/admin.kubeconfig" "$@"; }
+kubectl() { "${KUBECTL:-$(cat "$dir/controlplane")/kubectl}" --kubeconfig "$dir/admin.kubeconfig" "$@"; }
 
 # certificate NAME SUBJECT [SAN]: EC key and certificate signed by the cluster's CA
 certificate() {
@@ -57,6 +57,8 @@ certificates() {
   certificate admin /O=system:masters/CN=admin
   certificate controller-manager /CN=system:kube-controller-manager
   certificate scheduler /CN=system:kube-scheduler
+  certificate front-proxy-client /CN=front-proxy-client
+  certificate metrics-server /CN=metrics-server
   certificate kubelet-client /O=system:masters/CN=kube-apiserver-kubelet-client
   openssl ecparam -name prime256v1 -genkey -noout -out "$pki/sa.key"
   openssl ec -in "$pki/sa.key" -pubout -out "$pki/sa.pub" 2>>"$logs/openssl.log"
@@ -117,7 +119,11 @@ launch() {
       --service-account-key-file="$pki/sa.pub" --service-account-signing-key-file="$pki/sa.key" \
       --kubelet-client-certificate="$pki/kubelet-client.crt" --kubelet-client-key="$pki/kubelet-client.key" \
       --kubelet-preferred-address-types=InternalIP --bind-address=$cp_ip --advertise-address=$cp_ip --secure-port=6443 \
-      --cert-dir="$dir/apiserver" --allow-privileged=true ;;
+      --cert-dir="$dir/apiserver" --allow-privileged=true --enable-aggregator-routing \
+      --requestheader-client-ca-file="$pki/ca.crt" --requestheader-allowed-names=front-proxy-client \
+      --requestheader-username-headers=X-Remote-User --requestheader-group-headers=X-Remote-Group \
+      --requestheader-extra-headers-prefix=X-Remote-Extra- \
+      --proxy-client-cert-file="$pki/front-proxy-client.crt" --proxy-client-key-file="$pki/front-proxy-client.key" ;;
     controller-manager) proc_start "$pids" "$logs" controller-manager "${in_cp[@]}" "$bin/kube-controller-manager" \
       --kubeconfig="$dir/controller-manager.kubeconfig" --allocate-node-cidrs --cluster-cidr=10.244.0.0/16 \
       --node-cidr-mask-size=24 --service-cluster-ip-range=10.96.0.0/16 --use-service-account-credentials \
@@ -125,6 +131,15 @@ launch() {
       --service-account-private-key-file="$pki/sa.key" --bind-address=127.0.0.1 --leader-elect=false ;;
     scheduler) proc_start "$pids" "$logs" scheduler "${in_cp[@]}" "$bin/kube-scheduler" \
       --kubeconfig="$dir/scheduler.kubeconfig" --bind-address=127.0.0.1 --leader-elect=false ;;
+    metrics-server)
+      "$here/controlplane.sh" metrics-server >/dev/null || exit 1
+      kubeconfig "$dir/metrics-server.kubeconfig" metrics-server "https://$cp_ip:6443"
+      local config=$dir/metrics-server.kubeconfig
+      # nodes make their serving certificates themselves, as most clusters' kubelets do
+      proc_start "$pids" "$logs" metrics-server "${in_cp[@]}" "$bin/metrics-server" --kubeconfig="$config" \
+        --authentication-kubeconfig="$config" --authorization-kubeconfig="$config" --bind-address=$cp_ip \
+        --secure-port=4443 --cert-dir="$dir/metrics-server" --kubelet-insecure-tls \
+        --kubelet-preferred-address-types=InternalIP --metric-resolution=10s --kubelet-request-timeout=5s ;;
     registry) proc_start "$pids" "$logs" registry "${in_cp[@]}" docker-registry serve "$dir/registry.yaml" ;;
     forward) proc_start "$pids" "$logs" forward python3 "$here/../harness/forward.py" "/run/netns/$(ns cp)" $cp_ip 6443 "$dir/port" ;;
     mounts-n*)
@@ -207,7 +222,7 @@ down() {
     fi
     proc_stop "$pids" "agent-$node"
   done
-  for name in scheduler controller-manager apiserver registry etcd forward; do proc_stop "$pids" "$name"; done
+  for name in metrics-server scheduler controller-manager apiserver registry etcd forward; do proc_stop "$pids" "$name"; done
   for node in $(nodes); do
     found=$(leftovers "$dir/$node" "$(ns "$node")")
     [ -z "$found" ] || left+=$(sed "s/^/$node: /" <<<"$found")$'\n'
