@@ -1,4 +1,5 @@
-# exec, attach, port-forward and cp with kubectl by websocket and by SPDY, other clients, and those who may not.
+# exec, attach, port-forward and cp with kubectl by websocket and by SPDY, the system's kubectl of another version, other
+# clients, and those who may not.
 
 k apply -f - >/dev/null <<YAML
 apiVersion: v1
@@ -21,14 +22,16 @@ YAML
 soon is sh .status.phase Running
 soon is ended .status.phase Succeeded
 head -c 64M /dev/urandom >"$layout/data"
-sum=$(md5sum <"$layout/data")
+head -c 1G /dev/urandom >"$layout/large"
+sum=$(md5sum <"$layout/large")
 # gives COMMAND...: standard output, and the exit code in $code
 said() { [ "$(k "${@:2}" 2>/dev/null)" = "$1" ]; }
 exits() { local want=$1; shift; k "$@" >/dev/null 2>&1; [ $? = "$want" ]; }
 complains() { local text; text=$(k "${@:2}" 2>&1); [[ $text == *"$1"* ]]; }
 
-for kind in websocket SPDY; do
+for kind in websocket SPDY older; do
   by=true; [ $kind = websocket ] || by=false
+  [ $kind != older ] || { KUBECTL=$(command -v kubectl); export KUBECTL; }
   export KUBECTL_REMOTE_COMMAND_WEBSOCKETS=$by KUBECTL_PORT_FORWARD_WEBSOCKETS=$by
   check "$kind: exec shows the output" said out exec sh -- echo out
   check "$kind: and errors apart from it" said '' exec sh -- sh -c 'echo err >&2'
@@ -36,13 +39,13 @@ for kind in websocket SPDY; do
   check "$kind: a command that does not exist is 127" exits 127 exec sh -- nope
   check "$kind: one that cannot be run is 126" exits 126 exec sh -- /etc/passwd
   check "$kind: and is named" complains '"nope": executable file not found' exec sh -- nope
-  into() { [ "$(k exec -i sh -- md5sum <"$layout/data")" = "$sum" ]; }
-  check "$kind: 64 MiB go in whole" into
-  out_of() { [ "$(k exec -i sh -- cat <"$layout/data" | md5sum)" = "$sum" ]; }
+  into() { [ "$(k exec -i sh -- md5sum <"$layout/large")" = "$sum" ]; }
+  check "$kind: 1 GiB goes in whole" into
+  out_of() { [ "$(k exec -i sh -- cat <"$layout/large" | md5sum)" = "$sum" ]; }
   check "$kind: and in and out at once" out_of
   terminal() {
     local text
-    text=$(python3 harness/terminal.py "$(cat "$dir/controlplane")/kubectl" --kubeconfig "$dir/admin.kubeconfig" exec -it sh -- sh 2>&1)
+    text=$(python3 harness/terminal.py "${KUBECTL:-$(cat "$dir/controlplane")/kubectl}" --kubeconfig "$dir/admin.kubeconfig" exec -it sh -- sh 2>&1)
     [ $? = 3 ] && [[ $text == *"24 80"* && $text == *"50 132"* && $text == *"/dev/pts/"* ]]
   }
   check "$kind: exec -it has a terminal that follows the size" terminal
@@ -76,7 +79,8 @@ for kind in websocket SPDY; do
   }
   check "$kind: a port nobody listens on is said" closed
 done
-unset KUBECTL_REMOTE_COMMAND_WEBSOCKETS KUBECTL_PORT_FORWARD_WEBSOCKETS
+unset KUBECTL KUBECTL_REMOTE_COMMAND_WEBSOCKETS KUBECTL_PORT_FORWARD_WEBSOCKETS
+rm "$layout/large"
 
 python_client() { [ "$(/usr/bin/python3 harness/websocket_exec.py "$dir/admin.kubeconfig" sh)" = "got hello wrong 5" ]; }
 check "the Python client's websocket exec" python_client

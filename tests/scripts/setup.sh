@@ -28,6 +28,8 @@ for package in "${packages[@]}"; do
   dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q '^install ok installed' || missing+=("$package")
 done
 command -v python3 >/dev/null || missing+=(python3)
+# a kubectl of another version than the one the tests build
+command -v kubectl >/dev/null || missing+=(kubernetes-client)
 [ ${#missing[@]} = 0 ] || install "${missing[@]}"
 
 rust=$(rustc --version 2>/dev/null | awk '{print $2}' || true)
