@@ -14,7 +14,7 @@ trap '$cluster down; rm -rf "$work"' EXIT
 
 eval "$($cluster up 1)"
 PIKELET_CLUSTER_DIR=$($cluster dir)
-export BENCH_IMAGE=10.77.0.1:5000/busybox:1 PIKELET_CLUSTER_DIR
+export BENCH_NETNS=/run/netns/pk$PIKELET_CLUSTER_ID-cp BENCH_IMAGE=10.77.0.1:5000/busybox:1 PIKELET_CLUSTER_DIR
 busybox_image "$work/oci" 1 >"$work/log" 2>&1 || { cat "$work/log" >&2; exit 1; }
 push_image "pk$PIKELET_CLUSTER_ID-cp" "$work/oci" 1 "$BENCH_IMAGE"
 

@@ -1,8 +1,10 @@
 //! `make bench`: the figures of one pikelet node on a real control plane, beside `crun run` in the same run.
 //!
 //! Expects a cluster of tests/scripts/cluster.sh that is up with one node, its folder in `PIKELET_CLUSTER_DIR`, the
-//! image in `BENCH_IMAGE` in its registry, and in `CRUN_MILLIS` the times of single `crun run`s, one per line.
+//! image in `BENCH_IMAGE` in its registry, the control plane's network namespace in `BENCH_NETNS`, and in `CRUN_MILLIS`
+//! the times of single `crun run`s, one per line.
 
+mod exec;
 mod procs;
 mod streams;
 
@@ -185,7 +187,9 @@ async fn main() -> Outcome<()> {
     row(&format!("idle CPU with {standing} pods"), &format!("{share:.2} % of a core"), "0.5 %");
     let bytes = node.written()? - written;
     row(&format!("bytes written to disk in {} s", idle.as_secs()), &bytes.to_string(), "0");
-    streams::measure(&kept[0], &node, single, stream).await?;
+    let cluster = std::env::var("PIKELET_CLUSTER_DIR")?;
+    let access = exec::Access::new(Path::new(&cluster), Path::new(&std::env::var("BENCH_NETNS")?), "10.77.0.1:6443")?;
+    streams::measure(&access, &kept[0], &node, single, stream).await?;
     delete(&api, kept).await?;
     Ok(())
 }
