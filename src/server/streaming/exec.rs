@@ -162,7 +162,6 @@ async fn pump(from: Option<Reader>, to: Option<Outlet>, ended: &CancellationToke
         if !matches!(read, Ok(1..)) {
             break;
         }
-        piece.truncate(PIECE);
         if to.send(Bytes::from(piece)).await.is_err() {
             return;
         }

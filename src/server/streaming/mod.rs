@@ -14,8 +14,8 @@ use tokio_util::sync::CancellationToken;
 
 /// Pieces that may wait in one direction of a channel or session; a piece is at most [`PIECE`] bytes.
 pub const QUEUE: usize = 8;
-/// Largest piece in bytes.
-pub const PIECE: usize = 64 << 10;
+/// Largest piece in bytes: with the header of its frame it fills what TLS writes at once, and leaves nothing over.
+pub const PIECE: usize = (64 << 10) - 16;
 
 /// What a client sends on a channel, in pieces; ends when the client has closed it.
 pub type Inlet = mpsc::Receiver<Bytes>;

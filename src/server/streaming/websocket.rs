@@ -71,6 +71,23 @@ fn unpack(message: Message, framing: Framing) -> Result<Option<(u8, Bytes)>, Str
     }
 }
 
+/// The message that carries data on a channel.
+fn pack(channel: u8, data: &[u8], framing: Framing) -> Message {
+    match framing {
+        Framing::Binary => {
+            let mut message = BytesMut::with_capacity(1 + data.len());
+            message.put_u8(channel);
+            message.extend_from_slice(data);
+            Message::Binary(message.freeze())
+        }
+        Framing::Base64 => {
+            let mut text = String::from(char::from(b'0' + channel % 10));
+            STANDARD.encode_string(data, &mut text);
+            Message::Text(text.into())
+        }
+    }
+}
+
 async fn read_all(mut stream: SplitStream<WebSocket>, framing: Framing, mut inlets: Vec<Option<mpsc::Sender<Bytes>>>) {
     while let Some(message) = stream.next().await {
         let message = match message {
@@ -108,23 +125,18 @@ async fn write_all(
     gone: CancellationToken,
 ) {
     let written = async {
-        while let Some(out) = outs.recv().await {
-            let Out::Data { channel, data } = out else { continue };
-            let channel = channel as u8;
-            sink.send(match framing {
-                Framing::Binary => {
-                    let mut message = BytesMut::with_capacity(1 + data.len());
-                    message.put_u8(channel);
-                    message.extend_from_slice(&data);
-                    Message::Binary(message.freeze())
+        while let Some(mut out) = outs.recv().await {
+            // what waits already goes out at once
+            loop {
+                if let Out::Data { channel, data } = out {
+                    sink.feed(pack(channel as u8, &data, framing)).await?;
                 }
-                Framing::Base64 => {
-                    let mut text = String::from(char::from(b'0' + channel % 10));
-                    STANDARD.encode_string(&data, &mut text);
-                    Message::Text(text.into())
+                match outs.try_recv() {
+                    Ok(next) => out = next,
+                    Err(_) => break,
                 }
-            })
-            .await?;
+            }
+            sink.flush().await?;
         }
         sink.send(Message::Close(Some(CloseFrame { code: 1000, reason: "".into() }))).await
     };
