@@ -29,7 +29,20 @@ check "after kill -9 of the agent a container is the same" same
 
 restarts_before=$(field crashes "$restarts")
 pid=$(host_pid steady)
+# whoever asked the node before may go on for as long as the answer holds
+k create serviceaccount watcher >/dev/null
+k create clusterrole watcher --verb=get --resource=nodes/pods >/dev/null
+k create clusterrolebinding watcher --clusterrole=watcher --serviceaccount=default:watcher >/dev/null
+known=$(k create token watcher) unknown=$(k create token watcher)
+asks() {
+  [ "$(ip netns exec "pk$PIKELET_CLUSTER_ID-cp" curl -sk -m 20 -o /dev/null -w '%{http_code}' -H "Authorization: Bearer $2" \
+    "https://10.77.0.11:10250$3")" = "$1" ]
+}
+check "a token with a right is let in" asks 200 "$known" /pods
+check "  and no further" asks 403 "$known" /metrics
 $cluster stop apiserver
+check "with the API server away it is let in still" asks 200 "$known" /pods
+check "  one nobody can vouch for is not" asks 401 "$unknown" /pods
 sleep 60
 running() { [ -d "/proc/$pid" ]; }
 check "with the API server away for a minute containers go on" running

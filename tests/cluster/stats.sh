@@ -44,6 +44,12 @@ check "/logs/" folder
 later() { [[ $(k create --raw /api/v1/nodes/n1/proxy/checkpoint/default/busy/busy -f /dev/null 2>&1) == *"not implemented"* ]]; }
 check "/checkpoint says that it does not exist" later
 
+local_top() {
+  on n1 "$(cat "$dir/pikelet")" top --state-dir "$dir/n1/run" >"$layout/top" &&
+    [ "$(awk '$2 == "busy" { print $3 + 0 }' "$layout/top")" -gt 100 ]
+}
+check "pikelet top, without an API server" local_top
+
 # metrics-server reads /metrics/resource of every node as a user who may read statistics and nothing else
 k apply -f cluster/metrics-server.yaml >/dev/null
 $cluster start metrics-server

@@ -135,4 +135,21 @@ for attack in oversize zlib reused even unopened version; do
 done
 check "an unknown stream protocol: 403" hostile 403 protocol
 check "1000 connections that never begin hold up nobody" hostile 101 half-open
+
+# clients that go without a word
+open_files() { ls "/proc/$(proc_pid "$dir/pids" agent-n1)/fd" | wc -l; }
+readers() { k exec sh -- sh -c 'ps | grep -c "[c]at /dev/stdin"'; }
+files=$(open_files)
+kubectl=$(cat "$dir/controlplane")/kubectl
+mkfifo "$layout/open" && exec 9<>"$layout/open"
+clients=()
+for i in $(seq 10); do
+  "$kubectl" --kubeconfig "$dir/admin.kubeconfig" exec -i sh -- cat /dev/stdin <&9 & clients+=($!)
+done
+began() { [ "$(readers)" = 10 ]; }
+check "ten clients read and write" soon began
+kill -KILL "${clients[@]}"; wait "${clients[@]}" 2>/dev/null
+over() { [ "$(readers)" = 0 ] && [ "$(open_files)" -le $((files + 4)) ]; }
+check "  killed, they leave neither a reader nor an open file" soon over
+exec 9>&-
 k delete pod sh ended --timeout=60s >/dev/null
