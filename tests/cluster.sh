@@ -10,12 +10,14 @@ cd "$(dirname "$0")"
 export PIKELET_CLUSTER_ID=${PIKELET_CLUSTER_ID:-c$(($$ % 9999))}
 cluster=scripts/cluster.sh
 k() { $cluster kubectl "$@"; }
-passed=0 failed=0
+passed=0 failed=0 completed=""
 check() {
   local name=$1; shift
   if "$@"; then passed=$((passed + 1)); echo "ok   $name"; else failed=$((failed + 1)); echo "FAIL $name"; fi
 }
 finish() {
+  # a script with a mistake in it ends early, and with it all
+  [ -n "$completed" ] || check "every case was run" false
   check "nothing is left over after the cluster is taken down" $cluster down
   echo "$passed passed, $failed failed"
   # a bare exit in a trap would give the status of what came before
@@ -58,3 +60,4 @@ for subject in "${subjects[@]}"; do
   . "cluster/$subject.sh"
 done
 rm -rf "$layout"
+completed=yes
