@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use pikelet::runtime::{
-    ContainerSpec, ExitRecord, Resources, Runtime, RuntimeConfig, RuntimeError, RuntimeEvent, SandboxSpec, User, Wanted,
+    ContainerSpec, ExitRecord, Resources, Runtime, RuntimeConfig, RuntimeError, RuntimeEvent, SandboxSpec, Seccomp,
+    User, Wanted,
 };
 use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc::Receiver;
@@ -192,6 +193,65 @@ async fn containers_live_and_die() {
     assert!(!node.config.state_dir.join("sandboxes/s1").exists());
     assert!(!node.cgroups().iter().any(|d| d.ends_with("pods1")), "{:?}", node.cgroups());
     assert!(runtime.recover().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn system_calls_are_filtered() {
+    let Some(node) = Node::new("calls") else { return };
+    let (runtime, mut events) = Runtime::open(node.config.clone()).unwrap();
+    runtime.create_sandbox(node.sandbox("s3")).await.unwrap();
+    let run = async |events: &mut _, spec| run(&runtime, events, "s3", spec).await;
+    // a program that forks, makes namespaces and mounts
+    let script =
+        "grep -w Seccomp: /proc/self/status; unshare -U true 2>/dev/null; echo $?; mount -t tmpfs t /tmp; echo $?";
+
+    let mut free = node.shell("c1", script);
+    free.capabilities_add = vec!["SYS_ADMIN".into()];
+    assert_eq!(run(&mut events, free).await.code, 0);
+    assert_eq!(node.output("c1"), ["stdout F Seccomp:\t0", "stdout F 0", "stdout F 0"]);
+
+    let mut default = node.shell("c2", script);
+    default.seccomp = Seccomp::RuntimeDefault;
+    assert_eq!(run(&mut events, default.clone()).await.code, 0);
+    let output = node.output("c2");
+    assert_eq!([&output[0][..], &output[1]], ["stdout F Seccomp:\t2", "stdout F 1"]);
+    assert_ne!(output.last().unwrap(), "stdout F 0");
+
+    // the same with no_new_privs, where the filter is loaded at another moment
+    default = ContainerSpec { no_new_privileges: true, ..default };
+    default = ContainerSpec { id: "c3".into(), log_path: node.shell("c3", "").log_path, ..default };
+    assert_eq!(run(&mut events, default).await.code, 0);
+    assert_eq!(node.output("c3")[..2], output[..2]);
+
+    // what a capability brings
+    let mut admin = node.shell("c4", script);
+    admin.seccomp = Seccomp::RuntimeDefault;
+    admin.capabilities_add = vec!["SYS_ADMIN".into()];
+    assert_eq!(run(&mut events, admin).await.code, 0);
+    assert_eq!(node.output("c4"), ["stdout F Seccomp:\t2", "stdout F 0", "stdout F 0"]);
+
+    let mut strong = node.shell("c5", script);
+    strong.seccomp = Seccomp::RuntimeDefault;
+    strong.privileged = true;
+    assert_eq!(run(&mut events, strong).await.code, 0);
+    assert_eq!(node.output("c5")[0], "stdout F Seccomp:\t0");
+
+    // a file, with a comparison under a mask: clone and unshare may not make a user namespace, but others
+    let file = node.config.state_dir.join("profile.json");
+    let masked = r#"{"index": 0, "value": 2114060288, "valueTwo": 268435456, "op": "SCMP_CMP_MASKED_EQ"}"#;
+    let call = format!(r#"{{"names": ["unshare"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1, "args": [{masked}]}}"#);
+    fs::write(&file, format!(r#"{{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{call}]}}"#)).unwrap();
+    let mut own = node.shell("c6", "unshare -U true 2>/dev/null; echo $?; unshare -u true; echo $?");
+    own.seccomp = Seccomp::Localhost(file.clone());
+    own.capabilities_add = vec!["SYS_ADMIN".into()];
+    assert_eq!(run(&mut events, own).await.code, 0);
+    assert_eq!(node.output("c6"), ["stdout F 1", "stdout F 0"]);
+
+    let mut missing = node.shell("c7", "true");
+    missing.seccomp = Seccomp::Localhost("/nowhere/profile.json".into());
+    let text = runtime.create_container("s3", missing).await.unwrap_err().to_string();
+    assert!(text.contains("cannot load seccomp profile /nowhere/profile.json"), "{text}");
+    runtime.remove_sandbox("s3").await.unwrap();
 }
 
 #[tokio::test]

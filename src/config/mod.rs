@@ -45,6 +45,10 @@ pub struct Config {
     pub logs_dir: PathBuf,
     /// When a container's log file is put aside.
     pub log_rotation: Rotation,
+    /// Containers that name no seccomp profile get `RuntimeDefault`.
+    pub seccomp_default: bool,
+    /// Sysctls pods may set beside the safe ones.
+    pub unsafe_sysctls: Vec<String>,
     /// Cgroup that holds all pods.
     pub cgroup_root: String,
     /// Bridge of the pods.
@@ -114,7 +118,8 @@ impl Config {
             "clusterDNS": self.cluster_dns, "clusterDomain": self.cluster_domain, "maxPods": self.node.max_pods,
             "serverTLSBootstrap": self.api.server_tls_bootstrap,
             "streamingConnectionIdleTimeout": format!("{}s", self.api.idle_timeout.as_secs_f64()),
-            "podLogsDir": self.logs_dir, "cgroupRoot": self.cgroup_root, "enableServer": true,
+            "podLogsDir": self.logs_dir, "seccompDefault": self.seccomp_default,
+            "allowedUnsafeSysctls": self.unsafe_sysctls, "cgroupRoot": self.cgroup_root, "enableServer": true,
             "containerLogMaxSize": self.log_rotation.max_size.to_string(),
             "containerLogMaxFiles": self.log_rotation.max_files,
             "nodeStatusUpdateFrequency": "10s", "nodeStatusReportFrequency": "5m0s", "nodeLeaseDurationSeconds": 40,
@@ -265,6 +270,8 @@ impl Config {
             state_dir: path(flags.state_dir, file.state_dir, "/run/pikelet"),
             logs_dir: path(flags.pod_logs_dir, file.pod_logs_dir, "/var/log/pods"),
             log_rotation,
+            seccomp_default: flags.seccomp_default.or(file.seccomp_default).unwrap_or(false),
+            unsafe_sysctls: list(flags.allowed_unsafe_sysctls, file.allowed_unsafe_sysctls),
             cgroup_root: flags.cgroup_root.or(file.cgroup_root).unwrap_or_else(|| "kubepods".to_owned()),
             bridge,
             api,

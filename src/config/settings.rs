@@ -114,6 +114,12 @@ pub struct Settings {
     /// Largest number of pods [default: 110]
     #[arg(long, value_name = "NUMBER")]
     pub max_pods: Option<u32>,
+    /// Use the seccomp profile `RuntimeDefault` where a container names none
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub seccomp_default: Option<bool>,
+    /// Sysctls pods may set beside the safe ones; a name that ends in * stands for all that begin so
+    #[arg(long = "allowed-unsafe-sysctls", value_delimiter = ',', value_name = "NAME")]
+    pub allowed_unsafe_sysctls: Vec<String>,
     /// Size at which a container's log file is put aside [default: 10Mi]
     #[arg(long, value_name = "QUANTITY")]
     pub container_log_max_size: Option<String>,

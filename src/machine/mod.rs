@@ -42,6 +42,11 @@ pub fn architecture() -> &'static str {
     }
 }
 
+/// The kernel enforces `AppArmor` profiles.
+pub fn has_apparmor() -> bool {
+    line("/sys/module/apparmor/parameters/enabled").is_some_and(|enabled| enabled == "Y")
+}
+
 /// Reads the facts; `root` is where the agent's data lies.
 pub fn inspect(root: &Path) -> MachineInfo {
     let memory = sysinfo::System::new().map_or(0, |mut system| {

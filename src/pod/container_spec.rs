@@ -11,7 +11,7 @@ use super::sandbox::hostname;
 use super::worker::Worker;
 use super::{PodExt, qos};
 use crate::image::Image;
-use crate::runtime::{self, ContainerSpec, Mount, Propagation, User};
+use crate::runtime::{self, ContainerSpec, Mount, Propagation, Seccomp, User};
 
 impl Worker {
     pub(super) async fn container_spec(
@@ -76,6 +76,9 @@ impl Worker {
             capabilities_drop: capabilities.and_then(|c| c.drop.clone()).unwrap_or_default(),
             resources: qos::container_resources(container),
             oom_score_adj: qos::oom_score_adj(pod, container, self.shared.machine_memory),
+            seccomp: self.seccomp(container).map_err(|e| ("CreateContainerError", e))?,
+            apparmor: self.apparmor(container),
+            unmasked_proc: security.and_then(|s| s.proc_mount.as_deref()) == Some("Unmasked"),
             log_path: self.shared.logs_dir.join(log_dir).join(&container.name).join(format!("{attempt}.log")),
             log_rotation: self.shared.log_rotation,
             tty: container.tty.unwrap_or(false),
@@ -106,6 +109,31 @@ impl Worker {
         let own = container.security_context.as_ref();
         let uid = own.and_then(|s| s.run_as_user).or_else(|| pod.and_then(|s| s.run_as_user));
         let gid = own.and_then(|s| s.run_as_group).or_else(|| pod.and_then(|s| s.run_as_group));
+    /// The container's profile, else the pod's, else what `seccompDefault` says.
+    fn seccomp(&self, container: &Container) -> Result<Seccomp, String> {
+        let own = container.security_context.as_ref().and_then(|s| s.seccomp_profile.as_ref());
+        let pod = || self.pod.pod_spec()?.security_context.as_ref()?.seccomp_profile.as_ref();
+        let Some(profile) = own.or_else(pod) else {
+            let default = if self.shared.seccomp_default { Seccomp::RuntimeDefault } else { Seccomp::Unconfined };
+            return Ok(default);
+        };
+        match (profile.type_.as_str(), &profile.localhost_profile) {
+            ("Unconfined", _) => Ok(Seccomp::Unconfined),
+            ("RuntimeDefault", _) => Ok(Seccomp::RuntimeDefault),
+            ("Localhost", Some(name)) if crate::volume::stays_inside(name) => {
+                Ok(Seccomp::Localhost(self.shared.seccomp_dir.join(name)))
+            }
+            (kind, name) => Err(format!("seccompProfile: {kind} with localhostProfile {name:?} names no profile")),
+        }
+    }
+
+    /// The name of a `Localhost` profile; pods with one are refused where the kernel has no `AppArmor`.
+    fn apparmor(&self, container: &Container) -> Option<String> {
+        let own = container.security_context.as_ref().and_then(|s| s.app_armor_profile.as_ref());
+        let pod = || self.pod.pod_spec()?.security_context.as_ref()?.app_armor_profile.as_ref();
+        own.or_else(pod).filter(|p| p.type_ == "Localhost")?.localhost_profile.clone()
+    }
+
         let wanted = uid.map_or_else(|| image.config.user.clone(), |u| u.to_string());
         let mut user = runtime::resolve_user(rootfs, &wanted).map_err(|e| e.to_string())?;
         if let Some(gid) = gid {
@@ -116,6 +144,9 @@ impl Worker {
             return Err("container has runAsNonRoot and image will run as root".to_owned());
         }
         let groups = pod.and_then(|s| s.supplemental_groups.as_ref()).into_iter().flatten();
+        if pod.and_then(|s| s.supplemental_groups_policy.as_deref()) == Some("Strict") {
+            user.additional_gids.clear();
+        }
         for gid in groups.chain(pod.and_then(|s| s.fs_group.as_ref())) {
             let gid = u32::try_from(*gid).map_err(|_| format!("group {gid} is out of range"))?;
             if !user.additional_gids.contains(&gid) {

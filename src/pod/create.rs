@@ -5,10 +5,12 @@ use std::time::Instant;
 use k8s_openapi::api::core::v1::Container;
 use tracing::{debug, warn};
 
+use super::admission::{self, Node};
 use super::sandbox::new_id;
 use super::worker::{Worker, now_nanos};
 use super::{PodExt, is_sidecar, log_links, restart_policy};
 use crate::image::Image;
+use crate::machine;
 use crate::runtime::ContainerInfo;
 
 /// Why a container could not be made: reason and message of its waiting state.
@@ -17,6 +19,9 @@ pub(super) type Refused = (&'static str, String);
 impl Worker {
     /// Does what can be done now; returns when something is due by itself.
     pub(super) async fn create(&mut self) -> Option<Instant> {
+        if self.failed.is_some() || self.refuse() {
+            return None;
+        }
         if let Some(at) = self.setup_retry.pending(Instant::now()) {
             return Some(at);
         }
@@ -45,6 +50,18 @@ impl Worker {
             self.ensure(container).await;
         }
         self.wake()
+    }
+
+    /// Fails a pod this node cannot run as it is; true when it does.
+    fn refuse(&mut self) -> bool {
+        let node = Node { unsafe_sysctls: &self.shared.unsafe_sysctls, apparmor: machine::has_apparmor() };
+        if self.sandbox.is_some() {
+            return false;
+        }
+        let Some((reason, message)) = admission::refuse(&self.pod, &node) else { return false };
+        self.event(None, "Warning", reason, message.clone());
+        self.failed = Some((reason.to_owned(), message));
+        true
     }
 
     fn wake(&self) -> Option<Instant> {

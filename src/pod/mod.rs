@@ -3,7 +3,8 @@
 //! The manager keeps one worker per pod. A worker owns everything of its pod: it alone decides what is started,
 //! stopped and reported. Knows nothing of libcontainer, netlink or HTTP.
 
-pub mod backoff;
+mod admission;
+mod backoff;
 pub mod container;
 pub mod env;
 pub mod manager;

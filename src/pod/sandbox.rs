@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use k8s_openapi::api::core::v1::PodSpec;
 use tracing::warn;
 
+use super::admission::sysctl_name;
 use super::worker::{Sandbox, Worker};
 use super::{PodExt, qos};
 use crate::network;
@@ -28,6 +29,10 @@ impl Worker {
         }
         let default = PodSpec::default();
         let spec = pod.pod_spec().unwrap_or(&default);
+        if spec.host_users == Some(false) {
+            let message = "hostUsers: false: this version of pikelet has no user namespaces; leave it out or run the pod elsewhere";
+            return Err(format!("Failed to create pod sandbox: {message}"));
+        }
         let attempt = self.next_sandbox;
         let sandbox = SandboxSpec {
             id: new_id(),
@@ -42,6 +47,7 @@ impl Worker {
             share_process_namespace: spec.share_process_namespace.unwrap_or(false),
             cgroup: qos::pod_cgroup(pod),
             resources: qos::pod_resources(pod),
+            sysctls: sysctls(spec),
         };
         let id = sandbox.id.clone();
         let made = self.shared.runtime.create_sandbox(sandbox).await.map_err(|e| e.to_string());
@@ -119,6 +125,12 @@ impl Worker {
         write("etc-hosts", &network::hosts_file(ips, &host, fqdn.as_deref(), &aliases))?;
         write("hostname", &format!("{host}\n"))
     }
+}
+
+/// The pod's kernel settings.
+fn sysctls(spec: &PodSpec) -> Vec<(String, String)> {
+    let wanted = spec.security_context.iter().flat_map(|s| s.sysctls.iter().flatten());
+    wanted.map(|s| (sysctl_name(&s.name), s.value.clone())).collect()
 }
 
 /// The host name of a pod's containers.

@@ -35,6 +35,12 @@ pub struct Shared {
     pub network_ready: watch::Receiver<bool>,
     /// Clients of probes and hooks.
     pub probe_clients: probe::Clients,
+    /// Containers that name no seccomp profile get `RuntimeDefault`.
+    pub seccomp_default: bool,
+    /// Where `localhostProfile`s are.
+    pub seccomp_dir: PathBuf,
+    /// `allowedUnsafeSysctls`.
+    pub unsafe_sysctls: Vec<String>,
     /// What probes have found.
     pub probe_counts: probe::Counts,
     /// Volumes.

@@ -10,6 +10,7 @@ mod descriptors;
 mod log_reader;
 mod protocol;
 mod rooted;
+mod seccomp;
 pub mod shim;
 mod spec;
 mod store;

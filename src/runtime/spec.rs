@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
+use super::seccomp;
 use super::types::{ContainerSpec, Propagation, Resources};
 
 /// All capabilities by number, without `CAP_`.
@@ -174,9 +175,14 @@ pub fn oci_config(spec: &ContainerSpec, around: &Surroundings) -> Result<Value, 
                     "fileMode": d.mode, "uid": d.uid, "gid": d.gid })
         };
         linux["devices"] = around.devices.iter().map(device).collect();
-    } else {
+    } else if !spec.unmasked_proc {
         linux["maskedPaths"] = json!(MASKED_PATHS);
         linux["readonlyPaths"] = json!(READ_ONLY_PATHS);
+    }
+    if !spec.privileged
+        && let Some(seccomp) = seccomp::section(&spec.seccomp, &capabilities)?
+    {
+        linux["seccomp"] = seccomp;
     }
     Ok(json!({
         "ociVersion": "1.0.2",
@@ -191,7 +197,9 @@ pub fn oci_config(spec: &ContainerSpec, around: &Surroundings) -> Result<Value, 
                 "bounding": capabilities, "permitted": effective, "effective": effective,
                 "inheritable": [], "ambient": [],
             },
-            "noNewPrivileges": spec.no_new_privileges,
+            // libcontainer loads the seccomp filter while it may only where nothing is said of this
+            "noNewPrivileges": spec.no_new_privileges.then_some(true),
+            "apparmorProfile": spec.apparmor.as_ref().filter(|_| !spec.privileged),
             "oomScoreAdj": around.oom_score_adj,
         },
         "mounts": mounts(spec, around),

@@ -45,6 +45,9 @@ pub struct SandboxSpec {
     pub cgroup: String,
     /// Limits of the pod cgroup.
     pub resources: Resources,
+    /// Kernel settings of the pod's namespaces, names with dots.
+    #[serde(default)]
+    pub sysctls: Vec<(String, String)>,
 }
 
 /// cgroup limits in kernel units; `None` leaves the kernel's default.
@@ -86,6 +89,18 @@ pub enum Propagation {
     HostToContainer,
     /// `rshared`.
     Bidirectional,
+}
+
+/// Kubernetes' `seccompProfile`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Seccomp {
+    /// All the kernel has.
+    #[default]
+    Unconfined,
+    /// What container engines allow unless told otherwise.
+    RuntimeDefault,
+    /// The profile in a file, in the format of the OCI runtime specification.
+    Localhost(PathBuf),
 }
 
 /// Who a container's process runs as, already resolved to numbers.
@@ -130,6 +145,15 @@ pub struct ContainerSpec {
     pub capabilities_add: Vec<String>,
     /// Taken from the default capability set; `ALL` or names without `CAP_`.
     pub capabilities_drop: Vec<String>,
+    /// System calls it may make; nothing is refused to a privileged one.
+    #[serde(default)]
+    pub seccomp: Seccomp,
+    /// `AppArmor` profile the kernel has loaded.
+    #[serde(default)]
+    pub apparmor: Option<String>,
+    /// `procMount: Unmasked`: nothing of `/proc` is masked or read-only.
+    #[serde(default)]
+    pub unmasked_proc: bool,
     /// cgroup limits.
     pub resources: Resources,
     /// `oom_score_adj` of the process.

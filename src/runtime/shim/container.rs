@@ -128,7 +128,7 @@ impl Pod {
         let mut builder = ContainerBuilder::new(spec.id.clone(), SyscallType::default())
             .with_root_path(state)
             .map_err(|e| root_cause(&e))?
-            .with_executor(ProgramExecutor);
+            .with_executor(ProgramExecutor::default());
         let (mut outputs, mut stdin, mut console) = (Vec::new(), None, None);
         if spec.tty {
             let socket = ConsoleSocket::listen(&self.dir, &spec.id)?;

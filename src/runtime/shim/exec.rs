@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::console::ConsoleSocket;
 use super::container::{Container, Pod, restore_process, root_cause, set_nonblocking};
-use super::executor::ProgramExecutor;
+use super::executor::{Confinement, ProgramExecutor};
 use super::setup::context;
 use crate::runtime::protocol::Wanted;
 use crate::runtime::store;
@@ -33,9 +33,12 @@ pub fn exec(
     }
     let bundle = store::container_dir(&pod.dir, id);
     let file = bundle.join("exec.json");
-    store::write_json(&file, &process(&bundle, args, tty)?).map_err(context("writing exec.json"))?;
+    let config: Value = store::read_json(&bundle.join("config.json")).map_err(context("reading config.json"))?;
+    let mut process = process(&config, args, tty);
+    let executor = ProgramExecutor { confinement: confine(&config, &mut process)? };
+    store::write_json(&file, &process).map_err(context("writing exec.json"))?;
     let own_score = fs::read_to_string(OOM_SCORE_ADJ).map_err(context("reading the shim's oom_score_adj"))?;
-    let built = build(pod, id, &file, tty, wanted, ends);
+    let built = build(pod, id, &file, executor, tty, wanted, ends);
     restore_process(&pod.dir, own_score.trim());
     // only of use while the process is made
     let _ = fs::remove_file(&file);
@@ -43,8 +46,7 @@ pub fn exec(
 }
 
 /// The container's own process with another command.
-fn process(bundle: &Path, args: &[String], tty: bool) -> Result<Value, String> {
-    let config: Value = store::read_json(&bundle.join("config.json")).map_err(context("reading config.json"))?;
+fn process(config: &Value, args: &[String], tty: bool) -> Value {
     let mut process = config["process"].clone();
     process["args"] = json!(args);
     process["terminal"] = json!(tty);
@@ -54,13 +56,38 @@ fn process(bundle: &Path, args: &[String], tty: bool) -> Result<Value, String> {
     {
         env.push(json!("TERM=xterm"));
     }
-    Ok(process)
+    process
+}
+
+/// The container's seccomp filter. Without `no_new_privs` loading it takes `CAP_SYS_ADMIN`, and dropping that again from
+/// the bounding set `CAP_SETPCAP`: `process` gets both until then.
+fn confine(config: &Value, process: &mut Value) -> Result<Option<Confinement>, String> {
+    let filter = &config["linux"]["seccomp"];
+    if filter.is_null() {
+        return Ok(None);
+    }
+    let unreadable = |e: serde_json::Error| format!("reading config.json: {e}");
+    let filter = serde_json::from_value(filter.clone()).map_err(unreadable)?;
+    if process["noNewPrivileges"] == true {
+        return Ok(Some(Confinement { filter, capabilities: None }));
+    }
+    let kept = serde_json::from_value(process["capabilities"].clone()).map_err(unreadable)?;
+    for set in ["bounding", "permitted", "effective"] {
+        let Some(names) = process["capabilities"][set].as_array_mut() else { continue };
+        for name in ["CAP_SETPCAP", "CAP_SYS_ADMIN"] {
+            if !names.iter().any(|n| n == name) {
+                names.push(json!(name));
+            }
+        }
+    }
+    Ok(Some(Confinement { filter, capabilities: Some(kept) }))
 }
 
 fn build(
     pod: &Pod,
     id: &str,
     process: &Path,
+    executor: ProgramExecutor,
     tty: bool,
     wanted: Wanted,
     ends: Vec<OwnedFd>,
@@ -68,7 +95,7 @@ fn build(
     let mut builder = ContainerBuilder::new(id.to_owned(), SyscallType::default())
         .with_root_path(pod.dir.join("youki"))
         .map_err(|e| root_cause(&e))?
-        .with_executor(ProgramExecutor);
+        .with_executor(executor);
     let mut console = None;
     if tty {
         let socket = ConsoleSocket::listen(&pod.dir, "exec")?;

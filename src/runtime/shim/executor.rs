@@ -5,15 +5,44 @@ use std::collections::HashMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use libcontainer::oci_spec::runtime::Spec;
+use libcontainer::capabilities::drop_privileges;
+use libcontainer::oci_spec::runtime::{LinuxCapabilities, LinuxSeccomp, Spec};
+use libcontainer::seccomp::initialize_seccomp;
+use libcontainer::syscall::syscall::create_syscall;
 use libcontainer::workload::default::get_executor;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 use nix::sys::prctl;
 use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
 
+use crate::errors::causes;
+
 /// Checks and starts the program as container engines do.
+#[derive(Clone, Default)]
+pub struct ProgramExecutor {
+    /// What libcontainer does for a container's first process and not for those that come later.
+    pub confinement: Option<Confinement>,
+}
+
+/// The seccomp filter of another process in a container.
 #[derive(Clone)]
-pub struct ProgramExecutor;
+pub struct Confinement {
+    /// The container's.
+    pub filter: LinuxSeccomp,
+    /// Capabilities to keep once it is loaded; `None` where it can be loaded without any, under `no_new_privs`.
+    pub capabilities: Option<LinuxCapabilities>,
+}
+
+impl Confinement {
+    fn apply(&self) -> Result<(), ExecutorError> {
+        let failed =
+            |e: &dyn std::error::Error| ExecutorError::Other(format!("loading the seccomp filter: {}", causes(e)));
+        initialize_seccomp(&self.filter).map_err(|e| failed(&e))?;
+        match &self.capabilities {
+            Some(kept) => drop_privileges(kept, &*create_syscall()).map_err(|e| failed(&e)),
+            None => Ok(()),
+        }
+    }
+}
 
 impl Executor for ProgramExecutor {
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
@@ -23,6 +52,9 @@ impl Executor for ProgramExecutor {
         for other in Signal::iterator().filter(|s| !matches!(s, Signal::SIGKILL | Signal::SIGSTOP)) {
             // SAFETY: the default action runs no code of ours.
             unsafe { signal(other, SigHandler::SigDfl) }.map_err(failed)?;
+        }
+        if let Some(confinement) = &self.confinement {
+            confinement.apply()?;
         }
         get_executor().exec(spec)
     }

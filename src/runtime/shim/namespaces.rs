@@ -1,9 +1,10 @@
 //! The namespaces a sandbox holds for its containers.
 #![allow(unsafe_code)]
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::path::PathBuf;
 
+use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, Signal};
@@ -42,6 +43,7 @@ pub fn enter(spec: &SandboxSpec) -> Result<Held, String> {
     if let Some(name) = spec.hostname.as_ref().filter(|_| !spec.host_network) {
         sethostname(name).map_err(context("setting the pod's host name"))?;
     }
+    set_sysctls(spec)?;
     let own = |kind: &str, held: bool| held.then(|| PathBuf::from(format!("/proc/{}/ns/{kind}", std::process::id())));
     let pause = if spec.share_process_namespace && !spec.host_pid { Some(start_pause()?) } else { None };
     let pid = match pause {
@@ -56,6 +58,29 @@ pub fn enter(spec: &SandboxSpec) -> Result<Held, String> {
         pid,
         pause,
     })
+}
+
+/// What every pod with a network of its own gets, as from other container runtimes: ports below 1024 and ping for all
+/// users. Kernels that lack one do without.
+const OPEN_NETWORK: [(&str, &str); 2] =
+    [("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0 2147483647")];
+
+fn set_sysctls(spec: &SandboxSpec) -> Result<(), String> {
+    // names of interfaces have no dots here: the kernel's files lie below directories of the other parts
+    let set = |name: &str, value: &str| fs::write(format!("/proc/sys/{}", name.replace('.', "/")), value);
+    for (name, value) in OPEN_NETWORK.iter().filter(|_| !spec.host_network) {
+        let _ = set(name, value);
+    }
+    for (name, value) in &spec.sysctls {
+        set(name, value).map_err(|e| format!("setting sysctl {name} to {value:?}: {e}"))?;
+    }
+    Ok(())
+}
+
+/// Sends a signal of any number, those for real-time use as well.
+pub fn send(process: Pid, signal: i32) -> nix::Result<()> {
+    // SAFETY: kill only takes numbers.
+    Errno::result(unsafe { nix::libc::kill(process.as_raw(), signal) }).map(drop)
 }
 
 /// Starts the first process of a PID namespace shared by the pod's containers.
