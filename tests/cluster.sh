@@ -50,10 +50,12 @@ image=10.77.0.1:5000/busybox:1
 layout=$(mktemp -d)
 busybox_image "$layout/oci" 1 "$(cat "$dir/controlplane")"/{kubectl,etcd} >/dev/null 2>&1
 for tag in 1 2; do push_image "pk$PIKELET_CLUSTER_ID-cp" "$layout/oci" 1 "10.77.0.1:5000/busybox:$tag"; done
+umoci config --image "$layout/oci:1" --tag usr1 --config.stopsignal SIGUSR1
+push_image "pk$PIKELET_CLUSTER_ID-cp" "$layout/oci" usr1 "10.77.0.1:5000/busybox:usr1"
 check "every node becomes Ready" k wait --for=condition=Ready node/n1 node/n2 node/n3 --timeout=30s
 
 subjects=("$@")
-[ $# != 0 ] || subjects=(workloads containers mistakes logs streams stats certificates probes hooks mirror outage kills node)
+[ $# != 0 ] || subjects=(workloads containers mistakes logs streams stats certificates security probes hooks mirror outage kills node)
 for subject in "${subjects[@]}"; do
   echo "     -- $subject"
   # shellcheck source=/dev/null

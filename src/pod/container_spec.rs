@@ -8,6 +8,7 @@ use super::container::{LABEL_IMAGE, LABEL_IMAGE_ID};
 use super::create::Refused;
 use super::env::{self, EnvContext};
 use super::sandbox::hostname;
+use super::termination::{LABEL_LOG_IS_MESSAGE, LABEL_STOP_SIGNAL, stop_signal};
 use super::worker::Worker;
 use super::{PodExt, qos};
 use crate::image::Image;
@@ -58,6 +59,7 @@ impl Worker {
         let capabilities = security.and_then(|s| s.capabilities.as_ref());
         let privileged = security.and_then(|s| s.privileged).unwrap_or(false);
         let termination_log = self.termination_log(container, id).map_err(config_error)?;
+        let log_is_message = container.termination_message_policy.as_deref() == Some("FallbackToLogsOnError");
         let cwd = container.working_dir.clone().filter(|d| !d.is_empty()).unwrap_or(image.config.working_dir.clone());
         Ok(ContainerSpec {
             id: id.to_owned(),
@@ -74,11 +76,11 @@ impl Worker {
             no_new_privileges: security.and_then(|s| s.allow_privilege_escalation) == Some(false),
             capabilities_add: capabilities.and_then(|c| c.add.clone()).unwrap_or_default(),
             capabilities_drop: capabilities.and_then(|c| c.drop.clone()).unwrap_or_default(),
-            resources: qos::container_resources(container),
-            oom_score_adj: qos::oom_score_adj(pod, container, self.shared.machine_memory),
             seccomp: self.seccomp(container).map_err(|e| ("CreateContainerError", e))?,
             apparmor: self.apparmor(container),
             unmasked_proc: security.and_then(|s| s.proc_mount.as_deref()) == Some("Unmasked"),
+            resources: qos::container_resources(container),
+            oom_score_adj: qos::oom_score_adj(pod, container, self.shared.machine_memory),
             log_path: self.shared.logs_dir.join(log_dir).join(&container.name).join(format!("{attempt}.log")),
             log_rotation: self.shared.log_rotation,
             tty: container.tty.unwrap_or(false),
@@ -88,8 +90,11 @@ impl Worker {
             labels: [
                 (LABEL_IMAGE.to_owned(), container.image.clone().unwrap_or_default()),
                 (LABEL_IMAGE_ID.to_owned(), image.repo_digests.first().unwrap_or(&image.id).clone()),
+                (LABEL_STOP_SIGNAL.to_owned(), stop_signal(container, image).to_string()),
             ]
-            .into(),
+            .into_iter()
+            .chain(log_is_message.then(|| (LABEL_LOG_IS_MESSAGE.to_owned(), String::new())))
+            .collect(),
         })
     }
 
@@ -104,11 +109,6 @@ impl Worker {
         Ok(file)
     }
 
-    fn user(&self, container: &Container, image: &Image, rootfs: &Path) -> Result<User, String> {
-        let pod = self.pod.pod_spec().and_then(|s| s.security_context.as_ref());
-        let own = container.security_context.as_ref();
-        let uid = own.and_then(|s| s.run_as_user).or_else(|| pod.and_then(|s| s.run_as_user));
-        let gid = own.and_then(|s| s.run_as_group).or_else(|| pod.and_then(|s| s.run_as_group));
     /// The container's profile, else the pod's, else what `seccompDefault` says.
     fn seccomp(&self, container: &Container) -> Result<Seccomp, String> {
         let own = container.security_context.as_ref().and_then(|s| s.seccomp_profile.as_ref());
@@ -134,19 +134,24 @@ impl Worker {
         own.or_else(pod).filter(|p| p.type_ == "Localhost")?.localhost_profile.clone()
     }
 
+    fn user(&self, container: &Container, image: &Image, rootfs: &Path) -> Result<User, String> {
+        let pod = self.pod.pod_spec().and_then(|s| s.security_context.as_ref());
+        let own = container.security_context.as_ref();
+        let uid = own.and_then(|s| s.run_as_user).or_else(|| pod.and_then(|s| s.run_as_user));
+        let gid = own.and_then(|s| s.run_as_group).or_else(|| pod.and_then(|s| s.run_as_group));
         let wanted = uid.map_or_else(|| image.config.user.clone(), |u| u.to_string());
         let mut user = runtime::resolve_user(rootfs, &wanted).map_err(|e| e.to_string())?;
         if let Some(gid) = gid {
             user.gid = u32::try_from(gid).map_err(|_| format!("runAsGroup {gid} is out of range"))?;
+        }
+        if pod.and_then(|s| s.supplemental_groups_policy.as_deref()) == Some("Strict") {
+            user.additional_gids.clear();
         }
         let non_root = own.and_then(|s| s.run_as_non_root).or_else(|| pod.and_then(|s| s.run_as_non_root));
         if non_root == Some(true) && user.uid == 0 {
             return Err("container has runAsNonRoot and image will run as root".to_owned());
         }
         let groups = pod.and_then(|s| s.supplemental_groups.as_ref()).into_iter().flatten();
-        if pod.and_then(|s| s.supplemental_groups_policy.as_deref()) == Some("Strict") {
-            user.additional_gids.clear();
-        }
         for gid in groups.chain(pod.and_then(|s| s.fs_group.as_ref())) {
             let gid = u32::try_from(*gid).map_err(|_| format!("group {gid} is out of range"))?;
             if !user.additional_gids.contains(&gid) {

@@ -10,6 +10,7 @@ use nix::sys::signal::Signal;
 use tracing::warn;
 
 use super::probe::Check;
+use super::termination;
 use super::worker::{Message, Shared, Worker};
 
 /// What a program has after its preStop hook has used up the grace period.
@@ -36,6 +37,7 @@ pub(super) struct Run {
     pub sandbox: String,
     pub id: String,
     pub ip: String,
+    pub stop_signal: i32,
 }
 
 impl Run {
@@ -73,26 +75,26 @@ impl Run {
     }
 
     /// Sends a signal to the first process, or to all.
-    pub async fn signal(&self, signal: Signal, all: bool) {
-        let killed = self.shared.runtime.kill_container(&self.sandbox, &self.id, signal as i32, all).await;
+    pub async fn signal(&self, signal: i32, all: bool) {
+        let killed = self.shared.runtime.kill_container(&self.sandbox, &self.id, signal, all).await;
         if let Err(error) = killed {
             // one that was removed meanwhile needs nothing more
             warn!(pod = self.pod.metadata.uid, container = self.container.name, %error, "signal not delivered");
         }
     }
 
-    /// preStop, then SIGTERM.
+    /// preStop, then the stop signal.
     pub async fn ask_to_end(self, grace: Duration) {
         self.pre_stop(grace).await;
-        self.signal(Signal::SIGTERM, false).await;
+        self.signal(self.stop_signal, false).await;
     }
 
-    /// preStop, SIGTERM, and SIGKILL when the grace period is over.
+    /// preStop, the stop signal, and SIGKILL when the grace period is over.
     pub async fn end(self, grace: Duration) {
         let since = Instant::now();
         self.clone().ask_to_end(grace).await;
         tokio::time::sleep(grace.saturating_sub(since.elapsed()).max(LEAST_GRACE.min(grace))).await;
-        self.signal(Signal::SIGKILL, true).await;
+        self.signal(Signal::SIGKILL as i32, true).await;
     }
 }
 
@@ -107,6 +109,7 @@ impl Worker {
             container: container.clone(),
             sandbox: sandbox.id.clone(),
             id: current.spec.id.clone(),
+            stop_signal: termination::stop_signal_of(current),
             ip: sandbox.ips.first().map(ToString::to_string).unwrap_or_default(),
         })
     }

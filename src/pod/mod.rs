@@ -14,6 +14,7 @@ pub mod references;
 pub mod source;
 pub mod status;
 pub mod table;
+mod termination;
 pub mod worker;
 
 mod checkpoint;

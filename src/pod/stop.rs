@@ -86,7 +86,7 @@ impl Worker {
         stopping.retry.pending(now)
     }
 
-    /// preStop hooks, then SIGTERM: to every running container at once.
+    /// preStop hooks, then the stop signal: to every running container at once.
     async fn ask_to_end(&self, grace: Duration) {
         let pod = self.pod.clone();
         for container in super::containers(&pod) {
@@ -109,7 +109,7 @@ impl Worker {
     async fn kill_all(&self) {
         let pod = self.pod.clone();
         for run in super::containers(&pod).filter_map(|c| self.run_of(c)) {
-            run.signal(Signal::SIGKILL, true).await;
+            run.signal(Signal::SIGKILL as i32, true).await;
         }
     }
 

@@ -16,7 +16,7 @@ use super::backoff::{Backoff, RESET_AFTER};
 use super::container::ContainerState;
 use super::stop::Stopping;
 use super::table::PodTable;
-use super::{PodExt, checkpoint, probe, references, restart_policy, status, writer};
+use super::{PodExt, checkpoint, probe, references, restart_policy, status, termination, writer};
 use crate::cluster::{EventRecorder, Services};
 use crate::image::{Image, ImageError, ImageStore};
 use crate::network::Network;
@@ -257,11 +257,11 @@ impl Worker {
             };
             let ran = current.started_at.map_or(0, |s| exit.finished_at - s);
             debug!(pod = %self.uid, container = %name, code = exit.code, "container ended");
-            state.message = read_termination_message(current.spec.termination_log.as_ref());
             if u128::try_from(ran).is_ok_and(|n| n >= RESET_AFTER.as_nanos()) {
                 state.crash.reset();
             }
             current.exit = Some(exit.clone());
+            state.message = termination::message(current);
             state.probes = None;
             state.hooking = false;
             // the first restart comes at once; each one after that waits twice as long
@@ -381,16 +381,6 @@ pub(super) fn now_nanos() -> i64 {
     i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or_default()
 }
 
-/// Longest termination message in bytes (Kubernetes' limit per container).
-const TERMINATION_MESSAGE_MAX: u64 = 4096;
-
-fn read_termination_message(path: Option<&PathBuf>) -> Option<String> {
-    use std::io::Read;
-    let mut text = Vec::new();
-    std::fs::File::open(path?).ok()?.take(TERMINATION_MESSAGE_MAX).read_to_end(&mut text).ok()?;
-    (!text.is_empty()).then(|| String::from_utf8_lossy(&text).into_owned())
-}
-
 /// Takes over what an earlier agent left in the runtime.
 fn adopt(
     shared: &Shared,
@@ -405,7 +395,7 @@ fn adopt(
         let state = containers.entry(info.spec.name.clone()).or_default();
         state.last = state.current.take();
         state.last_message = state.message.take();
-        state.message = info.exit.as_ref().and_then(|_| read_termination_message(info.spec.termination_log.as_ref()));
+        state.message = termination::message(&info);
         state.next_attempt = info.spec.attempt + 1;
         state.current = Some(info);
     }

@@ -131,6 +131,21 @@ async fn next_file(path: &Path, file: &tokio::fs::File) -> Option<tokio::fs::Fil
     tokio::fs::File::open(next.as_deref().unwrap_or(path)).await.ok()
 }
 
+/// The end of a log, without times: at most so many lines and bytes.
+pub fn last_lines(path: &Path, lines: u64, bytes: usize) -> io::Result<Vec<u8>> {
+    let mut file = std::fs::File::open(path)?;
+    let start = tail_start(&mut file, lines)?;
+    file.seek(SeekFrom::Start(start))?;
+    let (mut wanted, mut block, mut last) = (Lines::new(&LogOptions::default()), vec![0; BLOCK], Vec::new());
+    loop {
+        match file.read(&mut block)? {
+            0 => return Ok(last),
+            count => last.extend(wanted.take(&block[..count])),
+        }
+        last.drain(..last.len().saturating_sub(bytes));
+    }
+}
+
 /// Where the last `lines` lines begin.
 fn tail_start(file: &mut std::fs::File, lines: u64) -> io::Result<u64> {
     let end = file.seek(SeekFrom::End(0))?;

@@ -21,7 +21,7 @@ mod usage;
 mod user;
 
 pub use cri_log::{Rotation, Stream as LogStream, rotated_files};
-pub use log_reader::{LogOptions, read_log};
+pub use log_reader::{LogOptions, last_lines, read_log};
 pub use protocol::Wanted;
 pub use streams::{Ending, Reader, Streams, Terminal};
 pub use types::*;

@@ -13,13 +13,13 @@ use libcontainer::syscall::syscall::SyscallType;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::prctl;
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::Signal;
 use nix::sys::stat::{major, minor};
 use nix::unistd::{Pid, chdir, pipe2, read, write};
 
 use super::console::ConsoleSocket;
 use super::executor::ProgramExecutor;
-use super::namespaces::Held;
+use super::namespaces::{Held, send};
 use super::setup::context;
 use crate::runtime::cgroup::Hierarchies;
 use crate::runtime::cri_log::{LineSplitter, LogFile, Stream, timestamp};
@@ -181,16 +181,16 @@ impl Pod {
         if container.info.exit.is_some() {
             return Ok(());
         }
-        let signal = Signal::try_from(signal).map_err(|e| format!("signal {signal}: {e}"))?;
         if all {
+            let signal = Signal::try_from(signal).map_err(|e| format!("signal {signal} to all: {e}"))?;
             self.hierarchies.signal_all(&container.cgroup, signal);
         }
         if all && self.hierarchies.processes(&container.cgroup).contains(&Pid::from_raw(container.info.pid)) {
             return Ok(());
         }
-        match kill(Pid::from_raw(container.info.pid), signal) {
+        match send(Pid::from_raw(container.info.pid), signal) {
             Ok(()) | Err(Errno::ESRCH) => Ok(()),
-            Err(e) => Err(format!("sending {signal} to container {}: {e}", container.info.spec.id)),
+            Err(e) => Err(format!("sending signal {signal} to container {}: {e}", container.info.spec.id)),
         }
     }
 
