@@ -203,4 +203,36 @@ mod tests {
         let mut buffer = u32::MAX.to_le_bytes().to_vec();
         assert!(decode::<ClientMessage>(&mut buffer).is_err());
     }
+
+    /// A container as the first version wrote it: what came later is not there.
+    fn first_version() -> serde_json::Value {
+        serde_json::json!({
+            "id": "c", "name": "c", "attempt": 0, "rootfs": "/r", "args": ["sh"], "env": [["A", "b"]], "cwd": "/",
+            "user": {"uid": 0, "gid": 0, "additional_gids": []}, "read_only_rootfs": false, "privileged": false,
+            "mounts": [{"source": "/a", "destination": "/b", "read_only": true}], "no_new_privileges": false,
+            "capabilities_add": [], "capabilities_drop": [], "oom_score_adj": 0, "log_path": "/l", "tty": false,
+            "resources": {"cpu_shares": 2, "cpu_quota": null, "cpu_period": null, "memory_limit": null, "pids_limit": null},
+            "stdin": false, "stdin_once": false, "termination_log": null, "labels": {}
+        })
+    }
+
+    #[test]
+    fn shims_and_agents_of_other_versions_are_understood() {
+        // an older agent, or a record an older shim has left
+        let older = serde_json::json!({"Request": {"id": 1, "request": {"Create": {"spec": first_version()}}}});
+        assert!(serde_json::from_value::<ClientMessage>(older).is_ok());
+        let sandbox = serde_json::json!({"id": "s", "pod_uid": "u", "pod_name": "p", "pod_namespace": "n", "attempt": 0,
+            "hostname": null, "host_network": false, "host_ipc": false, "host_pid": false,
+            "share_process_namespace": false, "cgroup": "pod", "resources": first_version()["resources"]});
+        let container =
+            serde_json::json!({"spec": first_version(), "pid": 1, "started_at": 1, "created_at": 1, "exit": null});
+        let info = serde_json::json!({"spec": sandbox, "alive": true, "created_at": 1, "containers": [container]});
+        let answer = serde_json::json!({"Response": {"id": 1, "result": {"Ok": {"Info": info}}}});
+        assert!(serde_json::from_value::<ShimMessage>(answer).is_ok());
+        // a newer one says more than is understood
+        let mut newer = first_version();
+        newer["of_a_later_version"] = serde_json::json!({"a": [1]});
+        let newer = serde_json::json!({"Request": {"id": 1, "request": {"Create": {"spec": newer}}, "more": 1}});
+        assert!(serde_json::from_value::<ClientMessage>(newer).is_ok());
+    }
 }
