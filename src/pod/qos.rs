@@ -78,13 +78,29 @@ fn resources(cpu_request: Option<i64>, cpu_limit: Option<i64>, memory_limit: Opt
         cpu_quota: cpu_limit.map(quota),
         cpu_period: cpu_limit.map(|_| CPU_PERIOD),
         memory_limit,
-        pids_limit: None,
+        ..Resources::default()
     }
 }
 
-/// Limits of one container.
+/// Limits of one container. As with the kubelet it gets no swap, and when its memory runs out all of it ends.
 pub fn container_resources(container: &Container) -> Resources {
-    resources(request(container, "cpu"), limit(container, "cpu"), limit(container, "memory"))
+    let hugepages = hugepage_sizes(std::iter::once(container));
+    let hugepages = hugepages.filter_map(|(name, size)| Some((size, limit(container, name)?)));
+    Resources {
+        swap_limit: Some(0),
+        oom_group: true,
+        hugepage_limits: Some(hugepages.collect()),
+        ..resources(request(container, "cpu"), limit(container, "cpu"), limit(container, "memory"))
+    }
+}
+
+/// Names of the huge page resources that containers ask for, such as `hugepages-2Mi`, and their page sizes in bytes.
+fn hugepage_sizes<'a>(containers: impl Iterator<Item = &'a Container>) -> impl Iterator<Item = (&'a str, u64)> {
+    let limits = containers.filter_map(|c| c.resources.as_ref()?.limits.as_ref()).flat_map(BTreeMap::keys);
+    limits.filter_map(|name| {
+        let size = quantity::whole(name.strip_prefix("hugepages-")?)?;
+        Some((name.as_str(), u64::try_from(size).ok()?))
+    })
 }
 
 /// The pod's sum: app containers and sidecars together, or the largest init container if that is more.
@@ -115,11 +131,16 @@ fn pod_sum(pod: &Pod, name: &str, of: fn(&Container, &str) -> Option<i64>, needs
 
 /// Limits of the pod cgroup; a limit only when every container has one.
 pub fn pod_resources(pod: &Pod) -> Resources {
-    resources(
-        pod_sum(pod, "cpu", request, false),
-        pod_sum(pod, "cpu", limit, true),
-        pod_sum(pod, "memory", limit, true),
-    )
+    let hugepages = hugepage_sizes(super::containers(pod));
+    let hugepages = hugepages.filter_map(|(name, size)| Some((size, pod_sum(pod, name, limit, false)?)));
+    Resources {
+        hugepage_limits: Some(hugepages.collect()),
+        ..resources(
+            pod_sum(pod, "cpu", request, false),
+            pod_sum(pod, "cpu", limit, true),
+            pod_sum(pod, "memory", limit, true),
+        )
+    }
 }
 
 /// `oom_score_adj` by QoS: Guaranteed -997, `BestEffort` 1000, Burstable by its share of the machine's memory.
@@ -160,5 +181,19 @@ mod tests {
         assert_eq!(qos_class(&some), "Burstable");
         assert_eq!(pod_resources(&some).memory_limit, None);
         assert_eq!(oom_score_adj(&some, &some.app_containers()[0], 1 << 30), 500);
+    }
+
+    #[test]
+    fn containers_have_no_swap_and_only_their_huge_pages() {
+        let pod = pod(serde_json::json!({"containers": [
+            {"name": "a", "resources": {"limits": {"hugepages-2Mi": "4Mi", "memory": "8Mi"}}},
+            {"name": "b", "resources": {"limits": {"hugepages-2Mi": "2Mi"}}}, {"name": "c"}]}));
+        let containers: Vec<_> = pod.app_containers().iter().map(container_resources).collect();
+        assert!(containers.iter().all(|r| r.swap_limit == Some(0) && r.oom_group));
+        assert_eq!(containers[0].hugepage_limits, Some([(2 << 20, 4 << 20)].into()));
+        assert_eq!(containers[2].hugepage_limits, Some([].into()));
+        let all = pod_resources(&pod);
+        assert_eq!(all.hugepage_limits, Some([(2 << 20, 6 << 20)].into()));
+        assert_eq!((all.swap_limit, all.oom_group), (None, false));
     }
 }

@@ -8,10 +8,11 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use super::limits::settings;
 use super::types::Resources;
 
 /// Controllers switched on for children on version 2.
-const V2_CONTROLLERS: [&str; 5] = ["cpu", "memory", "pids", "cpuset", "io"];
+const V2_CONTROLLERS: [&str; 6] = ["cpu", "memory", "pids", "cpuset", "io", "hugetlb"];
 /// Tries to remove a busy cgroup; killed processes leave it a moment later.
 const REMOVE_TRIES: u32 = 60;
 const REMOVE_PAUSE: Duration = Duration::from_millis(25);
@@ -71,7 +72,8 @@ impl Hierarchies {
         self.mounts.iter().find(of).map(|m| m.join(path.trim_start_matches('/')))
     }
 
-    /// Creates `path` with its parents, ready to hold cgroups of its own.
+    /// Creates `path` with its parents. On version 2 a cgroup whose children have controllers takes no process, so only
+    /// the parents get theirs switched on.
     pub fn create(&self, path: &str) -> io::Result<()> {
         for mount in &self.mounts {
             let mut parent = mount.clone();
@@ -89,23 +91,33 @@ impl Hierarchies {
                 }
                 parent = dir;
             }
-            if self.unified {
-                delegate(&parent);
-            }
         }
         Ok(())
     }
 
-    /// Sets the limits of `path`.
+    /// Sets the limits of `path`. One the kernel has no file for is left out: with a warning, if it is a limit that
+    /// every kernel for containers has.
     pub fn apply(&self, path: &str, resources: &Resources) -> io::Result<()> {
-        for (file, value) in settings(resources, self.unified) {
-            let Some(target) = self.dirs(path).map(|d| d.join(file)).find(|f| f.exists()) else {
-                tracing::warn!("cgroup {path}: no {file}; this machine's kernel does not offer that limit");
+        for setting in settings(resources, &self.files(path), self.unified) {
+            let Some(target) = self.dirs(path).map(|d| d.join(&setting.file)).find(|f| f.exists()) else {
+                if setting.expected {
+                    tracing::warn!(
+                        "cgroup {path}: no {}; this machine's kernel does not offer that limit",
+                        setting.file
+                    );
+                }
                 continue;
             };
-            fs::write(&target, value).map_err(|e| at(&target, &e))?;
+            fs::write(&target, setting.value).map_err(|e| at(&target, &e))?;
         }
         Ok(())
+    }
+
+    /// Names of the hugetlb controller's files, which depend on the page sizes of the machine.
+    fn files(&self, path: &str) -> Vec<String> {
+        let entries =
+            self.dir_of("hugetlb", path).and_then(|dir| fs::read_dir(dir).ok()).into_iter().flatten().flatten();
+        entries.filter_map(|e| e.file_name().into_string().ok()).filter(|n| n.starts_with("hugetlb.")).collect()
     }
 
     /// All processes in `path` and below.
@@ -119,14 +131,19 @@ impl Hierarchies {
         pids
     }
 
-    /// Sends `signal` to every process in `path` and below; returns how many there were.
-    pub fn signal_all(&self, path: &str, signal: Signal) -> usize {
-        let pids = self.processes(path);
-        for &pid in &pids {
+    /// Sends `signal` to every process in `path` and below.
+    pub fn signal_all(&self, path: &str, signal: Signal) {
+        // in one step, and also those that are being forked (Linux 5.14)
+        if self.unified
+            && signal == Signal::SIGKILL
+            && self.dirs(path).all(|dir| fs::write(dir.join("cgroup.kill"), "1").is_ok())
+        {
+            return;
+        }
+        for pid in self.processes(path) {
             // A process that ended meanwhile is what is wanted.
             let _ = kill(pid, signal);
         }
-        pids.len()
     }
 
     /// Kills every process of `path` and removes it with everything below. A missing cgroup is fine.
@@ -167,7 +184,8 @@ fn at(path: &Path, e: &io::Error) -> io::Error {
 /// Version 2: lets children of `dir` have controllers. Each alone, since one that is missing would refuse them all.
 fn delegate(dir: &Path) {
     let file = dir.join("cgroup.subtree_control");
-    for controller in V2_CONTROLLERS {
+    let present = fs::read_to_string(&file).unwrap_or_default();
+    for controller in V2_CONTROLLERS.iter().filter(|c| !present.split_whitespace().any(|p| p == **c)) {
         if let Err(e) = fs::write(&file, format!("+{controller}")) {
             tracing::debug!("{}: +{controller}: {e}", file.display());
         }
@@ -185,39 +203,6 @@ fn inherit_cpuset(parent: &Path, dir: &Path) {
             tracing::warn!("{}: {e}", dir.join(file).display());
         }
     }
-}
-
-fn settings(r: &Resources, unified: bool) -> Vec<(&'static str, String)> {
-    let mut out = Vec::new();
-    let limit = |v: i64| if v < 0 { "max".to_owned() } else { v.to_string() };
-    if let Some(shares) = r.cpu_shares {
-        let shares = shares.clamp(2, 262_144);
-        out.push(if unified {
-            ("cpu.weight", (1 + (shares - 2) * 9999 / 262_142).to_string())
-        } else {
-            ("cpu.shares", shares.to_string())
-        });
-    }
-    let period = r.cpu_period.unwrap_or(100_000);
-    if let Some(quota) = r.cpu_quota {
-        if unified {
-            out.push(("cpu.max", format!("{} {period}", if quota <= 0 { limit(-1) } else { limit(quota) })));
-        } else {
-            out.push(("cpu.cfs_period_us", period.to_string()));
-            out.push(("cpu.cfs_quota_us", if quota <= 0 { "-1".into() } else { quota.to_string() }));
-        }
-    }
-    if let Some(memory) = r.memory_limit {
-        out.push(if unified {
-            ("memory.max", limit(memory))
-        } else {
-            ("memory.limit_in_bytes", memory.max(-1).to_string())
-        });
-    }
-    if let Some(pids) = r.pids_limit {
-        out.push(("pids.max", if pids <= 0 { limit(-1) } else { limit(pids) }));
-    }
-    out
 }
 
 fn subdirs(dir: &Path) -> impl Iterator<Item = PathBuf> {
@@ -259,22 +244,5 @@ mod tests {
         let found = Hierarchies::parse("3 0 0:3 / /c rw - cgroup2 cgroup2 rw\n").unwrap();
         assert!(found.unified());
         assert!(Hierarchies::parse("").is_none());
-    }
-
-    #[test]
-    fn values_for_both_versions() {
-        let r = Resources {
-            cpu_shares: Some(1024),
-            cpu_quota: Some(50_000),
-            cpu_period: Some(100_000),
-            memory_limit: Some(64 << 20),
-            pids_limit: Some(-1),
-        };
-        let v2 = settings(&r, true);
-        let expect =
-            [("cpu.weight", "39"), ("cpu.max", "50000 100000"), ("memory.max", "67108864"), ("pids.max", "max")];
-        assert_eq!(v2, expect.map(|(k, v)| (k, v.to_owned())));
-        assert!(settings(&r, false).contains(&("cpu.cfs_quota_us", "50000".into())));
-        assert!(settings(&Resources::default(), true).is_empty());
     }
 }

@@ -7,6 +7,7 @@ mod cgroup;
 mod connection;
 mod cri_log;
 mod descriptors;
+mod limits;
 mod log_reader;
 mod protocol;
 mod rooted;

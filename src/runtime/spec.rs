@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 
 use super::seccomp;
-use super::types::{ContainerSpec, Propagation, Resources};
+use super::types::{ContainerSpec, Propagation};
 
 /// All capabilities by number, without `CAP_`.
 const CAPABILITIES: [&str; 41] = [
@@ -164,7 +164,8 @@ pub fn oci_config(spec: &ContainerSpec, around: &Surroundings) -> Result<Value, 
     let mut linux = json!({
         "namespaces": namespaces(around),
         "cgroupsPath": format!("/{}", around.cgroup.trim_start_matches('/')),
-        "resources": resources(&spec.resources, spec.privileged),
+        // limits are written to the cgroup by the shim itself
+        "resources": { "devices": [{ "allow": spec.privileged, "access": "rwm" }] },
         "rootfsPropagation": root_propagation(spec),
         "maskedPaths": [],
         "readonlyPaths": [],
@@ -246,28 +247,6 @@ fn namespaces(around: &Surroundings) -> Vec<Value> {
     }
     if around.unified {
         out.push(json!({ "type": "cgroup" }));
-    }
-    out
-}
-
-fn resources(r: &Resources, privileged: bool) -> Value {
-    let mut out = json!({ "devices": [{ "allow": privileged, "access": "rwm" }] });
-    let mut cpu = json!({});
-    if let Some(shares) = r.cpu_shares {
-        cpu["shares"] = shares.clamp(2, 262_144).into();
-    }
-    if let Some(quota) = r.cpu_quota.filter(|&q| q > 0) {
-        cpu["quota"] = quota.into();
-        cpu["period"] = r.cpu_period.unwrap_or(100_000).into();
-    }
-    if cpu != json!({}) {
-        out["cpu"] = cpu;
-    }
-    if let Some(limit) = r.memory_limit.filter(|&m| m > 0) {
-        out["memory"] = json!({ "limit": limit });
-    }
-    if let Some(limit) = r.pids_limit.filter(|&p| p > 0) {
-        out["pids"] = json!({ "limit": limit });
     }
     out
 }
@@ -356,7 +335,6 @@ mod tests {
     fn libcontainer_reads_it() {
         let mut spec = spec();
         spec.user = User { uid: 7, gid: 8, additional_gids: vec![9] };
-        spec.resources = Resources { memory_limit: Some(1 << 20), cpu_shares: Some(2), ..Default::default() };
         spec.mounts = vec![Mount {
             source: "/a".into(),
             destination: "/dev/shm".into(),

@@ -63,6 +63,15 @@ pub struct Resources {
     pub memory_limit: Option<i64>,
     /// Largest number of processes.
     pub pids_limit: Option<i64>,
+    /// Bytes of swap beside the memory limit. On v1 it takes a memory limit.
+    #[serde(default)]
+    pub swap_limit: Option<i64>,
+    /// On v2, when memory runs out all processes of the cgroup are killed rather than one of them.
+    #[serde(default)]
+    pub oom_group: bool,
+    /// Bytes of huge pages by page size in bytes; a size that is not named is limited to 0.
+    #[serde(default)]
+    pub hugepage_limits: Option<BTreeMap<u64, i64>>,
 }
 
 /// One mount of a container beyond the runtime's own defaults (`/proc`, `/dev`, `/sys`, ...).

@@ -95,6 +95,7 @@ impl Pod {
         }
         let cgroup = self.sandbox.container_cgroup(&spec.id);
         self.hierarchies.create(&cgroup).map_err(context("creating the container's cgroup"))?;
+        self.hierarchies.apply(&cgroup, &spec.resources).map_err(context("limiting the container's cgroup"))?;
         let own_score = fs::read_to_string(OOM_SCORE_ADJ).map_err(context("reading the shim's oom_score_adj"))?;
         let around = Surroundings {
             network: self.held.network.clone(),

@@ -1,0 +1,213 @@
+//! Limits, device access and statistics, on the cgroup version of the machine the test runs on. `tests/guest.sh` runs it
+//! on version 2. Needs what `node_runtime.rs` needs.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+#[path = "harness/node.rs"]
+mod node;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use node::{Node, alive, exit_of, run};
+use pikelet::runtime::{Resources, Runtime, Wanted};
+
+/// The machine's cgroups are version 2.
+fn unified() -> bool {
+    Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
+}
+
+/// What a file of the cgroup `path` below the node's root says; `None` when there is no such file.
+fn value(node: &Node, path: &str, file: &str) -> Option<String> {
+    let controllers = fs::read_dir("/sys/fs/cgroup").unwrap().flatten().map(|e| e.path());
+    let mounts = std::iter::once(PathBuf::from("/sys/fs/cgroup")).chain(controllers);
+    let mut files = mounts.map(|m| m.join(&node.config.cgroup_root).join(path).join(file));
+    files.find_map(|f| fs::read_to_string(f).ok()).map(|text| text.trim().to_owned())
+}
+
+#[tokio::test]
+async fn limits_are_in_the_kernels_files() {
+    let Some(node) = Node::new("limits") else { return };
+    let (runtime, _events) = Runtime::open(node.config.clone()).unwrap();
+    let mut sandbox = node.sandbox("s1");
+    sandbox.resources.hugepage_limits = Some([(2 << 20, 8 << 20)].into());
+    runtime.create_sandbox(sandbox).await.unwrap();
+    let mut spec = node.container("c1", &["sleep", "1000"]);
+    spec.resources = Resources {
+        cpu_shares: Some(512),
+        cpu_quota: Some(25_000),
+        cpu_period: Some(100_000),
+        memory_limit: Some(32 << 20),
+        pids_limit: Some(50),
+        swap_limit: Some(0),
+        oom_group: true,
+        hugepage_limits: Some([(2 << 20, 4 << 20)].into()),
+    };
+    runtime.create_container("s1", spec).await.unwrap();
+    runtime.create_container("s1", node.container("c2", &["sleep", "1000"])).await.unwrap();
+    let (pod, container, free) = ("burstable/pods1", "burstable/pods1/c1", "burstable/pods1/c2");
+    let is = |path: &str, file: &str, expected: &str| {
+        assert_eq!(value(&node, path, file).as_deref(), Some(expected), "{path} {file}");
+    };
+    // those whose file takes a kernel option or some hardware
+    let is_if_there = |path: &str, file: &str, expected: &str| {
+        if let Some(found) = value(&node, path, file) {
+            assert_eq!(found, expected, "{path} {file}");
+        }
+    };
+    if unified() {
+        is(container, "cpu.weight", "59");
+        is(container, "cpu.max", "25000 100000");
+        is(container, "memory.max", "33554432");
+        is(container, "memory.swap.max", "0");
+        is(container, "memory.oom.group", "1");
+        is(container, "pids.max", "50");
+        is(pod, "memory.max", "67108864");
+        is(pod, "memory.oom.group", "0");
+        is(pod, "pids.max", "100");
+        is(free, "cpu.weight", "100");
+        is(free, "memory.max", "max");
+        is_if_there(container, "hugetlb.2MB.max", "4194304");
+        is_if_there(container, "hugetlb.2MB.rsvd.max", "4194304");
+        is_if_there(container, "hugetlb.1GB.max", "0");
+        is_if_there(pod, "hugetlb.2MB.max", "8388608");
+        for parent in ["", "burstable", pod] {
+            let on = value(&node, parent, "cgroup.subtree_control").unwrap();
+            for controller in ["cpu", "memory", "pids", "cpuset", "io"] {
+                assert!(on.split(' ').any(|c| c == controller), "{parent}: {on}");
+            }
+        }
+        is(container, "cgroup.subtree_control", "");
+    } else {
+        is(container, "cpu.shares", "512");
+        is(container, "cpu.cfs_quota_us", "25000");
+        is(container, "memory.limit_in_bytes", "33554432");
+        is_if_there(container, "memory.memsw.limit_in_bytes", "33554432");
+        is(container, "pids.max", "50");
+        is(pod, "memory.limit_in_bytes", "67108864");
+        is(pod, "pids.max", "100");
+        is(free, "cpu.shares", "1024");
+        is_if_there(container, "hugetlb.2MB.limit_in_bytes", "4194304");
+        is_if_there(pod, "hugetlb.2MB.limit_in_bytes", "8388608");
+    }
+    runtime.remove_sandbox("s1").await.unwrap();
+}
+
+#[tokio::test]
+async fn limits_are_felt() {
+    let Some(node) = Node::new("felt") else { return };
+    let (runtime, mut events) = Runtime::open(node.config.clone()).unwrap();
+    runtime.create_sandbox(node.sandbox("s2")).await.unwrap();
+
+    // a child that takes too much memory: on version 2 the whole container ends, as with the kubelet
+    let mut group = node.shell("c1", "sh -c 'x=0123456789abcdef; while true; do x=$x$x; done'; exit 5");
+    group.resources = Resources { memory_limit: Some(16 << 20), oom_group: true, ..Default::default() };
+    let exit = run(&runtime, &mut events, "s2", group).await;
+    assert_eq!((exit.code, exit.oom_killed), if unified() { (137, true) } else { (5, false) });
+    let kills = |container: &str| runtime.usage(&format!("burstable/pods2/{container}")).unwrap().oom_kills;
+    assert!(kills("c1") > 0);
+
+    // the pod's own limit (64 MiB) ends the container that is over it
+    let exit =
+        run(&runtime, &mut events, "s2", node.shell("c2", "x=0123456789abcdef; while true; do x=$x$x; done")).await;
+    assert_eq!((exit.code, exit.oom_killed), (137, true));
+
+    // SIGKILL by itself is not a lack of memory
+    let exit = run(&runtime, &mut events, "s2", node.shell("c3", "kill -9 $$; sleep 1")).await;
+    assert_eq!(
+        (exit.code, exit.oom_killed),
+        (0, false),
+        "the first process of a PID namespace has no signals of its own"
+    );
+
+    let mut many = node.shell("c4", "i=0; while [ $i -lt 30 ]; do sleep 1000 & i=$((i+1)); done");
+    many.resources.pids_limit = Some(10);
+    assert_ne!(run(&runtime, &mut events, "s2", many).await.code, 0);
+    assert!(node.output("c4").iter().any(|l| l.contains("can't fork")), "{:?}", node.output("c4"));
+    runtime.remove_sandbox("s2").await.unwrap();
+}
+
+#[tokio::test]
+async fn what_forks_all_the_time_is_killed_too() {
+    let Some(node) = Node::new("forks") else { return };
+    let (runtime, mut events) = Runtime::open(node.config.clone()).unwrap();
+    runtime.create_sandbox(node.sandbox("s3")).await.unwrap();
+    let script = "fork() { while true; do sleep 0.01 & wait $!; done; }; fork & fork & fork & fork";
+    let pid = runtime.create_container("s3", node.shell("c1", script)).await.unwrap();
+    runtime.start_container("s3", "c1").await.unwrap();
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    runtime.kill_container("s3", "c1", 9, true).await.unwrap();
+    assert_eq!(exit_of(&mut events, "c1").await.code, 137);
+    assert!(!alive(pid));
+    runtime.remove_sandbox("s3").await.unwrap();
+    assert!(!node.cgroups().iter().any(|d| d.ends_with("pods3")), "{:?}", node.cgroups());
+}
+
+#[tokio::test]
+async fn devices_of_the_host_are_out_of_reach() {
+    let Some(node) = Node::new("devices") else { return };
+    let (runtime, mut events) = Runtime::open(node.config.clone()).unwrap();
+    runtime.create_sandbox(node.sandbox("s4")).await.unwrap();
+    // to write to kmsg, or open a loop device that has no file, no other rule of the kernel asks for more than root
+    let mut tries = vec![("kmsg", "c 1 11", "true >")];
+    if Path::new("/dev/loop0").exists() {
+        tries.push(("loop", "b 7 0", "head -c 1 "));
+    }
+    let script: Vec<String> = tries
+        .iter()
+        .map(|(name, numbers, open)| {
+            format!("mknod /tmp/{name} {numbers} && echo {name} made; {{ {open}/tmp/{name}; }} && echo {name} open")
+        })
+        .collect();
+    let script = script.join("; ");
+    let allowed = "mknod /tmp/nil c 1 3 && echo x >/tmp/nil && head -c 4 /dev/urandom >/dev/null && echo fine; \
+                   head -c 1 /dev/zero >/dev/full; true";
+    let exit = run(&runtime, &mut events, "s4", node.shell("c1", &format!("{script}; {allowed}"))).await;
+    assert_eq!(exit.code, 0);
+    let output = node.output("c1").join("\n");
+    for (name, ..) in &tries {
+        assert!(output.contains(&format!("{name} made")), "{output}");
+        assert!(!output.contains(&format!("{name} open")), "{output}");
+        assert!(output.contains(&format!("/tmp/{name}: Operation not permitted")), "{output}");
+    }
+    assert!(output.contains("stdout F fine"), "{output}");
+    assert!(output.contains("No space left"), "{output}");
+
+    // nor by another process started in the container
+    runtime.create_container("s4", node.container("c2", &["sleep", "1000"])).await.unwrap();
+    runtime.start_container("s4", "c2").await.unwrap();
+    let args = ["sh", "-c", "true >/tmp/kmsg"].map(str::to_owned).to_vec();
+    let mut streams = runtime.exec("s4", "c2", args, false, Wanted::default()).await.unwrap();
+    assert_ne!(streams.ending.wait().await.unwrap(), 0);
+
+    let mut strong = node.shell("c3", "for file in /dev/kmsg /tmp/*; do true <>$file || exit 1; done");
+    strong.privileged = true;
+    let exit = run(&runtime, &mut events, "s4", strong).await;
+    assert_eq!(exit.code, 0, "{:?}", node.output("c3"));
+    runtime.remove_sandbox("s4").await.unwrap();
+}
+
+#[tokio::test]
+async fn figures_come_from_the_cgroups() {
+    let Some(node) = Node::new("figures") else { return };
+    let (runtime, _events) = Runtime::open(node.config.clone()).unwrap();
+    runtime.create_sandbox(node.sandbox("s5")).await.unwrap();
+    let mut spec = node.shell("c1", "head -c 8000000 /dev/zero >/dev/shm/file; echo done; sleep 1000 & wait");
+    spec.resources.memory_limit = Some(32 << 20);
+    runtime.create_container("s5", spec).await.unwrap();
+    runtime.start_container("s5", "c1").await.unwrap();
+    while node.output("c1").is_empty() {
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    let container = runtime.usage("burstable/pods5/c1").unwrap();
+    assert!(container.cpu > 0 && container.rss > 0 && container.page_faults > 0, "{container:?}");
+    assert!(container.memory > 8_000_000 && container.cache >= 8_000_000, "{container:?}");
+    assert!(container.working_set > 0 && container.working_set <= container.memory, "{container:?}");
+    assert_eq!((container.memory_limit, container.oom_kills, container.swap), (Some(32 << 20), 0, 0));
+    assert_eq!(container.processes, 2, "{container:?}");
+    let pod = runtime.usage("burstable/pods5").unwrap();
+    assert!(pod.memory >= container.memory && pod.cpu >= container.cpu, "{pod:?} {container:?}");
+    assert_eq!((pod.memory_limit, pod.processes), (Some(64 << 20), 2));
+    assert!(runtime.usage("burstable/pods6").is_none());
+    runtime.remove_sandbox("s5").await.unwrap();
+}
