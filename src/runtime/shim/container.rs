@@ -18,6 +18,7 @@ use nix::sys::stat::{major, minor};
 use nix::unistd::{Pid, chdir, pipe2, read, write};
 
 use super::console::ConsoleSocket;
+use super::devices;
 use super::executor::ProgramExecutor;
 use super::namespaces::{Held, send};
 use super::setup::context;
@@ -109,6 +110,7 @@ impl Pod {
             devices: if spec.privileged { host_devices(Path::new("/dev")) } else { Vec::new() },
         };
         let config = oci_config(&spec, &around)?;
+        devices::restrict(&self.hierarchies, &cgroup, &config)?;
         store::write_json(&bundle.join("config.json"), &config).map_err(context("writing config.json"))?;
         let log_file = self.dir.join(store::LOG);
         let logged = fs::metadata(&log_file).map_or(0, |m| m.len());

@@ -5,6 +5,7 @@
 
 mod console;
 mod container;
+mod devices;
 mod exec;
 mod executor;
 mod namespaces;

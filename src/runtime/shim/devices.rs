@@ -1,0 +1,369 @@
+//! Device access on cgroup version 2: a BPF program on the container's cgroup, made from its OCI device rules.
+//!
+//! Version 1 has files for them, which libcontainer writes. On version 2 the kernel asks a program at every `mknod` and
+//! `open` of a device (kernel: cgroup-v2 "Device controller", `bpf(2)`). Attached to a cgroup it stays as long as that.
+#![allow(unsafe_code)]
+
+use std::ffi::CStr;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::path::Path;
+
+use libcontainer::oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
+use nix::sys::resource::{RLIM_INFINITY, Resource::RLIMIT_MEMLOCK, getrlimit, setrlimit};
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::setup::context;
+use crate::runtime::cgroup::Hierarchies;
+
+/// Written into the program; it calls nothing that asks for a certain one.
+const LICENSE: &CStr = c"Apache-2.0";
+
+/// Kinds of access as the kernel names them to the program (`BPF_DEVCG_ACC_*`), by their letters in rules.
+const ACCESS: [(char, i32); 3] = [('m', 1), ('r', 2), ('w', 4)];
+/// Kinds of devices (`BPF_DEVCG_DEV_*`).
+const BLOCK: i32 = 1;
+const CHARACTER: i32 = 2;
+
+/// The registers of the program: `RESULT` is its answer (1 allows), `CONTEXT` what it is given.
+const RESULT: u8 = 0;
+const CONTEXT: u8 = 1;
+const KIND: u8 = 2;
+const MAJOR: u8 = 3;
+const MINOR: u8 = 4;
+/// The access that no rule has allowed yet.
+const WANTED: u8 = 5;
+const SCRATCH: u8 = 6;
+
+/// Operations, 32 bit wide, with a number rather than a second register (`BPF_K`) unless they end in `_REGISTER`.
+const LOAD: u8 = 0x61;
+const MOVE: u8 = 0xb4;
+const MOVE_REGISTER: u8 = 0xbc;
+const AND: u8 = 0x54;
+const SHIFT_RIGHT: u8 = 0x74;
+/// 64 bit wide comparisons: those of 32 bits are younger, and all values here are zero-extended.
+const JUMP_EQUAL: u8 = 0x15;
+const JUMP_NOT_EQUAL: u8 = 0x55;
+const EXIT: u8 = 0x95;
+
+/// One instruction as the kernel reads it (`struct bpf_insn`).
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Instruction {
+    operation: u8,
+    /// Target in the lower half, source in the upper.
+    registers: u8,
+    offset: i16,
+    number: i32,
+}
+
+const fn with(operation: u8, register: u8, number: i32) -> Instruction {
+    Instruction { operation, registers: register, offset: 0, number }
+}
+
+/// What every container may do (the set of runc and crun): make any node, and use those each container has of its own.
+fn defaults() -> impl Iterator<Item = Rule> {
+    let make =
+        [BLOCK, CHARACTER].map(|kind| Rule { allow: true, kind: Some(kind), major: None, minor: None, access: 1 });
+    // null, zero, full, random, urandom, tty, console, ptmx, and all of pts
+    let minors = [
+        (1, Some(3)),
+        (1, Some(5)),
+        (1, Some(7)),
+        (1, Some(8)),
+        (1, Some(9)),
+        (5, Some(0)),
+        (5, Some(1)),
+        (5, Some(2)),
+        (136, None),
+    ];
+    let own =
+        minors.map(|(major, minor)| Rule { allow: true, kind: Some(CHARACTER), major: Some(major), minor, access: 7 });
+    make.into_iter().chain(own)
+}
+
+/// An OCI rule in the kernel's numbers; `None` stands for any.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Rule {
+    allow: bool,
+    kind: Option<i32>,
+    major: Option<i32>,
+    minor: Option<i32>,
+    access: i32,
+}
+
+impl Rule {
+    fn from_oci(rule: &LinuxDeviceCgroup) -> Result<Self, String> {
+        let kind = match rule.typ().unwrap_or_default() {
+            LinuxDeviceType::A => None,
+            LinuxDeviceType::B => Some(BLOCK),
+            LinuxDeviceType::C | LinuxDeviceType::U => Some(CHARACTER),
+            LinuxDeviceType::P => return Err(format!("device rule {rule}: a pipe is no device; use a, b or c")),
+        };
+        let number = |n: Option<i64>| match n {
+            // OCI: -1 is any
+            None | Some(-1) => Ok(None),
+            Some(n) => i32::try_from(n).map(Some).map_err(|_| format!("device rule {rule}: {n} is no device number")),
+        };
+        let letters = rule.access().as_deref().unwrap_or("rwm");
+        let access = ACCESS.iter().filter(|(letter, _)| letters.contains(*letter)).map(|(_, bit)| bit).sum();
+        Ok(Self { allow: rule.allow(), kind, major: number(rule.major())?, minor: number(rule.minor())?, access })
+    }
+
+    fn everything(&self) -> bool {
+        self.kind.is_none() && self.major.is_none() && self.minor.is_none() && self.access == 7
+    }
+
+    /// What a program does about this rule: it falls off the end when the rule does not decide.
+    fn instructions(&self) -> Vec<Instruction> {
+        let mut out = Vec::new();
+        for (register, value) in [(KIND, self.kind), (MAJOR, self.major), (MINOR, self.minor)] {
+            out.extend(value.map(|value| with(JUMP_NOT_EQUAL, register, value)));
+        }
+        if self.allow {
+            out.extend([with(AND, WANTED, 7 & !self.access), with(JUMP_NOT_EQUAL, WANTED, 0)]);
+        } else {
+            let copy = Instruction { registers: SCRATCH | WANTED << 4, ..with(MOVE_REGISTER, 0, 0) };
+            out.extend([copy, with(AND, SCRATCH, self.access), with(JUMP_EQUAL, SCRATCH, 0)]);
+        }
+        out.extend([with(MOVE, RESULT, self.allow.into()), with(EXIT, 0, 0)]);
+        let length = out.len();
+        for (at, instruction) in out.iter_mut().enumerate() {
+            if matches!(instruction.operation, JUMP_EQUAL | JUMP_NOT_EQUAL) {
+                instruction.offset = (length - at - 1) as i16;
+            }
+        }
+        out
+    }
+}
+
+/// The program for OCI rules, of which the last that fits decides, and the defaults; `None` when all is allowed anyway.
+fn program(rules: &[LinuxDeviceCgroup]) -> Result<Option<Vec<Instruction>>, String> {
+    let mut latest_first: Vec<Rule> = rules.iter().map(Rule::from_oci).collect::<Result<_, _>>()?;
+    latest_first.reverse();
+    // what is older than a rule for everything has no say
+    if let Some(last) = latest_first.iter().position(Rule::everything) {
+        latest_first.truncate(last + 1);
+    }
+    if latest_first.first().is_some_and(|first| first.allow && first.everything()) {
+        return Ok(None);
+    }
+    let load = |register: u8, offset| Instruction { offset, ..with(LOAD, register | CONTEXT << 4, 0) };
+    // `struct bpf_cgroup_dev_ctx`: access in the upper half of the first word, kind of device in the lower
+    let mut out = vec![
+        load(KIND, 0),
+        Instruction { registers: WANTED | KIND << 4, ..with(MOVE_REGISTER, 0, 0) },
+        with(SHIFT_RIGHT, WANTED, 16),
+        with(AND, KIND, 0xffff),
+        load(MAJOR, 4),
+        load(MINOR, 8),
+    ];
+    // the defaults come on top, as on version 1
+    out.extend(defaults().chain(latest_first).flat_map(|rule| rule.instructions()));
+    out.extend([with(MOVE, RESULT, 0), with(EXIT, 0, 0)]);
+    Ok(Some(out))
+}
+
+/// `union bpf_attr` for loading a program.
+#[repr(C)]
+struct Load {
+    kind: u32,
+    instruction_count: u32,
+    instructions: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log: u64,
+    kernel_version: u32,
+    flags: u32,
+}
+
+/// `union bpf_attr` for attaching one.
+#[repr(C)]
+struct Attach {
+    target: u32,
+    program: u32,
+    kind: u32,
+    flags: u32,
+}
+
+const PROG_LOAD: libc::c_int = 5;
+const PROG_ATTACH: libc::c_int = 8;
+const PROG_TYPE_CGROUP_DEVICE: u32 = 15;
+const ATTACH_TYPE_CGROUP_DEVICE: u32 = 6;
+/// Programs of cgroups above and below are asked as well.
+const ALLOW_MULTI: u32 = 2;
+
+/// On version 2, limits the cgroup `path` to the devices that the OCI configuration and the defaults allow. To be called
+/// before any process is in it. libcontainer would ignore those rules.
+pub fn restrict(hierarchies: &Hierarchies, path: &str, config: &Value) -> Result<(), String> {
+    if !hierarchies.unified() {
+        return Ok(());
+    }
+    let rules = Vec::deserialize(&config["linux"]["resources"]["devices"]);
+    let rules: Vec<LinuxDeviceCgroup> = rules.map_err(context("reading the device rules"))?;
+    let Some(program) = program(&rules)? else { return Ok(()) };
+    for dir in hierarchies.dirs(path) {
+        let attached = File::open(&dir).and_then(|cgroup| attach(&load_unlimited(&program)?, &cgroup));
+        attached.map_err(|e| refused(&dir, &e))?;
+    }
+    Ok(())
+}
+
+fn refused(dir: &Path, e: &io::Error) -> String {
+    match e.raw_os_error() {
+        Some(libc::ENOSYS | libc::EINVAL) => format!(
+            "limiting the container's devices: {e}: this kernel has no BPF programs for cgroups, and without them a \
+             container could use every device of the host; use a kernel with CONFIG_BPF_SYSCALL and CONFIG_CGROUP_BPF, \
+             or cgroup version 1"
+        ),
+        _ => format!("limiting the container's devices by a BPF program on {}: {e}", dir.display()),
+    }
+}
+
+/// Loads a program. Before Linux 5.11 it counts against the memory that root may lock, which is little.
+fn load_unlimited(program: &[Instruction]) -> io::Result<OwnedFd> {
+    match load(program) {
+        Err(e) if e.raw_os_error() == Some(libc::EPERM) => {
+            let (soft, hard) = getrlimit(RLIMIT_MEMLOCK)?;
+            setrlimit(RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY)?;
+            let loaded = load(program);
+            // containers inherit it
+            setrlimit(RLIMIT_MEMLOCK, soft, hard)?;
+            loaded
+        }
+        other => other,
+    }
+}
+
+fn load(program: &[Instruction]) -> io::Result<OwnedFd> {
+    let attributes = Load {
+        kind: PROG_TYPE_CGROUP_DEVICE,
+        instruction_count: program.len() as u32,
+        instructions: program.as_ptr() as u64,
+        license: LICENSE.as_ptr() as u64,
+        log_level: 0,
+        log_size: 0,
+        log: 0,
+        kernel_version: 0,
+        flags: 0,
+    };
+    // SAFETY: the kernel only reads: the attributes, of the size given, and the instructions and the license they point
+    // to, which live until the call returns.
+    let fd = unsafe { libc::syscall(libc::SYS_bpf, PROG_LOAD, &raw const attributes, size_of::<Load>()) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just opened it for us (close-on-exec) and nobody else knows of it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+fn attach(program: &OwnedFd, cgroup: &File) -> io::Result<()> {
+    let attributes = Attach {
+        target: cgroup.as_raw_fd() as u32,
+        program: program.as_raw_fd() as u32,
+        kind: ATTACH_TYPE_CGROUP_DEVICE,
+        flags: ALLOW_MULTI,
+    };
+    // SAFETY: the kernel only reads the attributes, of the size given.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, PROG_ATTACH, &raw const attributes, size_of::<Attach>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn rules(rules: Value) -> Vec<LinuxDeviceCgroup> {
+        serde_json::from_value(rules).unwrap()
+    }
+
+    /// What the kernel would do: only the operations used, and no way to go on behind the end.
+    fn run(program: &[Instruction], access: i32, kind: i32, major: i32, minor: i32) -> bool {
+        let context = [access << 16 | kind, major, minor];
+        let mut registers = [0_i32; 11];
+        let mut at = 0;
+        loop {
+            let Instruction { operation, registers: both, offset, number } = program[at];
+            let (target, source) = (usize::from(both & 15), usize::from(both >> 4));
+            at += 1;
+            match operation {
+                LOAD => registers[target] = context[offset as usize / 4],
+                MOVE => registers[target] = number,
+                MOVE_REGISTER => registers[target] = registers[source],
+                AND => registers[target] &= number,
+                SHIFT_RIGHT => registers[target] >>= number,
+                JUMP_EQUAL | JUMP_NOT_EQUAL => {
+                    if (registers[target] == number) == (operation == JUMP_EQUAL) {
+                        at += usize::try_from(offset).unwrap();
+                    }
+                }
+                EXIT => return registers[0] == 1,
+                other => panic!("operation {other:#x}"),
+            }
+        }
+    }
+
+    const MAKE: i32 = 1;
+    const READ: i32 = 2;
+    const WRITE: i32 = 4;
+
+    #[test]
+    fn a_container_has_the_usual_devices_only() {
+        let program = program(&rules(json!([{ "allow": false, "access": "rwm" }]))).unwrap().unwrap();
+        let may = |access, kind, major, minor| run(&program, access, kind, major, minor);
+        for (major, minor) in [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2), (136, 0), (136, 77)] {
+            assert!(may(READ | WRITE, CHARACTER, major, minor), "{major}:{minor}");
+            assert!(may(MAKE, CHARACTER, major, minor));
+            assert!(!may(READ, BLOCK, major, minor), "block {major}:{minor}");
+        }
+        // kmsg, mem, a serial line, a disk: may be made, not used
+        for (kind, major, minor) in [(CHARACTER, 1, 11), (CHARACTER, 1, 1), (CHARACTER, 4, 64), (BLOCK, 8, 0)] {
+            assert!(may(MAKE, kind, major, minor));
+            for access in [READ, WRITE, READ | WRITE, READ | MAKE] {
+                assert!(!may(access, kind, major, minor), "{kind} {major}:{minor} {access}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_last_rule_that_fits_decides() {
+        let program = program(&rules(json!([
+            { "allow": true, "access": "rwm" },
+            { "allow": false, "access": "rwm" },
+            { "allow": true, "type": "c", "major": 10, "minor": 229, "access": "r" },
+            { "allow": true, "type": "c", "major": 10, "access": "w" },
+            { "allow": false, "type": "c", "major": 10, "minor": 1, "access": "w" },
+            { "allow": true, "type": "b", "major": 8, "minor": -1 },
+        ])));
+        let program = program.unwrap().unwrap();
+        let may = |access, kind, major, minor| run(&program, access, kind, major, minor);
+        // allowed by two rules together
+        assert!(may(READ | WRITE, CHARACTER, 10, 229));
+        assert!(may(WRITE, CHARACTER, 10, 2) && !may(READ, CHARACTER, 10, 2) && !may(READ | WRITE, CHARACTER, 10, 2));
+        assert!(!may(WRITE, CHARACTER, 10, 1));
+        assert!(may(READ | WRITE, BLOCK, 8, 3) && !may(READ, BLOCK, 9, 3));
+    }
+
+    #[test]
+    fn privileged_needs_no_program() {
+        assert_eq!(program(&rules(json!([{ "allow": true, "access": "rwm" }]))), Ok(None));
+        let both = json!([{ "allow": false, "access": "rwm" }, { "allow": true, "type": "a" }]);
+        assert_eq!(program(&rules(both)), Ok(None));
+        assert!(program(&[]).unwrap().is_some(), "nothing is allowed that is not said");
+        assert!(program(&rules(json!([{ "allow": true, "type": "p" }]))).unwrap_err().contains("pipe"));
+    }
+
+    #[test]
+    fn a_kernel_without_bpf_is_named() {
+        for code in [libc::ENOSYS, libc::EINVAL] {
+            let text = refused(Path::new("/c"), &io::Error::from_raw_os_error(code));
+            assert!(text.contains("CONFIG_CGROUP_BPF"), "{text}");
+        }
+        assert!(refused(Path::new("/c"), &io::Error::from_raw_os_error(libc::EPERM)).contains("/c"));
+    }
+}
