@@ -94,6 +94,29 @@ async fn limits_are_in_the_kernels_files() {
 }
 
 #[tokio::test]
+async fn a_root_below_processes_is_refused() {
+    let Some(mut node) = Node::new("busy") else { return };
+    if !unified() {
+        eprintln!("skipped: a rule of cgroup version 2");
+        return;
+    }
+    let busy = Path::new("/sys/fs/cgroup").join(&node.config.cgroup_root);
+    fs::create_dir(&busy).unwrap();
+    let mut process = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+    fs::write(busy.join("cgroup.procs"), process.id().to_string()).unwrap();
+    node.config.cgroup_root.push_str("/below");
+    let refused = Runtime::open(node.config.clone()).err().unwrap().to_string();
+    process.kill().unwrap();
+    process.wait().unwrap();
+    let opened = Runtime::open(node.config.clone()).is_ok();
+    for dir in node.cgroups().iter().chain([&busy]) {
+        fs::remove_dir(dir).unwrap();
+    }
+    assert!(refused.contains(busy.to_str().unwrap()) && refused.contains("there are processes in it"), "{refused}");
+    assert!(opened);
+}
+
+#[tokio::test]
 async fn limits_are_felt() {
     let Some(node) = Node::new("felt") else { return };
     let (runtime, mut events) = Runtime::open(node.config.clone()).unwrap();

@@ -1,7 +1,7 @@
 //! Pod and container cgroups as plain files: version 1 hierarchies and version 2 alike.
 
 use std::fs;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -28,7 +28,7 @@ impl Hierarchies {
     /// Finds them among the mounts. A version 2 tree next to version 1 hierarchies is left alone.
     pub fn detect() -> io::Result<Self> {
         Self::parse(&fs::read_to_string("/proc/self/mountinfo")?)
-            .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no cgroup file system is mounted"))
+            .ok_or_else(|| io::Error::new(ErrorKind::NotFound, "no cgroup file system is mounted"))
     }
 
     fn parse(mountinfo: &str) -> Option<Self> {
@@ -79,11 +79,11 @@ impl Hierarchies {
             let mut parent = mount.clone();
             for part in path.split('/').filter(|p| !p.is_empty()) {
                 if self.unified {
-                    delegate(&parent);
+                    delegate(&parent)?;
                 }
                 let dir = parent.join(part);
                 match fs::create_dir(&dir) {
-                    Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(at(&dir, &e)),
+                    Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(at(&dir, &e)),
                     _ => {}
                 }
                 if !self.unified {
@@ -181,15 +181,26 @@ fn at(path: &Path, e: &io::Error) -> io::Error {
     io::Error::new(e.kind(), format!("cgroup {}: {e}", path.display()))
 }
 
-/// Version 2: lets children of `dir` have controllers. Each alone, since one that is missing would refuse them all.
-fn delegate(dir: &Path) {
-    let file = dir.join("cgroup.subtree_control");
-    let present = fs::read_to_string(&file).unwrap_or_default();
-    for controller in V2_CONTROLLERS.iter().filter(|c| !present.split_whitespace().any(|p| p == **c)) {
-        if let Err(e) = fs::write(&file, format!("+{controller}")) {
-            tracing::debug!("{}: +{controller}: {e}", file.display());
+/// Version 2: lets children of `dir` have controllers. Each alone, since one that is refused would refuse them all.
+fn delegate(dir: &Path) -> io::Result<()> {
+    let words = |name| fs::read_to_string(dir.join(name)).unwrap_or_default();
+    let (available, present) = (words("cgroup.controllers"), words("cgroup.subtree_control"));
+    let has = |list: &str, controller: &str| list.split_whitespace().any(|c| c == controller);
+    for controller in V2_CONTROLLERS.into_iter().filter(|c| has(&available, c) && !has(&present, c)) {
+        match fs::write(dir.join("cgroup.subtree_control"), format!("+{controller}")) {
+            Err(e) if matches!(e.kind(), ErrorKind::ResourceBusy | ErrorKind::Unsupported) => {
+                let message = format!(
+                    "cgroup {}: there are processes in it ({controller} for its children: {e}), so no pod can be below; \
+                     choose another --cgroup-root, or move them",
+                    dir.display()
+                );
+                return Err(io::Error::new(e.kind(), message));
+            }
+            Err(e) => tracing::warn!("cgroup {}: {controller} for its children: {e}", dir.display()),
+            Ok(()) => {}
         }
     }
+    Ok(())
 }
 
 /// Version 1: a new cpuset is empty and takes no process until it has its parent's values.
@@ -225,7 +236,7 @@ fn remove_tree(dir: &Path) -> io::Result<()> {
         remove_tree(&sub)?;
     }
     match fs::remove_dir(dir) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
         _ => Ok(()),
     }
 }
