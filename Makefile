@@ -1,4 +1,4 @@
-# One entry for everything: `make demo`, `make test`, `make bench`, `make fuzz`, `make lint`, `make fmt`.
+# One entry for everything: `make demo`, `make test`, `make guest`, `make bench`, `make fuzz`, `make lint`, `make fmt`.
 
 CACHE ?= $(if $(PIKELET_CACHE),$(PIKELET_CACHE),$(HOME)/.cache/pikelet)
 ifdef CI
@@ -9,7 +9,7 @@ export PATH := $(HOME)/.cargo/bin:/usr/local/go/bin:$(PATH)
 # At a fixed address: else every shim relocates, and so owns, half a MiB of its pod's memory.
 RELEASE = cargo rustc --release --bin pikelet -- -C relocation-model=static
 
-.PHONY: bench cluster cluster-down demo fuzz test lint fmt setup
+.PHONY: bench cluster cluster-down demo fuzz guest test lint fmt setup
 
 setup:
 	@tests/scripts/setup.sh
@@ -26,6 +26,7 @@ test: setup
 	cargo test
 	cargo build
 	tests/demo.sh $${CARGO_TARGET_DIR:-target}/debug/pikelet
+	tests/guest.sh
 	tests/cluster.sh
 	tests/bench.sh --short
 	tests/fuzz.sh 60
@@ -33,6 +34,10 @@ test: setup
 demo: setup
 	$(RELEASE)
 	tests/demo.sh $${CARGO_TARGET_DIR:-target}/release/pikelet
+
+# the runtime's tests and the demo on cgroup version 2, in an emulated machine
+guest: setup
+	tests/guest.sh
 
 bench: setup
 	$(RELEASE)

@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 pikelet=${1:?usage: demo.sh PIKELET_BINARY}
 pikelet=$(realpath "$pikelet")
 id=pkdemo$$
-dir=$(mktemp -d /tmp/"$id".XXXX)
+dir=$(mktemp -d "${TMPDIR:-/tmp}/$id.XXXX")
 pids=()
 
 # replaces the shell it is called in: the pid of the background job is the agent's

@@ -10,7 +10,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use node::{Node, alive, exit_of, run};
-use pikelet::runtime::{Resources, Runtime, Wanted};
+use pikelet::runtime::{Resources, Runtime, SandboxSpec, Wanted};
 
 /// The machine's cgroups are version 2.
 fn unified() -> bool {
@@ -154,7 +154,9 @@ async fn limits_are_felt() {
 async fn what_forks_all_the_time_is_killed_too() {
     let Some(node) = Node::new("forks") else { return };
     let (runtime, mut events) = Runtime::open(node.config.clone()).unwrap();
-    runtime.create_sandbox(node.sandbox("s3")).await.unwrap();
+    // no PID namespace whose end would be everybody's
+    let sandbox = SandboxSpec { host_pid: true, ..node.sandbox("s3") };
+    runtime.create_sandbox(sandbox).await.unwrap();
     let script = "fork() { while true; do sleep 0.01 & wait $!; done; }; fork & fork & fork & fork";
     let pid = runtime.create_container("s3", node.shell("c1", script)).await.unwrap();
     runtime.start_container("s3", "c1").await.unwrap();

@@ -123,7 +123,7 @@ fn find_dirs(dir: &Path, found: &mut Vec<PathBuf>) {
 
 pub async fn exit_of(events: &mut Receiver<RuntimeEvent>, id: &str) -> ExitRecord {
     loop {
-        let event = timeout(Duration::from_secs(10), events.recv()).await.expect("no event").expect("channel closed");
+        let event = timeout(Duration::from_secs(30), events.recv()).await.expect("no event").expect("channel closed");
         match event {
             RuntimeEvent::ContainerExited { container, exit, .. } if container == id => return exit,
             RuntimeEvent::SandboxLost { sandbox, .. } => panic!("sandbox {sandbox} lost"),

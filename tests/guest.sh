@@ -1,0 +1,115 @@
+#!/usr/bin/env bash
+# The node on a kernel with cgroup version 2 only: an emulated x86_64 machine with Debian's kernel, which sees this
+# machine's files read-only and keeps what it writes in memory. Ends by itself and leaves nothing.
+#
+#   tests/guest.sh [SUBJECT...]     all of tests/guest/*.sh, or those named: runtime, demo, ...
+#
+# Prints what runs there, a line per subject, and `N passed, N failed`. The kernel package (about 70 MB) is downloaded once
+# and kept in $PIKELET_CACHE (default ~/.cache/pikelet); it is never installed.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+# seconds after which the machine is ended
+limit=${PIKELET_GUEST_TIMEOUT:-900}
+cache=${PIKELET_CACHE:-$HOME/.cache/pikelet}/guest
+# what has to be there before files can be shared; the rest is loaded by the guest itself
+first=(virtio_pci 9p 9pnet_virtio overlay)
+
+. tests/harness/common.sh
+[ "$(uname -m)" = x86_64 ] || { say "skipped: it runs this machine's programs, which have to be for x86_64"; exit 0; }
+
+packages=()
+for pair in qemu-system-x86_64:qemu-system-x86 modprobe:kmod xz:xz-utils; do
+  command -v "${pair%:*}" >/dev/null || packages+=("${pair#*:}")
+done
+[ ${#packages[@]} = 0 ] || tests/scripts/setup.sh "${packages[@]}"
+
+work=$(mktemp -d /tmp/pikelet-guest.XXXXXX)
+machine=
+cleanup() {
+  # timeout hands it on to the emulator
+  [ -z "$machine" ] || { kill "$machine" && wait "$machine"; } 2>/dev/null || true
+  rm -rf "$work"
+}
+trap cleanup EXIT
+
+# kernel: the folder of the newest kernel package that apt offers, unpacked without installing it
+kernel() {
+  local package version dir new
+  package=$(apt-cache depends linux-image-amd64 | awk '$1 == "Depends:" { print $2; exit }')
+  version=$(apt-cache policy "$package" | awk '$1 == "Candidate:" { print $2 }')
+  [ -n "$version" ] || fail "apt offers no linux-image-amd64: run apt-get update"
+  dir=$cache/${package}_$version
+  if [ ! -d "$dir" ]; then
+    mkdir -p "$cache"
+    new=$(mktemp -d "$cache/new.XXXXXX")
+    (cd "$work" && { download "$package=$version" || { apt-get -qq update && download "$package=$version"; }; }) >&2 ||
+      fail "cannot download $package $version"
+    dpkg-deb --fsys-tarfile "$work/$package"_*.deb | tar -x -C "$new" --wildcards '*/boot/vmlinuz-*' '*/modules/*/modules.*' \
+      '*/kernel/'{arch,crypto,lib,net,fs/9p,fs/netfs,fs/fscache,fs/overlayfs,drivers/virtio} \
+      '*/kernel/drivers/'{net/veth,block/loop}'.ko*'
+    rm "$work/$package"_*.deb
+    [ -d "$new/lib" ] || ln -s usr/lib "$new/lib"
+    depmod -b "$new" "${package#linux-image-}"
+    # another one may have been quicker
+    mv -T "$new" "$dir" 2>/dev/null || rm -rf "$new"
+  fi
+  echo "$dir"
+}
+# as root: apt's own user could not write here, and says so
+download() { apt-get -qq -o APT::Sandbox::User=root download "$1"; }
+
+# initramfs DIR: a static shell, the first modules in their order, and tests/guest/init
+initramfs() {
+  local root=$work/root step module
+  mkdir -p "$root/bin" "$root/modules"
+  cp /bin/busybox "$root/bin/"
+  install -m 755 tests/guest/init "$root/init"
+  for module in "${first[@]}"; do modprobe -d "$1" -S "$release" --show-depends "$module"; done |
+    awk '$1 == "insmod" && !seen[$2]++ { print $2 }' | while read -r step; do
+    case $step in
+    *.xz) xz -dc "$step" >"$root/modules/$(basename "$step" .xz)" ;;
+    *) cp "$step" "$root/modules/" ;;
+    esac
+    basename "$step" .xz >>"$root/modules/order"
+  done
+  (cd "$root" && find . | busybox cpio -o -H newc 2>/dev/null) >"$work/initramfs"
+}
+
+subjects=("$@")
+if [ $# = 0 ]; then for file in tests/guest/*.sh; do subjects+=("$(basename "$file" .sh)"); done; fi
+for subject in "${subjects[@]}"; do [ -f "tests/guest/$subject.sh" ] || fail "no subject $subject: see tests/guest"; done
+
+cargo build --quiet
+# the files of the test programs: cargo tells them only in this way
+tests=$(cargo test --quiet --no-run --test 'node_*' --message-format json |
+  jq -r 'select(.executable != null and .target.kind == ["test"]) | "[\(.target.name)]=\(.executable | @sh)"')
+dir=$(kernel)
+release=$(basename "$dir"/lib/modules/*)
+initramfs "$dir"
+cat >"$work/settings" <<SETTINGS
+checkout=$(printf %q "$PWD")
+kernel=$(printf %q "$dir")
+subjects=(${subjects[*]@Q})
+export PIKELET_BIN=$(printf %q "$(realpath "${CARGO_TARGET_DIR:-target}/debug/pikelet")")
+declare -A tests=($tests)
+SETTINGS
+cp tests/guest/run "$work/run"
+
+timeout -k 5 "$limit" qemu-system-x86_64 -M q35 -cpu max,la57=off -accel tcg,thread=multi -smp 2 -m 1536 \
+  -nodefaults -no-user-config -display none -no-reboot -serial stdio -serial "file:$work/status" \
+  -kernel "$dir"/boot/vmlinuz-* -initrd "$work/initramfs" \
+  -append "console=ttyS0 quiet loglevel=3 panic=-1 cgroup_no_v1=all guest.work=$work" \
+  -fsdev "local,id=host,path=/,security_model=none,readonly=on,multidevs=remap" \
+  -device virtio-9p-pci,fsdev=host,mount_tag=host \
+  </dev/null >"$work/console" &
+machine=$!
+tail -n +1 -f --pid="$machine" "$work/console" | tr -d '\r'
+code=0
+wait "$machine" || code=$?
+machine=
+[ "$code" != 124 ] || fail "not done after $limit s"
+[ "$code" = 0 ] || fail "the emulator ended with $code"
+# how many subjects failed
+status=$(tr -d '\r\n' <"$work/status")
+[ "$status" = 0 ] || fail "failed: ${status:-the machine ended before its first program}"
