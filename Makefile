@@ -9,7 +9,7 @@ export PATH := $(HOME)/.cargo/bin:/usr/local/go/bin:$(PATH)
 # At a fixed address: else every shim relocates, and so owns, half a MiB of its pod's memory.
 RELEASE = cargo rustc --release --bin pikelet -- -C relocation-model=static
 
-.PHONY: bench cluster cluster-down demo fuzz guest test lint fmt setup
+.PHONY: bench conformance cluster cluster-down demo fuzz guest test lint fmt setup
 
 setup:
 	@tests/scripts/setup.sh
@@ -46,6 +46,11 @@ bench: setup
 # ten minutes of each target
 fuzz: setup
 	tests/fuzz.sh 600
+
+# Kubernetes' own tests of a node; FOCUS=, SKIP=, NODES= as tests/conformance.sh says
+conformance: setup
+	cargo build
+	tests/conformance.sh
 
 cluster: setup
 	cargo build

@@ -51,10 +51,9 @@ until_true() {
   done
 }
 
-# busybox_image LAYOUT TAG [FILE...]: an OCI image layout with busybox, its applets, and FILEs in /bin
-busybox_image() {
-  local layout=$1 tag=$2 root; shift 2
-  root=$(mktemp -d)
+# busybox_root DIR [FILE...]: a root file system with busybox, its applets, and FILEs in /bin
+busybox_root() {
+  local root=$1; shift
   mkdir -p "$root"/{bin,etc,tmp,proc,sys,dev,root}
   chmod 1777 "$root/tmp"
   cp /bin/busybox "$root/bin/"
@@ -65,12 +64,26 @@ busybox_image() {
   echo 'root:x:0:0:root:/root:/bin/sh' >"$root/etc/passwd"
   echo 'root:x:0:' >"$root/etc/group"
   [ $# = 0 ] || cp "$@" "$root/bin/"
+}
+
+# pack_image LAYOUT TAG ROOT: an image of that root in an OCI image layout, with a shell as its command
+pack_image() {
+  local layout=$1 tag=$2 root=$3
   tar -C "$root" --owner=0 --group=0 -cf "$root.tar" .
   [ -d "$layout" ] || umoci init --layout "$layout"
   umoci new --image "$layout:$tag"
   umoci raw add-layer --image "$layout:$tag" "$root.tar"
   umoci config --image "$layout:$tag" --config.env PATH=/bin --config.cmd sh --config.workingdir /
-  rm -rf "$root" "$root.tar"
+  rm "$root.tar"
+}
+
+# busybox_image LAYOUT TAG [FILE...]: an image of busybox_root
+busybox_image() {
+  local layout=$1 tag=$2 root; shift 2
+  root=$(mktemp -d)
+  busybox_root "$root" "$@"
+  pack_image "$layout" "$tag" "$root"
+  rm -rf "$root"
 }
 
 # registry_config DIR ADDRESS: writes DIR/registry.yaml

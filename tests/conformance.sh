@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# make conformance: Kubernetes' own end-to-end tests, on a cluster whose only nodes are pikelet.
+#
+#   FOCUS=, SKIP=   regular expressions of test names      LABELS=  label filter [default: NodeConformance]
+#   NODES=          nodes [2]                              PROCS=   tests side by side [6]
+#   REPORT=         folder of the report [a temporary one]
+#
+# Prints a line per test that failed, and `N passed, N failed, N skipped`.
+set -uo pipefail
+cd "$(dirname "$0")"
+. harness/common.sh
+export PIKELET_CLUSTER_ID=${PIKELET_CLUSTER_ID:-e$(($$ % 9999))}
+cluster=scripts/cluster.sh
+report=${REPORT:-$(mktemp -d)}
+mkdir -p "$report"
+work=$(mktemp -d)
+finish() { $cluster down || exit 1; rm -rf "$work"; }
+trap finish EXIT
+
+command -v bash-static >/dev/null || DEBIAN_FRONTEND=noninteractive apt-get install -y -qq bash-static >/dev/null ||
+  fail "bash-static is missing: the tests need a shell that keeps every name in the environment; apt-get install bash-static"
+bin=$(scripts/controlplane.sh conformance) || exit 1
+$cluster up "${NODES:-2}" >/dev/null || exit 1
+dir=$($cluster dir)
+registry=10.77.0.1:5000/e2e
+
+# image NAME TAG ROOT [UMOCI-OPTION...]
+image() {
+  local name=$1 tag=$2 root=$3; shift 3
+  { pack_image "$work/oci" "$name" "$root" && { [ $# = 0 ] || umoci config --image "$work/oci:$name" "$@"; } &&
+    push_image "pk$PIKELET_CLUSTER_ID-cp" "$work/oci" "$name" "$registry/$name:$tag"; } >"$work/log" 2>&1 ||
+    { cat "$work/log" >&2; fail "image $name was not made"; }
+}
+tag() { awk -v name="/$1:" 'index($0, name) { sub(".*:", ""); print; exit }' "$work/images"; }
+
+# All images come from one place, under the names and tags these tests ask for.
+for key in promoterE2eRegistry buildImageRegistry gcEtcdRegistry gcRegistry sigStorageRegistry privateRegistry \
+  dockerLibraryRegistry cloudProviderGcpRegistry; do echo "$key: $registry"; done >"$work/registries"
+export KUBE_TEST_REPO_LIST=$work/registries
+"$bin/e2e.test" --list-images >"$work/images" 2>/dev/null || fail "e2e.test does not list its images"
+busybox_root "$work/root"
+ln -sf bash "$work/root/bin/sh"
+cp "$(command -v bash-static)" "$work/root/bin/bash"
+image busybox "$(tag busybox)" "$work/root"
+image nonroot "$(tag nonroot)" "$work/root" --config.user 1234
+cp "$bin/nnp" "$work/root/bin/" && chmod 6755 "$work/root/bin/nnp"
+image nonewprivs "$(tag nonewprivs)" "$work/root" --clear=config.cmd --config.cmd nnp
+rm "$work/root/bin/nnp"
+cp "$bin/agnhost" "$work/root/" && ln -s agnhost "$work/root/agnhost-2" && mkdir -p "$work/root/uploads"
+echo 'user-defined-in-image:x:1000:1000::/:/bin/sh' >>"$work/root/etc/passwd"
+printf 'user-defined-in-image:x:1000:\ngroup-defined-in-image:x:50000:user-defined-in-image\n' >>"$work/root/etc/group"
+agnhost=(--clear=config.cmd --config.entrypoint /agnhost --config.cmd pause)
+for tag in $(awk -F: '/\/agnhost:/ { print $NF }' "$work/images"); do image agnhost "$tag" "$work/root" "${agnhost[@]}"; done
+image pause "$(tag pause)" "$work/root" --clear=config.cmd --config.entrypoint /agnhost --config.entrypoint pause
+
+# from the control plane's network, which has routes to nodes and pods
+sed "s#https://127.0.0.1:[0-9]*#https://10.77.0.1:6443#" "$dir/admin.kubeconfig" >"$work/kubeconfig"
+nsenter --net="/run/netns/pk$PIKELET_CLUSTER_ID-cp" "$bin/ginkgo" --procs="${PROCS:-6}" --no-color \
+  --label-filter="${LABELS-NodeConformance}" ${FOCUS:+--focus="$FOCUS"} ${SKIP:+--skip="$SKIP"} \
+  --output-dir="$report" --json-report=report.json "$bin/e2e.test" -- --kubeconfig="$work/kubeconfig" --provider=skeleton \
+  --kubectl-path="$bin/kubectl" --report-dir="$report" --disable-log-dump >"$report/log" 2>&1
+jq -r '.[0].SpecReports[] | select(.LeafNodeType == "It" and .State == "failed" or .State == "timedout" or .State == "panicked")
+  | "FAIL " + ([.ContainerHierarchyTexts[], .LeafNodeText] | join(" "))' "$report/report.json" || fail "no report: see $report/log"
+count() { jq "[.[0].SpecReports[] | select(.LeafNodeType == \"It\" and ($1))] | length" "$report/report.json"; }
+failed=$(count '.State == "failed" or .State == "timedout" or .State == "panicked"')
+echo "$(count '.State == "passed"') passed, $failed failed, $(count '.State == "skipped" and .RunTime > 0') skipped ($report)"
+[ "$failed" = 0 ]
