@@ -104,10 +104,12 @@ timeout -k 5 "$limit" qemu-system-x86_64 -M q35 -cpu max,la57=off -accel tcg,thr
   -device virtio-9p-pci,fsdev=host,mount_tag=host \
   </dev/null >"$work/console" &
 machine=$!
-tail -n +1 -f --pid="$machine" "$work/console" | tr -d '\r'
+tail -n +1 -f --pid="$machine" "$work/console" | tr -d '\r' &
+reader=$!
 code=0
 wait "$machine" || code=$?
 machine=
+wait "$reader"
 [ "$code" != 124 ] || fail "not done after $limit s"
 [ "$code" = 0 ] || fail "the emulator ended with $code"
 # how many subjects failed

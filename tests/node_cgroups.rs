@@ -212,6 +212,43 @@ async fn devices_of_the_host_are_out_of_reach() {
     runtime.remove_sandbox("s4").await.unwrap();
 }
 
+/// For this thread and what it starts, the kernel is one without `bpf(2)`.
+#[allow(unsafe_code)]
+fn lose_bpf() {
+    use libc::{BPF_ABS, BPF_JEQ, BPF_JMP, BPF_LD, BPF_RET, sock_filter};
+    let step = |code, k, jf| sock_filter { code: code as u16, jt: 0, jf, k };
+    let mut steps = [
+        // the number of the system call
+        step(BPF_LD | BPF_ABS, 0, 0),
+        step(BPF_JMP | BPF_JEQ, libc::SYS_bpf as u32, 1),
+        step(BPF_RET, libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32, 0),
+        step(BPF_RET, libc::SECCOMP_RET_ALLOW, 0),
+    ];
+    let program = libc::sock_fprog { len: steps.len() as u16, filter: steps.as_mut_ptr() };
+    // SAFETY: the kernel copies the program, which is alive until the call returns.
+    let set = unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) };
+    assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
+}
+
+#[tokio::test]
+async fn a_kernel_without_device_programs_runs_only_what_may_use_all() {
+    let Some(node) = Node::new("nobpf") else { return };
+    if !unified() {
+        eprintln!("skipped: version 1 has files for device rules");
+        return;
+    }
+    lose_bpf();
+    let (runtime, mut events) = Runtime::open(node.config.clone()).unwrap();
+    runtime.create_sandbox(node.sandbox("s7")).await.unwrap();
+    let refused = runtime.create_container("s7", node.shell("c1", "exit 3")).await.unwrap_err().to_string();
+    assert!(refused.contains("CONFIG_CGROUP_BPF"), "{refused}");
+    assert!(!node.cgroups().iter().any(|d| d.ends_with("c1")), "{:?}", node.cgroups());
+    let mut strong = node.shell("c1", "exit 3");
+    strong.privileged = true;
+    assert_eq!(run(&runtime, &mut events, "s7", strong).await.code, 3);
+    runtime.remove_sandbox("s7").await.unwrap();
+}
+
 #[tokio::test]
 async fn figures_come_from_the_cgroups() {
     let Some(node) = Node::new("figures") else { return };
