@@ -1,5 +1,6 @@
 //! One file per subcommand.
 
+mod check;
 mod client;
 mod drain;
 mod exec;
@@ -26,6 +27,8 @@ struct Cli {
 enum Command {
     /// Run the node agent
     Run(Box<run::Args>),
+    /// Look whether this machine can be a node, and what mends it if not
+    Check(Box<check::Args>),
     /// List the pods of this node
     Ps(ps::Args),
     /// Run a command in a container
@@ -49,6 +52,7 @@ type Outcome = Result<(), Box<dyn Error + Send + Sync>>;
 pub fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Run(args) => run::run(*args),
+        Command::Check(args) => return check::run(*args).unwrap_or_else(fail),
         Command::Ps(args) => ps::run(&args),
         Command::DrainLocal(args) => drain::run(&args),
         Command::Top(args) => top::run(&args),
@@ -59,11 +63,13 @@ pub fn main() -> ExitCode {
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("pikelet: {error}");
-            ExitCode::FAILURE
-        }
+        Err(error) => fail(error),
     }
+}
+
+fn fail(error: client::Failure) -> ExitCode {
+    eprintln!("pikelet: {error}");
+    ExitCode::FAILURE
 }
 
 /// Ends at once with a command's exit code: a thread may still wait for keys that nobody types.

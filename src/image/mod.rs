@@ -12,5 +12,6 @@ mod types;
 mod unpack;
 mod xattr;
 
+pub use mount::probe as probe_mount;
 pub use store::ImageStore;
 pub use types::*;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount as mount_fs, umount2};
+use nix::sched::{CloneFlags, unshare};
 
 use super::types::ImageError;
 
@@ -43,4 +44,29 @@ pub fn unmount(dir: &Path) -> Result<(), ImageError> {
         }
         _ => Ok(()),
     }
+}
+
+/// Whether containers can have their root file systems below `dir`, which is created and removed again: mounts a layer
+/// where nobody else sees it, writes to it and deletes of it. Only root can.
+pub fn probe(dir: &Path) -> Result<(), ImageError> {
+    let folder = dir.to_owned();
+    let attempt = std::thread::spawn(move || {
+        // the mount goes with this thread
+        let private = unshare(CloneFlags::CLONE_NEWNS).and_then(|()| {
+            mount_fs(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
+        });
+        private.map_err(|e| io_error("making a mount namespace".to_owned())(e.into()))?;
+        let layer = folder.join("layer");
+        let write = |path: PathBuf| fs::write(&path, "x").map_err(io_error(format!("writing {}", path.display())));
+        fs::create_dir_all(&layer).map_err(io_error(format!("creating {}", layer.display())))?;
+        write(layer.join("old"))?;
+        let rootfs = mount(&[layer], &folder)?;
+        write(rootfs.join("new"))?;
+        let old = rootfs.join("old");
+        let deleted = fs::remove_file(&old).map_err(io_error(format!("deleting {}", old.display())));
+        deleted.and(unmount(&folder))
+    });
+    let tried = attempt.join().unwrap_or_else(|_| Err(io_error("trying".to_owned())(io::Error::other("thread ended"))));
+    // the mount may have failed before there was anything to unmount
+    tried.and(unmount(dir)).inspect_err(|_| drop(fs::remove_dir_all(dir)))
 }

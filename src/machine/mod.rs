@@ -1,5 +1,6 @@
 //! What the board is: capacity, operating system, kernel, boot and machine ids.
 
+pub mod check;
 pub mod usage;
 
 use std::fs;

@@ -6,6 +6,7 @@ mod dial;
 mod ipam;
 mod link;
 mod nft;
+mod probe;
 mod resolv;
 mod types;
 
@@ -16,6 +17,7 @@ use ipnet::IpNet;
 
 pub use dial::dial;
 use ipam::Leases;
+pub use probe::{Attempt, probe};
 pub use resolv::{host_resolv_conf, hosts_file, resolv_conf};
 pub use types::*;
 

@@ -1,5 +1,6 @@
 //! Pod and container cgroups as plain files: version 1 hierarchies and version 2 alike.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
@@ -55,6 +56,16 @@ impl Hierarchies {
     /// True with version 2.
     pub fn unified(&self) -> bool {
         self.unified
+    }
+
+    /// The controllers that can be used.
+    pub fn controllers(&self) -> BTreeSet<String> {
+        if self.unified {
+            let text = self.mounts.iter().filter_map(|m| fs::read_to_string(m.join("cgroup.controllers")).ok());
+            return text.flat_map(|t| t.split_whitespace().map(str::to_owned).collect::<Vec<_>>()).collect();
+        }
+        let names = self.mounts.iter().filter_map(|m| m.file_name()?.to_str());
+        names.flat_map(|n| n.split(',').map(str::to_owned)).collect()
     }
 
     /// The directories of the cgroup `path` in all hierarchies.
@@ -252,6 +263,7 @@ mod tests {
         let found = Hierarchies::parse(hybrid).unwrap();
         assert!(!found.unified());
         assert_eq!(found.dirs("/a/b").collect::<Vec<_>>(), [PathBuf::from("/c/cpu/a/b")]);
+        assert_eq!(found.controllers(), ["cpu".to_owned()].into());
         let found = Hierarchies::parse("3 0 0:3 / /c rw - cgroup2 cgroup2 rw\n").unwrap();
         assert!(found.unified());
         assert!(Hierarchies::parse("").is_none());

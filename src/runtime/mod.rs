@@ -21,6 +21,7 @@ mod types;
 mod usage;
 mod user;
 
+pub use cgroup::Hierarchies;
 pub use cri_log::{Rotation, Stream as LogStream, rotated_files};
 pub use log_reader::{LogOptions, last_lines, read_log};
 pub use protocol::Wanted;
@@ -42,7 +43,6 @@ use tokio::process::Command;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use cgroup::Hierarchies;
 use connection::Connection;
 use protocol::{Reply, Request, StreamRequest};
 use store::SandboxFile;
