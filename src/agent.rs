@@ -15,6 +15,7 @@ use crate::image::{Image, ImageStore, StoreConfig};
 use crate::machine;
 use crate::network::{Network, NetworkConfig};
 use crate::pod::manager::{Inputs, Manager};
+use crate::pod::order::Order;
 use crate::pod::table::PodTable;
 use crate::pod::worker::Shared;
 use crate::pod::{probe, source};
@@ -108,9 +109,9 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
             }
         });
     }
-    let (drain_tx, drain) = mpsc::channel(1);
+    let (orders_tx, orders) = mpsc::channel(1);
     let kubelet = kubelet(&config, table, runtime.clone(), probe_counts);
-    tokio::spawn(serve_local(config.state_dir.clone(), kubelet.clone(), drain_tx));
+    tokio::spawn(serve_local(config.state_dir.clone(), kubelet.clone(), orders_tx));
     serve_api(&config, client.clone(), kubelet, &host_ips)?;
     let mut manager = Manager::new(shared);
     let found = runtime.recover().await?;
@@ -134,7 +135,7 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
         cluster: client.map(|c| cluster::watch_pods(c, &config.node.name)),
         manifests: config.manifests.clone().map(|dir| source::watch_manifests(dir, config.node.name.clone())),
         runtime: events,
-        drain,
+        orders,
     };
     info!(node = config.node.name, version = env!("CARGO_PKG_VERSION"), "agent is up");
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
@@ -168,9 +169,9 @@ fn kubelet(config: &Config, pods: PodTable, runtime: Runtime, probe_counts: prob
     }
 }
 
-async fn serve_local(state_dir: std::path::PathBuf, kubelet: Kubelet, drain: local::Drain) {
-    if let Err(error) = local::serve(state_dir, kubelet, drain).await {
-        warn!(%error, "local socket not served: `pikelet ps` and `drain-local` will not work");
+async fn serve_local(state_dir: std::path::PathBuf, kubelet: Kubelet, orders: mpsc::Sender<Order>) {
+    if let Err(error) = local::serve(state_dir, kubelet, orders).await {
+        warn!(%error, "local socket not served: `pikelet ps` and the like will not work");
     }
 }
 

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use serde_json::json;
 
 use super::client::Failure;
+use super::table::print;
 use crate::config::{Config, Settings};
 use crate::machine::check::{Finding, Plan, State, check, fit};
 
@@ -36,16 +37,16 @@ pub fn run(args: Args) -> Result<ExitCode, Failure> {
     let findings = check(&plan);
     let fit = fit(&findings);
     if args.output.is_some() {
-        println!("{:#}", json!({"fit": fit, "checks": findings}));
+        print(&format!("{:#}\n", json!({"fit": fit, "checks": findings})))?;
     } else {
-        print(&findings, fit);
+        print(&lines(&findings, fit))?;
     }
     Ok(if fit { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn print(findings: &[Finding], fit: bool) {
+fn lines(findings: &[Finding], fit: bool) -> String {
     let width = findings.iter().map(|f| f.check.chars().count()).max().unwrap_or_default();
-    for Finding { check, state, found, mend } in findings {
+    let line = |Finding { check, state, found, mend }: &Finding| {
         let word = match state {
             State::Ok => "ok",
             State::Warning => "warning",
@@ -53,8 +54,8 @@ fn print(findings: &[Finding], fit: bool) {
             State::Unknown => "unknown",
         };
         let mend = mend.as_ref().map(|m| format!(" -> {m}")).unwrap_or_default();
-        println!("{word:<8} {check:<width$}  {found}{mend}");
-    }
+        format!("{word:<8} {check:<width$}  {found}{mend}\n")
+    };
     let count = |state| findings.iter().filter(|f| f.state == state).count();
     let (missing, warnings, unknown) = (count(State::Missing), count(State::Warning), count(State::Unknown));
     let verdict = match (fit, unknown) {
@@ -62,5 +63,6 @@ fn print(findings: &[Finding], fit: bool) {
         (true, 0) => "this machine can be a node",
         (true, _) => "nothing needed is known to be missing",
     };
-    println!("\n{verdict}: {missing} missing, {warnings} warnings, {unknown} unknown");
+    let lines: String = findings.iter().map(line).collect();
+    format!("{lines}\n{verdict}: {missing} missing, {warnings} warnings, {unknown} unknown\n")
 }

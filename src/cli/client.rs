@@ -33,8 +33,7 @@ pub struct PodArgs {
 }
 
 /// The pods of a `PodList`.
-pub fn pods(list: &str) -> Result<Vec<Pod>, Failure> {
-    let mut list: serde_json::Value = serde_json::from_str(list)?;
+pub fn pods(mut list: serde_json::Value) -> Result<Vec<Pod>, Failure> {
     Ok(serde_json::from_value(list["items"].take())?)
 }
 
@@ -50,16 +49,42 @@ pub fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, 
 impl PodArgs {
     /// The pod of this node that is meant.
     pub fn find(&self) -> Result<Pod, Failure> {
-        let pods = pods(&local::ask(&self.state_dir, "GET", "/pods")?)?;
-        let named = |p: &Pod| p.metadata.name.as_ref() == Some(&self.pod);
-        let within = |p: &Pod| self.namespace.is_none() || p.metadata.namespace == self.namespace;
-        let mut found: Vec<Pod> = pods.into_iter().filter(|p| named(p) && within(p)).collect();
-        match (found.len(), found.pop()) {
-            (1, Some(pod)) => Ok(pod),
-            (0, _) => Err(format!("no pod {} on this node: `pikelet ps` lists them", self.pod).into()),
-            _ => Err(format!("several namespaces have a pod {}: choose one with --namespace", self.pod).into()),
-        }
+        let list = serde_json::from_str(&local::ask(&self.state_dir, "GET", "/pods")?)?;
+        choose(pods(list)?, self.namespace.as_deref(), &self.pod)
     }
+}
+
+/// The one of `pods` that is called so; the error says which there are.
+fn choose(pods: Vec<Pod>, namespace: Option<&str>, name: &str) -> Result<Pod, Failure> {
+    let names: Vec<String> = pods.iter().filter_map(|p| p.metadata.name.clone()).collect();
+    let (mut found, mut elsewhere) = (Vec::new(), Vec::new());
+    for pod in pods.into_iter().filter(|p| p.metadata.name.as_deref() == Some(name)) {
+        let own = pod.metadata.namespace.as_deref();
+        if namespace.is_none() || own == namespace { &mut found } else { &mut elsewhere }.push(pod);
+    }
+    let namespaces = |pods: &[Pod]| {
+        let mut names: Vec<&str> = pods.iter().filter_map(|p| p.metadata.namespace.as_deref()).collect();
+        names.sort_unstable();
+        names.join(", ")
+    };
+    if found.len() > 1 {
+        return Err(format!("pod {name} is in several namespaces: choose one with -n: {}", namespaces(&found)).into());
+    }
+    if let Some(pod) = found.pop() {
+        return Ok(pod);
+    }
+    if let Some(wanted) = namespace.filter(|_| !elsewhere.is_empty()) {
+        let there = namespaces(&elsewhere);
+        return Err(format!("no pod {name} in namespace {wanted} of this node: it is in {there}").into());
+    }
+    // what a Deployment makes begins with its name
+    let alike: Vec<&String> =
+        names.iter().filter(|n| n.starts_with(name) || strsim::levenshtein(n, name) < 3).collect();
+    let hint = match alike.as_slice() {
+        [] => "`pikelet ps -a` lists those there are".to_owned(),
+        [first, ..] => format!("did you mean {first}? `pikelet ps -a` lists all"),
+    };
+    Err(format!("no pod {name} on this node: {hint}").into())
 }
 
 /// `<namespace>/<pod>` of a path.
@@ -124,5 +149,28 @@ pub async fn websocket(
             Err(format!("{} ({})", String::from_utf8_lossy(body).trim(), answer.status()).into())
         }
         Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pods_are_chosen_or_the_choice_is_told() {
+        let pods = || {
+            let pod = |path: &str| {
+                let (namespace, name) = path.split_once('/').unwrap();
+                serde_json::from_value(serde_json::json!({"metadata": {"namespace": namespace, "name": name}})).unwrap()
+            };
+            ["a/web-5d8-x2", "a/twin", "b/twin"].into_iter().map(pod).collect()
+        };
+        let chosen = |namespace, name| choose(pods(), namespace, name).map(|p| path(&p)).map_err(|e| e.to_string());
+        assert_eq!(chosen(None, "web-5d8-x2").unwrap(), "a/web-5d8-x2");
+        assert_eq!(chosen(Some("b"), "twin").unwrap(), "b/twin");
+        assert!(chosen(None, "twin").unwrap_err().ends_with("choose one with -n: a, b"));
+        assert!(chosen(Some("c"), "twin").unwrap_err().ends_with("it is in a, b"));
+        assert!(chosen(None, "web").unwrap_err().contains("did you mean web-5d8-x2?"));
+        assert!(chosen(None, "other").unwrap_err().ends_with("`pikelet ps -a` lists those there are"));
     }
 }

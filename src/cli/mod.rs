@@ -4,20 +4,32 @@ mod check;
 mod client;
 mod drain;
 mod exec;
+mod inspect;
 mod logs;
 mod port_forward;
 mod ps;
 mod run;
+mod stats;
+mod stop;
+mod table;
 mod terminal;
 mod top;
 
 use std::error::Error;
 use std::process::ExitCode;
+use std::sync::LazyLock;
 
 use clap::{Parser, Subcommand};
 
+use crate::cluster::KUBELET_VERSION;
+use crate::machine::architecture;
+
+/// What it is, the kubelet whose behaviour it has, and what it was built for.
+static VERSION: LazyLock<String> =
+    LazyLock::new(|| format!("{}, kubelet {KUBELET_VERSION}, linux/{}", env!("CARGO_PKG_VERSION"), architecture()));
+
 #[derive(Parser)]
-#[command(name = "pikelet", version, about = "The Kubernetes node agent for single-board computers")]
+#[command(name = "pikelet", version = VERSION.as_str(), about = "The Kubernetes node agent for single-board computers")]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -41,6 +53,24 @@ enum Command {
     PortForward(port_forward::Args),
     /// Show what node and pods use
     Top(top::Args),
+    /// Show what each container uses
+    Stats(stats::Args),
+    /// Show a pod, its sandbox and containers as the runtime has them, in JSON
+    Inspect(inspect::Args),
+    /// Stop the containers of a pod; its restart policy decides whether they start again
+    ///
+    /// preStop hooks, SIGTERM and, after the grace period, SIGKILL. Returns when the containers have ended. With
+    /// restartPolicy Always (that of every Deployment and DaemonSet) they start again, as after a crash: at once the
+    /// first time, later with a growing delay. So this restarts a program; to keep it away, delete its pod
+    /// (`kubectl delete pod`) or scale down what made it, or take its manifest away.
+    Stop(stop::StopArgs),
+    /// Remove the sandbox of a pod; a pod that is still wanted gets a fresh one
+    ///
+    /// Stops its containers as `stop` does, then removes them with their write layers, namespaces and addresses. Returns
+    /// when they are gone. The pod itself stays, as it is the control plane's or its manifest's: unless its restart
+    /// policy lets it end here, the agent makes it a new sandbox and runs it from its init containers on, at no delay.
+    /// Volumes and logs stay. To remove the pod, delete it (`kubectl delete pod`) or take its manifest away.
+    Rm(stop::RemoveArgs),
     /// Stop every pod of this node, then the agent
     DrainLocal(drain::Args),
 }
@@ -56,6 +86,10 @@ pub fn main() -> ExitCode {
         Command::Ps(args) => ps::run(&args),
         Command::DrainLocal(args) => drain::run(&args),
         Command::Top(args) => top::run(&args),
+        Command::Stats(args) => stats::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Stop(args) => stop::stop(&args),
+        Command::Rm(args) => stop::remove(&args),
         Command::Exec(args) => return leave(exec::exec(&args)),
         Command::Attach(args) => return leave(exec::attach(&args)),
         Command::Logs(args) => return leave(logs::run(&args)),

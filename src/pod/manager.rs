@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
+use super::order::Order;
 use super::source::StaticUpdate;
 use super::worker::{Message, Shared, Worker};
 use super::{PodExt, checkpoint, log_links};
@@ -24,8 +25,8 @@ pub struct Inputs {
     pub manifests: Option<mpsc::Receiver<StaticUpdate>>,
     /// What the runtime has to say.
     pub runtime: mpsc::Receiver<RuntimeEvent>,
-    /// `drain-local`: stop every pod, then answer.
-    pub drain: mpsc::Receiver<oneshot::Sender<()>>,
+    /// What a person on the machine orders.
+    pub orders: mpsc::Receiver<Order>,
 }
 
 /// How long after the end of a pod its memory is given back.
@@ -148,13 +149,7 @@ impl Manager {
                 Some(event) = inputs.runtime.recv() => self.runtime_event(event).await,
                 Some(update) = next(&mut inputs.cluster) => self.cluster_update(update).await,
                 Some(StaticUpdate::Set(pods)) = next(&mut inputs.manifests) => self.static_update(pods).await,
-                Some(done) = inputs.drain.recv() => {
-                    self.draining = Some(done);
-                    let uids: Vec<_> = self.workers.keys().cloned().collect();
-                    for uid in uids {
-                        self.tell(&uid, Message::Removed).await;
-                    }
-                }
+                Some(order) = inputs.orders.recv() => self.order(order).await,
                 Some(ended) = self.tasks.join_next() => self.worker_ended(ended),
                 else => return,
             }
@@ -268,6 +263,20 @@ impl Manager {
             RuntimeEvent::SandboxLost { sandbox, pod_uid } => {
                 self.tell(&pod_uid, Message::SandboxLost { sandbox }).await;
             }
+        }
+    }
+
+    async fn order(&mut self, order: Order) {
+        match order {
+            Order::Drain(done) => {
+                self.draining = Some(done);
+                let uids: Vec<_> = self.workers.keys().cloned().collect();
+                for uid in uids {
+                    self.tell(&uid, Message::Removed).await;
+                }
+            }
+            Order::Stop { uid, containers, grace } => self.tell(&uid, Message::Stop { containers, grace }).await,
+            Order::Renew { uid, grace, done } => self.tell(&uid, Message::Renew { grace, done }).await,
         }
     }
 

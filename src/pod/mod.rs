@@ -8,6 +8,7 @@ mod backoff;
 pub mod container;
 pub mod env;
 pub mod manager;
+pub mod order;
 pub mod probe;
 pub mod qos;
 pub mod references;
@@ -17,6 +18,7 @@ pub mod table;
 mod termination;
 pub mod worker;
 
+mod adopt;
 mod checkpoint;
 mod container_spec;
 mod create;

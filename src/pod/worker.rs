@@ -9,9 +9,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodStatus};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, warn};
 
+use super::adopt::adopt;
 use super::backoff::{Backoff, RESET_AFTER};
 use super::container::ContainerState;
 use super::stop::Stopping;
@@ -114,6 +115,20 @@ pub enum Message {
         /// Its answer.
         success: bool,
     },
+    /// Stop these runs (container ids); `grace` is the pod's own when unset.
+    Stop {
+        /// Container ids.
+        containers: Vec<String>,
+        /// Time between SIGTERM and SIGKILL.
+        grace: Option<Duration>,
+    },
+    /// Stop all containers and remove the sandbox, then go on.
+    Renew {
+        /// Time between SIGTERM and SIGKILL.
+        grace: Option<Duration>,
+        /// Told when the sandbox is gone.
+        done: oneshot::Sender<Result<(), String>>,
+    },
     /// A pull this worker asked for has ended.
     Pulled {
         /// Container name.
@@ -146,6 +161,8 @@ pub struct Worker {
     pub(super) setup_retry: Backoff,
     pub(super) stopping: Option<Stopping>,
     pub(super) removed: bool,
+    /// Somebody waits for the sandbox to be removed.
+    pub(super) renewal: Option<oneshot::Sender<Result<(), String>>>,
     pub(super) failed: Option<(String, String)>,
     /// Containers whose image was pulled for their coming run.
     pub(super) pulled_fresh: Vec<String>,
@@ -188,6 +205,7 @@ impl Worker {
             setup_retry: Backoff::new(Duration::from_millis(250), Duration::from_secs(5)),
             stopping: None,
             removed: false,
+            renewal: None,
             failed: None,
             pulled_fresh: Vec::new(),
             status,
@@ -247,6 +265,8 @@ impl Worker {
             Message::Pulled { container, result } => self.pulled(&container, result),
             Message::PostStarted { container, result } => self.post_started(&container, result),
             Message::Probed { container, kind, success } => self.probed(&container, kind, success),
+            Message::Stop { containers, grace } => self.stop_runs(|id| containers.iter().any(|c| c == id), grace),
+            Message::Renew { grace, done } => self.renew(grace, done),
         }
     }
 
@@ -265,7 +285,7 @@ impl Worker {
             state.probes = None;
             state.hooking = false;
             // the first restart comes at once; each one after that waits twice as long
-            if state.wants_restart(restart_policy(&self.pod, name)) && current_attempt(state) > 0 {
+            if state.wants_restart(restart_policy(&self.pod, name)) && state.restart_count() > 0 {
                 state.crash.fail(Instant::now());
             }
         }
@@ -320,13 +340,21 @@ impl Worker {
         if let Err(error) = checkpoint::save(&self.shared.pods_dir, &self.uid, &self.pod) {
             warn!(pod = %self.uid, %error, "checkpoint not written: the pod would not come back after a reboot with no API server");
         }
-        let wake = self.create().await;
+        if !self.renewed().await {
+            return None;
+        }
+        let wake = if self.ended() { None } else { self.create().await };
         self.start_probes();
-        if self.compute().phase.as_deref().is_some_and(|p| p == "Succeeded" || p == "Failed") {
+        if self.ended() {
             self.publish();
             self.end_of_life().await;
         }
         wake
+    }
+
+    /// True when the pod has come to its end, whether that is told yet or not.
+    pub(super) fn ended(&self) -> bool {
+        self.compute().phase.as_deref().is_some_and(|p| p == "Succeeded" || p == "Failed")
     }
 
     /// True once the phase is final.
@@ -372,36 +400,7 @@ impl Worker {
     }
 }
 
-fn current_attempt(state: &ContainerState) -> u32 {
-    state.current.as_ref().map_or(0, |c| c.spec.attempt)
-}
-
 /// Nanoseconds since the epoch.
 pub(super) fn now_nanos() -> i64 {
     i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or_default()
-}
-
-/// Takes over what an earlier agent left in the runtime.
-fn adopt(
-    shared: &Shared,
-    found: Option<SandboxInfo>,
-    containers: &mut BTreeMap<String, ContainerState>,
-) -> (Option<Sandbox>, u32) {
-    let Some(found) = found else { return (None, 0) };
-    for mut info in found.containers {
-        if !found.alive && info.exit.is_none() && info.started_at.is_some() {
-            info.exit = Some(ExitRecord { code: 137, signal: Some(9), oom_killed: false, finished_at: now_nanos() });
-        }
-        let state = containers.entry(info.spec.name.clone()).or_default();
-        state.last = state.current.take();
-        state.last_message = state.message.take();
-        state.message = termination::message(&info);
-        state.next_attempt = info.spec.attempt + 1;
-        state.current = Some(info);
-    }
-    let spec = found.spec;
-    let addresses = shared.network.addresses(&spec.id).map(|a| a.ips);
-    let ips = if spec.host_network { shared.host_ips.clone() } else { addresses.unwrap_or_default() };
-    let ready = found.alive && !ips.is_empty();
-    (Some(Sandbox { id: spec.id, attempt: spec.attempt, ips, ready }), spec.attempt + 1)
 }

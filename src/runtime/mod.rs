@@ -192,8 +192,25 @@ impl Runtime {
 
     /// `/proc/<shim>/ns/net` or a bind mount of it: valid while the sandbox lives.
     pub fn netns_path(&self, sandbox: &str) -> Option<PathBuf> {
-        let shim = self.connections().get(sandbox)?.shim;
-        Some(PathBuf::from(format!("/proc/{shim}/ns/net")))
+        Some(PathBuf::from(format!("/proc/{}/ns/net", self.shim(sandbox)?)))
+    }
+
+    /// The process that holds a living sandbox's namespaces.
+    pub fn shim(&self, sandbox: &str) -> Option<i32> {
+        self.connections().get(sandbox).map(|c| c.shim)
+    }
+
+    /// What a sandbox holds now.
+    pub async fn inspect(&self, sandbox: &str) -> Result<SandboxInfo, RuntimeError> {
+        match self.ask(sandbox, Request::Info).await? {
+            Reply::Info(info) => Ok(*info),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// A cgroup below the agent's cgroup root, as `/proc/<pid>/cgroup` writes it.
+    pub fn cgroup_path(&self, cgroup: &str) -> String {
+        format!("/{}/{}", self.inner.config.cgroup_root.trim_matches('/'), cgroup.trim_matches('/'))
     }
 
     /// The living sandbox of a pod.
@@ -210,8 +227,7 @@ impl Runtime {
 
     /// Counters of a sandbox's network interfaces.
     pub fn interfaces(&self, sandbox: &str) -> Vec<Interface> {
-        let shim = self.connections().get(sandbox).map(|c| c.shim);
-        let text = shim.and_then(|shim| fs::read_to_string(format!("/proc/{shim}/net/dev")).ok());
+        let text = self.shim(sandbox).and_then(|shim| fs::read_to_string(format!("/proc/{shim}/net/dev")).ok());
         interfaces(&text.unwrap_or_default())
     }
 

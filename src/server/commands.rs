@@ -59,7 +59,7 @@ struct Target {
     tty: bool,
 }
 
-fn find_pod(kubelet: &Kubelet, names: &HashMap<String, String>) -> Result<Arc<Pod>, Refused> {
+pub(super) fn find_pod(kubelet: &Kubelet, names: &HashMap<String, String>) -> Result<Arc<Pod>, Refused> {
     let name = |key: &str| names.get(key).map(String::as_str).unwrap_or_default();
     let pod = kubelet.pods.get(name("namespace"), name("pod"));
     let uid = names.get("uid");

@@ -1,27 +1,25 @@
 //! The agent's own unix socket (`<state dir>/agent.sock`, mode 0600) and how commands ask it.
 
 use std::error::Error;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use axum::extract::State;
-use axum::http::StatusCode;
-use axum::routing::{get, post};
+use axum::routing::get;
 use tokio::net::UnixListener;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
 use super::api::Kubelet;
+use super::orders::{self, Orders};
+use super::{commands, inspect};
+use crate::pod::order::Order;
 
 const SOCKET: &str = "agent.sock";
 
-/// Asks the manager to stop every pod; answered when none is left.
-pub type Drain = mpsc::Sender<oneshot::Sender<()>>;
-
 /// Serves until the agent ends.
-pub async fn serve(state_dir: PathBuf, kubelet: Kubelet, drain: Drain) -> std::io::Result<()> {
+pub async fn serve(state_dir: PathBuf, kubelet: Kubelet, manager: mpsc::Sender<Order>) -> std::io::Result<()> {
     let socket = state_dir.join(SOCKET);
     // left by an agent that was killed
     let _ = std::fs::remove_file(&socket);
@@ -31,17 +29,10 @@ pub async fn serve(state_dir: PathBuf, kubelet: Kubelet, drain: Drain) -> std::i
     std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o600))?;
     // whoever may open the socket is root: all of the kubelet API, and what only a person on the machine may do
     let app = super::api::routes(kubelet.clone())
-        .route("/forward/{namespace}/{pod}", get(super::commands::forward).with_state(kubelet))
-        .route("/drain", post(drain_all).with_state(drain));
+        .route("/forward/{namespace}/{pod}", get(commands::forward).with_state(kubelet.clone()))
+        .route("/inspect/{namespace}/{pod}", get(inspect::inspect).with_state(kubelet.clone()))
+        .merge(orders::routes(Orders { kubelet, manager }));
     axum::serve(listener, app).await
-}
-
-async fn drain_all(State(drain): State<Drain>) -> StatusCode {
-    let (done, gone) = oneshot::channel();
-    match drain.send(done).await {
-        Ok(()) if gone.await.is_ok() => StatusCode::OK,
-        _ => StatusCode::INTERNAL_SERVER_ERROR,
-    }
 }
 
 /// A connection to the agent of `state_dir`.
@@ -52,8 +43,24 @@ pub fn connect(state_dir: &Path) -> Result<UnixStream, String> {
     };
     connect().map_err(|e| {
         let socket = state_dir.join(SOCKET);
-        format!("no agent answers on {}: {e} (is `pikelet run` up, and are you root?)", socket.display())
+        unanswered(&socket, &e)
     })
+}
+
+/// Why nobody answers on the socket, and what to do.
+fn unanswered(socket: &Path, error: &std::io::Error) -> String {
+    let (socket, other) = (socket.display(), "; one with another state directory is found with --state-dir");
+    match error.kind() {
+        ErrorKind::PermissionDenied => format!("{socket}: only root may talk to the agent: try again with sudo"),
+        ErrorKind::NotFound => {
+            format!("{socket}: no such socket: the agent does not run: start its service, or `pikelet run`{other}")
+        }
+        ErrorKind::ConnectionRefused => format!(
+            "{socket}: nobody listens: the agent has ended, and its pods go on without it: start its service, or \
+             `pikelet run`{other}"
+        ),
+        _ => format!("{socket}: {error}{other}"),
+    }
 }
 
 /// One request to the agent of `state_dir`; the body of its answer.
@@ -65,7 +72,10 @@ pub fn ask(state_dir: &Path, method: &str, path: &str) -> Result<String, Box<dyn
     let (head, body) = answer.split_once("\r\n\r\n").ok_or("the agent ended during the call")?;
     let status = head.split(' ').nth(1).unwrap_or_default();
     if status != "200" {
-        return Err(format!("the agent answered {status} to {method} {path}").into());
+        let why = body.trim();
+        let why =
+            if why.is_empty() { format!("the agent answered {status} to {method} {path}") } else { why.to_owned() };
+        return Err(why.into());
     }
     Ok(body.to_owned())
 }
