@@ -6,6 +6,7 @@ mod drain;
 mod exec;
 mod inspect;
 mod logs;
+mod manual;
 mod port_forward;
 mod ps;
 mod run;
@@ -19,7 +20,7 @@ use std::error::Error;
 use std::process::ExitCode;
 use std::sync::LazyLock;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::cluster::KUBELET_VERSION;
 use crate::machine::architecture;
@@ -73,6 +74,10 @@ enum Command {
     Rm(stop::RemoveArgs),
     /// Stop every pod of this node, then the agent
     DrainLocal(drain::Args),
+    /// Print completions for a shell
+    Completion(manual::CompletionArgs),
+    /// Print the manual page
+    Man(manual::ManArgs),
 }
 
 /// What a subcommand may end with.
@@ -90,6 +95,8 @@ pub fn main() -> ExitCode {
         Command::Inspect(args) => inspect::run(&args),
         Command::Stop(args) => stop::stop(&args),
         Command::Rm(args) => stop::remove(&args),
+        Command::Completion(args) => manual::completion(&args, Cli::command()),
+        Command::Man(args) => manual::man(&args, Cli::command()),
         Command::Exec(args) => return leave(exec::exec(&args)),
         Command::Attach(args) => return leave(exec::attach(&args)),
         Command::Logs(args) => return leave(logs::run(&args)),

@@ -1,4 +1,4 @@
-# The command line on a node: ps, inspect, stats, stop, rm, and the errors a person meets first.
+# The command line on a node: ps, inspect, stats, stop, rm, completions, manual pages, and the errors a person meets first.
 
 k create namespace twin >/dev/null
 k apply -f - >/dev/null <<YAML
@@ -138,5 +138,18 @@ $cluster start agent-n1
 
 said() { [[ $("$pikelet" --version) =~ ^pikelet\ [0-9.]+,\ kubelet\ v1\.[0-9]+\.[0-9]+\+pikelet\.[0-9.]+,\ linux/(amd64|arm64|arm)$ ]]; }
 check "--version: program, kubelet, architecture" said
+completes() {
+  "$pikelet" completion bash >"$layout/completion" && bash -c '. "$1"; COMP_WORDS=(pikelet ins) COMP_CWORD=1
+    _pikelet pikelet ins pikelet; echo "${COMPREPLY[@]}"' bash "$layout/completion" | grep -qx inspect
+}
+check "bash completes a command" completes
+others() { "$pikelet" completion zsh | grep -q '^#compdef pikelet' && "$pikelet" completion fish | grep -q 'complete -c pikelet'; }
+check "completions for zsh and fish" others
+pages() {
+  "$pikelet" man --dir "$layout/man" && [ "$(ls "$layout/man" | wc -l)" -gt 15 ] &&
+    "$pikelet" man stop | grep -q '^\.TH pikelet-stop 1' && "$pikelet" man | grep -q '^pikelet\\-check(1)'
+}
+check "manual pages" pages
+check "  not of what does not exist" not "$pikelet" man nope
 k delete pod tools once over brief --timeout=60s --grace-period=1 >/dev/null
 k delete namespace twin >/dev/null
