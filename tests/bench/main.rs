@@ -5,6 +5,7 @@
 //! the times of single `crun run`s, one per line.
 
 mod exec;
+mod probes;
 mod procs;
 mod streams;
 
@@ -34,11 +35,27 @@ struct Extent {
     idle: Duration,
     /// Bytes through a stream.
     stream: usize,
+    /// Pods with probes, and for how long they are watched.
+    probed: (usize, Duration),
 }
 
-const FULL: Extent = Extent { single: 20, many: 100, standing: 50, idle: Duration::from_secs(30), stream: 1 << 30 };
+const FULL: Extent = Extent {
+    single: 20,
+    many: 100,
+    standing: 50,
+    idle: Duration::from_secs(30),
+    stream: 1 << 30,
+    probed: (110, Duration::from_secs(30)),
+};
 /// With `BENCH_SHORT`: shows that every figure can be measured, not what it is.
-const SHORT: Extent = Extent { single: 3, many: 10, standing: 5, idle: Duration::from_secs(2), stream: 16 << 20 };
+const SHORT: Extent = Extent {
+    single: 3,
+    many: 10,
+    standing: 5,
+    idle: Duration::from_secs(2),
+    stream: 16 << 20,
+    probed: (10, Duration::from_secs(3)),
+};
 /// Longest wait for any step.
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -132,7 +149,7 @@ fn row(what: &str, value: &str, mark: &str) {
 
 #[tokio::main]
 async fn main() -> Outcome<()> {
-    let Extent { single, many: count, standing, idle, stream } =
+    let Extent { single, many: count, standing, idle, stream, probed } =
         if std::env::var_os("BENCH_SHORT").is_some() { SHORT } else { FULL };
     let node = Node::find()?;
     let client = pikelet::cluster::connect(Path::new(&std::env::var("KUBECONFIG")?)).await?;
@@ -191,5 +208,6 @@ async fn main() -> Outcome<()> {
     let access = exec::Access::new(Path::new(&cluster), Path::new(&std::env::var("BENCH_NETNS")?), "10.77.0.1:6443")?;
     streams::measure(&access, &kept[0], &node, single, stream).await?;
     delete(&api, kept).await?;
+    probes::measure(&api, &node, probed.0, probed.1).await?;
     Ok(())
 }

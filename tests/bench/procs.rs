@@ -57,6 +57,20 @@ impl Node {
         Ok(usage.parse::<f64>()? / 1e6)
     }
 
+    /// Seconds of CPU of the agent alone, in hundredths.
+    pub fn agent_cpu(&self) -> Outcome<f64> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.agent))?;
+        let fields = stat.rsplit_once(')').ok_or("the agent's stat has no name")?.1.split_whitespace();
+        // utime and stime, the 14th and 15th of proc_pid_stat(5)
+        let ticks: u64 = fields.skip(11).take(2).filter_map(|n| n.parse::<u64>().ok()).sum();
+        Ok(ticks as f64 / 100.0)
+    }
+
+    /// Where the node keeps the logs of pods.
+    pub fn logs(&self) -> PathBuf {
+        self.dir.join("n1/log")
+    }
+
     /// PSS of the agent, and of a shim on average, in MiB.
     pub fn memory(&self) -> Outcome<(f64, f64)> {
         let shims = self.shims();
