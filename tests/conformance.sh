@@ -17,8 +17,12 @@ work=$(mktemp -d)
 finish() { $cluster down || exit 1; rm -rf "$work"; }
 trap finish EXIT
 
-command -v bash-static >/dev/null || DEBIAN_FRONTEND=noninteractive apt-get install -y -qq bash-static >/dev/null ||
-  fail "bash-static is missing: the tests need a shell that keeps every name in the environment; apt-get install bash-static"
+# a shell that keeps every name in the environment, and what tests call in containers
+packages=()
+for program in bash-static:bash-static nc.openbsd:netcat-openbsd; do
+  command -v "${program%:*}" >/dev/null || packages+=("${program#*:}")
+done
+[ ${#packages[@]} = 0 ] || scripts/setup.sh "${packages[@]}" || exit 1
 bin=$(scripts/controlplane.sh conformance) || exit 1
 $cluster up "${NODES:-2}" >/dev/null || exit 1
 dir=$($cluster dir)
@@ -46,6 +50,13 @@ image nonroot "$(tag nonroot)" "$work/root" --config.user 1234
 cp "$bin/nnp" "$work/root/bin/" && chmod 6755 "$work/root/bin/nnp"
 image nonewprivs "$(tag nonewprivs)" "$work/root" --clear=config.cmd --config.cmd nnp
 rm "$work/root/bin/nnp"
+# what the tests call in this image, with the libraries it wants
+for program in curl nc.openbsd; do
+  cp "$(command -v $program)" "$work/root/bin/${program%.*}.new" && mv "$work/root/bin/${program%.*}.new" "$work/root/bin/${program%.*}"
+  ldd "$(command -v $program)" | grep -o '/[^ ]*' | while read -r library; do
+    mkdir -p "$work/root$(dirname "$library")" && cp -L "$library" "$work/root$library"
+  done
+done
 cp "$bin/agnhost" "$work/root/" && ln -s agnhost "$work/root/agnhost-2" && mkdir -p "$work/root/uploads"
 echo 'user-defined-in-image:x:1000:1000::/:/bin/sh' >>"$work/root/etc/passwd"
 printf 'user-defined-in-image:x:1000:\ngroup-defined-in-image:x:50000:user-defined-in-image\n' >>"$work/root/etc/group"
