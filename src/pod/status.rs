@@ -197,6 +197,19 @@ pub fn compute(facts: &Facts) -> PodStatus {
     let phase = phase(facts);
     let done = matches!(phase, "Succeeded" | "Failed");
     let init_done = initialized(facts);
+/// What `readinessGates` still wait for: conditions that others set.
+fn closed_gate(pod: &Pod) -> Option<String> {
+    let conditions = pod.status.as_ref().and_then(|s| s.conditions.as_ref());
+    let closed = |gate: &String| match conditions.into_iter().flatten().find(|c| c.type_ == *gate) {
+        None => Some(format!("corresponding condition of pod readiness gate {gate:?} does not exist.")),
+        Some(found) if found.status == "True" => None,
+        Some(found) => Some(format!("the status of pod readiness gate {gate:?} is not \"True\", but {}", found.status)),
+    };
+    let gates = pod.spec.iter().flat_map(|s| s.readiness_gates.iter().flatten());
+    let waits: Vec<_> = gates.filter_map(|g| closed(&g.condition_type)).collect();
+    (!waits.is_empty()).then(|| waits.join("; "))
+}
+
     let fallback = if init_done { "ContainerCreating" } else { "PodInitializing" };
     let build = |list: &[Container], init: bool| -> Vec<ContainerStatus> {
         list.iter().map(|c| container_status(c, facts.containers.get(&c.name), init, fallback)).collect()
@@ -228,7 +241,10 @@ pub fn compute(facts: &Facts) -> PodStatus {
             },
             (!init_done).then(|| unready_names(&inits).replace("unready", "incomplete")),
         ),
-        condition(facts.previous, "Ready", all_ready, reason, message.clone()),
+        match closed_gate(facts.pod).filter(|_| all_ready) {
+            Some(gate) => condition(facts.previous, "Ready", false, Some("ReadinessGatesNotReady"), Some(gate)),
+            None => condition(facts.previous, "Ready", all_ready, reason, message.clone()),
+        },
         condition(facts.previous, "ContainersReady", all_ready, reason, message),
     ];
     for other in facts.pod.status.iter().flat_map(|s| s.conditions.iter().flatten()) {

@@ -1,4 +1,4 @@
-# Startup, readiness and liveness probes: exec, httpGet, tcpSocket, grpc.
+# Startup, readiness and liveness probes: exec, httpGet, tcpSocket, grpc; and readiness gates.
 
 k apply -f cluster/probes.yaml >/dev/null
 ready='.status.containerStatuses[0].ready'
@@ -39,5 +39,14 @@ check "probes are counted: those that fail" counted hangs Readiness failed
 node=$(field live .spec.nodeName)
 check "  and those that do not" counted live Liveness successful
 check "grpc" soon is speaks-grpc "$ready" true
+k run gated --image=$image --overrides='{"spec": {"readinessGates": [{"conditionType": "example.com/open"}]}}' \
+  --command -- sleep 1000 >/dev/null
+conditions() { field gated ".status.conditions[?(@.type==\"$1\")].$2"; }
+waits() { [ "$(conditions ContainersReady status) $(conditions Ready status) $(conditions Ready reason)" = "True False ReadinessGatesNotReady" ]; }
+check "readiness gates: a pod waits for conditions that others set" soon waits
+k patch pod gated --subresource=status --type=strategic \
+  -p '{"status": {"conditions": [{"type": "example.com/open", "status": "True"}]}}' >/dev/null
+check "  and is ready with them" soon is gated '.status.conditions[?(@.type=="Ready")].status' True
+k delete pod gated --grace-period=1 >/dev/null
 k delete -f cluster/probes.yaml --timeout=60s >/dev/null
 check "  until the pod is gone" not counted live Liveness successful
