@@ -10,9 +10,7 @@ use std::fs;
 use std::time::Duration;
 
 use node::{Node, alive, exit_of, run};
-use pikelet::runtime::{
-    ContainerSpec, Runtime, RuntimeError, RuntimeEvent, SandboxSpec, Seccomp, User, Wanted,
-};
+use pikelet::runtime::{ContainerSpec, Runtime, RuntimeError, RuntimeEvent, SandboxSpec, Seccomp, User, Wanted};
 use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
 

@@ -22,6 +22,7 @@ mod adopt;
 mod checkpoint;
 mod container_spec;
 mod create;
+mod deadline;
 mod health;
 mod hook;
 mod images;

@@ -130,6 +130,11 @@ fn initialized(facts: &Facts) -> bool {
     })
 }
 
+/// Why the pod has failed as a whole, once none of its containers runs any more.
+fn failed<'a>(facts: &Facts<'a>) -> Option<(&'a str, &'a str)> {
+    facts.failed.filter(|_| !facts.containers.values().any(ContainerState::running))
+}
+
 /// `Pending`, `Running`, `Succeeded` or `Failed`. A terminal phase never goes back.
 fn phase(facts: &Facts) -> &'static str {
     match facts.previous.phase.as_deref() {
@@ -137,7 +142,7 @@ fn phase(facts: &Facts) -> &'static str {
         Some("Failed") => return "Failed",
         _ => {}
     }
-    if facts.failed.is_some() {
+    if failed(facts).is_some() {
         return "Failed";
     }
     let policy = facts.pod.restart_policy();
@@ -192,11 +197,6 @@ fn unready_names(statuses: &[ContainerStatus]) -> String {
     format!("containers with unready status: [{}]", names.join(" "))
 }
 
-/// The whole status.
-pub fn compute(facts: &Facts) -> PodStatus {
-    let phase = phase(facts);
-    let done = matches!(phase, "Succeeded" | "Failed");
-    let init_done = initialized(facts);
 /// What `readinessGates` still wait for: conditions that others set.
 fn closed_gate(pod: &Pod) -> Option<String> {
     let conditions = pod.status.as_ref().and_then(|s| s.conditions.as_ref());
@@ -210,6 +210,11 @@ fn closed_gate(pod: &Pod) -> Option<String> {
     (!waits.is_empty()).then(|| waits.join("; "))
 }
 
+/// The whole status.
+pub fn compute(facts: &Facts) -> PodStatus {
+    let phase = phase(facts);
+    let done = matches!(phase, "Succeeded" | "Failed");
+    let init_done = initialized(facts);
     let fallback = if init_done { "ContainerCreating" } else { "PodInitializing" };
     let build = |list: &[Container], init: bool| -> Vec<ContainerStatus> {
         list.iter().map(|c| container_status(c, facts.containers.get(&c.name), init, fallback)).collect()
@@ -259,8 +264,8 @@ fn closed_gate(pod: &Pod) -> Option<String> {
     let ip = |ip: &IpAddr| ip.to_string();
     PodStatus {
         phase: Some(phase.to_owned()),
-        reason: facts.failed.map(|f| f.0.to_owned()).or_else(|| facts.previous.reason.clone()),
-        message: facts.failed.map(|f| f.1.to_owned()).or_else(|| facts.previous.message.clone()),
+        reason: failed(facts).map(|f| f.0.to_owned()).or_else(|| facts.previous.reason.clone()),
+        message: failed(facts).map(|f| f.1.to_owned()).or_else(|| facts.previous.message.clone()),
         conditions: Some(conditions),
         init_container_statuses: (!inits.is_empty()).then_some(inits),
         container_statuses: Some(apps),

@@ -343,13 +343,19 @@ impl Worker {
         if !self.renewed().await {
             return None;
         }
+        let deadline = self.keep_deadline();
         let wake = if self.ended() { None } else { self.create().await };
         self.start_probes();
         if self.ended() {
             self.publish();
             self.end_of_life().await;
         }
-        wake
+        [wake, deadline].into_iter().flatten().min()
+    }
+
+    /// When this node began to take care of the pod (`status.startTime`).
+    pub(super) fn started_at(&self) -> Option<jiff::Timestamp> {
+        self.status.start_time.as_ref().map(|time| time.0)
     }
 
     /// True when the pod has come to its end, whether that is told yet or not.

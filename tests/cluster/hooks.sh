@@ -1,4 +1,4 @@
-# postStart and preStop hooks.
+# postStart and preStop hooks, and the deadline of a pod.
 
 mkdir -p "$dir/n1/hooks"
 k apply -f - >/dev/null <<YAML
@@ -48,3 +48,11 @@ order() { [ "$(cat "$dir/n1/hooks/order")" = $'started\nstopping\nstopped\nterm'
 check "preStop comes before the signal, which waits for it" order
 check "a preStop hook that is longer than the grace period is cut off" k delete pod sleeps --timeout=12s
 k delete pod fails --timeout=60s >/dev/null
+
+k run late --image=$image --overrides='{"spec": {"activeDeadlineSeconds": 3, "terminationGracePeriodSeconds": 1}}' \
+  --command -- sleep 1000 >/dev/null
+soon is late .status.phase Running
+check "activeDeadlineSeconds: a pod that lives longer has failed" soon is late .status.phase Failed
+check "  for that reason" is late .status.reason DeadlineExceeded
+check "  and its program has ended" is late "$ended" 137
+k delete pod late --timeout=30s >/dev/null

@@ -1,0 +1,30 @@
+//! `activeDeadlineSeconds`: a pod that is active for longer fails, and its containers are stopped.
+
+use std::time::{Duration, Instant};
+
+use super::worker::Worker;
+use super::{containers, probe};
+
+const MESSAGE: &str = "Pod was active on the node longer than the specified deadline";
+
+impl Worker {
+    /// Fails the pod when its time is over; before that, says when that will be.
+    pub(super) fn keep_deadline(&mut self) -> Option<Instant> {
+        let seconds = self.pod.spec.as_ref()?.active_deadline_seconds?;
+        let active = jiff::Timestamp::now().duration_since(self.started_at()?);
+        let left = Duration::try_from(jiff::SignedDuration::from_secs(seconds) - active).unwrap_or_default();
+        if !left.is_zero() {
+            return Some(Instant::now() + left);
+        }
+        if self.failed.is_none() {
+            self.failed = Some(("DeadlineExceeded".to_owned(), MESSAGE.to_owned()));
+            self.event(None, "Normal", "DeadlineExceeded", MESSAGE.to_owned());
+            self.containers.values_mut().filter_map(|c| c.probes.as_mut()).for_each(probe::Probes::stop);
+            let (pod, grace) = (self.pod.clone(), self.grace());
+            for run in containers(&pod).filter_map(|c| self.run_of(c)) {
+                tokio::spawn(run.end(grace));
+            }
+        }
+        None
+    }
+}
