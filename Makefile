@@ -35,7 +35,7 @@ demo: setup
 	$(RELEASE)
 	tests/demo.sh $${CARGO_TARGET_DIR:-target}/release/pikelet
 
-# the runtime's tests and the demo on cgroup version 2, in an emulated machine
+# what touches cgroups, on cgroup version 2 in an emulated machine
 guest: setup
 	tests/guest.sh
 

@@ -18,7 +18,7 @@ use crate::pod::manager::{Inputs, Manager};
 use crate::pod::order::Order;
 use crate::pod::table::PodTable;
 use crate::pod::worker::Shared;
-use crate::pod::{probe, source};
+use crate::pod::{probe, source, weights};
 use crate::runtime::{Runtime, RuntimeConfig};
 use crate::server::access::Access;
 use crate::server::api::{self, Kubelet};
@@ -109,6 +109,7 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
             }
         });
     }
+    tokio::spawn(weights::keep(runtime.clone(), table.clone()));
     let (orders_tx, orders) = mpsc::channel(1);
     let kubelet = kubelet(&config, table, runtime.clone(), probe_counts);
     tokio::spawn(serve_local(config.state_dir.clone(), kubelet.clone(), orders_tx));

@@ -16,6 +16,7 @@ pub mod source;
 pub mod status;
 pub mod table;
 mod termination;
+pub mod weights;
 pub mod worker;
 
 mod adopt;

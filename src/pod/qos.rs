@@ -143,6 +143,17 @@ pub fn pod_resources(pod: &Pod) -> Resources {
     }
 }
 
+/// CPU shares of the cgroup of all `BestEffort` pods: what others leave.
+pub const BEST_EFFORT_SHARES: u64 = MIN_SHARES;
+
+/// CPU shares of the cgroup of all Burstable pods: what those request together.
+pub fn burstable_shares<'a>(pods: impl Iterator<Item = &'a Pod>) -> u64 {
+    let phase = |pod: &Pod| pod.status.as_ref().and_then(|s| s.phase.clone()).unwrap_or_default();
+    let burstable =
+        pods.filter(|p| qos_class(p) == "Burstable" && !matches!(phase(p).as_str(), "Succeeded" | "Failed"));
+    shares(burstable.filter_map(|pod| pod_sum(pod, "cpu", request, false)).sum())
+}
+
 /// `oom_score_adj` by QoS: Guaranteed -997, `BestEffort` 1000, Burstable by its share of the machine's memory.
 pub fn oom_score_adj(pod: &Pod, container: &Container, machine_memory: u64) -> i32 {
     match qos_class(pod) {
@@ -181,6 +192,20 @@ mod tests {
         assert_eq!(qos_class(&some), "Burstable");
         assert_eq!(pod_resources(&some).memory_limit, None);
         assert_eq!(oom_score_adj(&some, &some.app_containers()[0], 1 << 30), 500);
+    }
+
+    #[test]
+    fn burstable_pods_share_what_they_request() {
+        let requests = |cpu: &str, phase: &str| {
+            let mut pod =
+                pod(serde_json::json!({"containers": [{"name": "a", "resources": {"requests": {"cpu": cpu}}}]}));
+            pod.status = Some(serde_json::from_value(serde_json::json!({"phase": phase})).unwrap());
+            pod
+        };
+        let none = pod(serde_json::json!({"containers": [{"name": "a"}]}));
+        assert_eq!(burstable_shares([&none].into_iter()), 2);
+        let pods = [none, requests("250m", "Running"), requests("1", "Pending"), requests("4", "Succeeded")];
+        assert_eq!(burstable_shares(pods.iter()), 1280);
     }
 
     #[test]

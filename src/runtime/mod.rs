@@ -225,6 +225,13 @@ impl Runtime {
         self.inner.hierarchies.usage(&format!("{}/{cgroup}", self.inner.config.cgroup_root))
     }
 
+    /// Sets limits of a cgroup below the agent's cgroup root, which is created when missing.
+    pub fn limit(&self, cgroup: &str, resources: &Resources) -> Result<(), RuntimeError> {
+        let (path, hierarchies) = (format!("{}/{cgroup}", self.inner.config.cgroup_root), &self.inner.hierarchies);
+        let limited = hierarchies.create(&path).and_then(|()| hierarchies.apply(&path, resources));
+        limited.map_err(io(format!("limiting the cgroup {path}")))
+    }
+
     /// Counters of a sandbox's network interfaces.
     pub fn interfaces(&self, sandbox: &str) -> Vec<Interface> {
         let text = self.shim(sandbox).and_then(|shim| fs::read_to_string(format!("/proc/{shim}/net/dev")).ok());
