@@ -11,7 +11,7 @@ use tracing::{info, warn};
 
 use crate::cluster::{self, EventRecorder, NodeSettings, NodeState, Objects, Services};
 use crate::config::Config;
-use crate::image::{Image, ImageStore, StoreConfig};
+use crate::image::{Image, ImageStore};
 use crate::machine;
 use crate::network::{Network, NetworkConfig};
 use crate::pod::manager::{Inputs, Manager};
@@ -47,9 +47,7 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
         Some(file) => Some(cluster::connect(file).await?),
         None => None,
     };
-    let images =
-        ImageStore::open(StoreConfig { dir: config.root_dir.join("images"), registries: config.registries.clone() })
-            .await?;
+    let images = ImageStore::open(config.images.clone()).await?;
     let network = Network::open(NetworkConfig {
         bridge: config.bridge.clone(),
         state_dir: config.state_dir.join("network"),
@@ -99,7 +97,11 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
     let (cidrs_tx, cidrs) = watch::channel(config.pod_cidrs.iter().map(ToString::to_string).collect::<Vec<_>>());
     let (state_tx, state) = watch::channel(NodeState::default());
     tokio::spawn(keep_network(network.clone(), cidrs, network_tx, state_tx.clone()));
-    tokio::spawn(list_images(images, state_tx));
+    tokio::spawn(list_images(images.clone(), state_tx));
+    let events_of_node = shared.events.clone();
+    tokio::spawn(images.keep_room(config.image_gc, move |reason, message| {
+        events_of_node.node_event("Warning", reason, message);
+    }));
     if client.is_some() {
         tokio::spawn(async move {
             let mut tick = tokio::time::interval(TOKENS);

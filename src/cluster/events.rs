@@ -1,4 +1,4 @@
-//! Events about pods, with kubelet's reasons; sent in the background, never blocking, repeats counted on one object.
+//! Events about pods and the node, with kubelet's reasons; sent in the background, never blocking, repeats counted on one object.
 
 use std::collections::HashMap;
 
@@ -43,22 +43,47 @@ impl EventRecorder {
             .flat_map(|s| s.init_containers.iter().flatten())
             .any(|c| Some(c.name.as_str()) == container);
         let list = if init { "initContainers" } else { "containers" };
+        let involved = ObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some("Pod".to_owned()),
+            name: metadata.name.clone(),
+            namespace: metadata.namespace.clone(),
+            uid: metadata.uid.clone(),
+            resource_version: metadata.resource_version.clone(),
+            field_path: container.map(|c| format!("spec.{list}{{{c}}}")),
+        };
+        self.send(involved, metadata.namespace.clone(), type_, reason, message);
+    }
+
+    /// An event about this node, in the namespace `default` as the kubelet's are.
+    pub fn node_event(&self, type_: &'static str, reason: &str, message: String) {
+        info!(node = self.node, reason, message, "event");
+        let involved = ObjectReference {
+            kind: Some("Node".to_owned()),
+            name: Some(self.node.clone()),
+            uid: Some(self.node.clone()),
+            ..ObjectReference::default()
+        };
+        self.send(involved, Some("default".to_owned()), type_, reason, message);
+    }
+
+    fn send(
+        &self,
+        involved_object: ObjectReference,
+        namespace: Option<String>,
+        type_: &'static str,
+        reason: &str,
+        message: String,
+    ) {
         let now = Time(jiff::Timestamp::from_second(jiff::Timestamp::now().as_second()).unwrap_or_default());
+        let name = involved_object.name.as_deref().unwrap_or_default();
         let event = Event {
             metadata: ObjectMeta {
                 name: Some(format!("{name}.{:x}", jiff::Timestamp::now().as_nanosecond())),
-                namespace: metadata.namespace.clone(),
+                namespace,
                 ..ObjectMeta::default()
             },
-            involved_object: ObjectReference {
-                api_version: Some("v1".to_owned()),
-                kind: Some("Pod".to_owned()),
-                name: metadata.name.clone(),
-                namespace: metadata.namespace.clone(),
-                uid: metadata.uid.clone(),
-                resource_version: metadata.resource_version.clone(),
-                field_path: container.map(|c| format!("spec.{list}{{{c}}}")),
-            },
+            involved_object,
             type_: Some(type_.to_owned()),
             reason: Some(reason.to_owned()),
             message: Some(message),

@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Taint;
 
-use crate::image::RegistryConfig;
+use crate::image::{GcPolicy, StoreConfig};
 use crate::quantity;
 use crate::runtime::Rotation;
 
+mod images;
 mod mistake;
 mod settings;
 
@@ -59,8 +60,10 @@ pub struct Config {
     pub cluster_dns: Vec<IpAddr>,
     /// Cluster domain.
     pub cluster_domain: String,
-    /// How each registry is reached.
-    pub registries: BTreeMap<String, RegistryConfig>,
+    /// The image store.
+    pub images: StoreConfig,
+    /// When images are removed by themselves.
+    pub image_gc: GcPolicy,
     /// Logs as JSON.
     pub json_logs: bool,
     /// How much is logged, as `--v`.
@@ -125,6 +128,12 @@ impl Config {
             "nodeStatusUpdateFrequency": "10s", "nodeStatusReportFrequency": "5m0s", "nodeLeaseDurationSeconds": 40,
             "kubeReserved": {"cpu": reserved("cpu", "m"), "memory": reserved("memory", ""),
                 "ephemeral-storage": reserved("ephemeral-storage", "")},
+            "serializeImagePulls": self.images.max_parallel_pulls == Some(1),
+            "maxParallelImagePulls": self.images.max_parallel_pulls.unwrap_or(crate::image::PULLS),
+            "imageGCHighThresholdPercent": self.image_gc.high_percent,
+            "imageGCLowThresholdPercent": self.image_gc.low_percent,
+            "imageMinimumGCAge": format!("{}s", self.image_gc.min_age.as_secs_f64()),
+            "imageMaximumGCAge": format!("{}s", self.image_gc.max_age.as_secs_f64()),
             "logging": {"format": if self.json_logs { "json" } else { "text" }, "verbosity": self.verbosity},
         })
     }
@@ -200,13 +209,12 @@ impl Config {
     }
 
     fn resolve(flags: Settings, file: Settings) -> Result<Self, ConfigError> {
-        if let Some(kind) = file.kind.filter(|k| k != "KubeletConfiguration") {
+        if let Some(kind) = file.kind.as_ref().filter(|k| *k != "KubeletConfiguration") {
             return wrong(format!("kind {kind:?}: it is KubeletConfiguration, or left out"));
         }
-        let mut registries = file.registries;
-        for host in file.insecure_registries.into_iter().chain(flags.insecure_registries) {
-            registries.entry(host).or_default().insecure = true;
-        }
+        let root_dir = flags.root_dir.as_ref().or(file.root_dir.as_ref());
+        let root_dir = root_dir.cloned().unwrap_or_else(|| "/var/lib/pikelet".into());
+        let (images, image_gc) = (images::store(&root_dir, &flags, &file)?, images::collection(&flags, &file)?);
         let bridge = flags.bridge.or(file.bridge).unwrap_or_else(|| "pikelet0".to_owned());
         if bridge.is_empty() || bridge.len() > 15 {
             return wrong(format!("bridge {bridge:?}: an interface name has 1 to 15 characters"));
@@ -266,7 +274,7 @@ impl Config {
             pod_cidrs: list(flags.pod_cidr, file.pod_cidr),
             cluster_cidrs: list(flags.cluster_cidr, file.cluster_cidr),
             manifests: flags.pod_manifest_path.or(file.pod_manifest_path),
-            root_dir: path(flags.root_dir, file.root_dir, "/var/lib/pikelet"),
+            root_dir,
             state_dir: path(flags.state_dir, file.state_dir, "/run/pikelet"),
             logs_dir: path(flags.pod_logs_dir, file.pod_logs_dir, "/var/log/pods"),
             log_rotation,
@@ -277,7 +285,8 @@ impl Config {
             api,
             cluster_dns: list(flags.cluster_dns, file.cluster_dns),
             cluster_domain: flags.cluster_domain.or(file.cluster_domain).unwrap_or_else(|| "cluster.local".to_owned()),
-            registries,
+            images,
+            image_gc,
             json_logs: format == "json",
             verbosity: flags.verbosity.or(file.verbosity).unwrap_or(0),
         })

@@ -139,6 +139,33 @@ pub struct Settings {
     /// How each registry is reached, by host
     #[arg(skip)]
     pub registries: BTreeMap<String, RegistryConfig>,
+    /// Mirrors, logins and certificates of registries in k3s's format [default: /etc/pikelet/registries.yaml, else
+    /// /etc/rancher/k3s/registries.yaml]
+    #[arg(long, value_name = "FILE")]
+    #[serde(alias = "private-registry")]
+    pub private_registry: Option<PathBuf>,
+    /// Pull one image at a time
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub serialize_image_pulls: Option<bool>,
+    /// Images pulled at once [default: 3]
+    #[arg(long, value_name = "NUMBER")]
+    pub max_parallel_image_pulls: Option<i32>,
+    /// Percentage of disk use above which unused images are removed, 100 for never [default: 85]
+    #[arg(long = "image-gc-high-threshold", value_name = "PERCENT")]
+    #[serde(rename = "imageGCHighThresholdPercent")]
+    pub image_gc_high_threshold: Option<u8>,
+    /// Percentage of disk use down to which they are removed [default: 80]
+    #[arg(long = "image-gc-low-threshold", value_name = "PERCENT")]
+    #[serde(rename = "imageGCLowThresholdPercent")]
+    pub image_gc_low_threshold: Option<u8>,
+    /// Age below which an unused image is kept [default: 2m]
+    #[arg(long = "minimum-image-ttl-duration", value_name = "DURATION")]
+    #[serde(rename = "imageMinimumGCAge")]
+    pub image_minimum_gc_age: Option<String>,
+    /// Time without use after which an image is removed whatever the disk use, 0 for never [default: 0]
+    #[arg(skip)]
+    #[serde(rename = "imageMaximumGCAge")]
+    pub image_maximum_gc_age: Option<String>,
     /// Log format: text or json [default: text]
     #[arg(long, alias = "logging-format", value_name = "FORMAT")]
     pub log_format: Option<String>,

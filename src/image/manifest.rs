@@ -11,6 +11,9 @@ pub struct Descriptor {
     pub media_type: String,
     /// `sha256:...`.
     pub digest: String,
+    /// Bytes.
+    #[serde(default)]
+    pub size: u64,
     /// Platform of an index entry.
     pub platform: Option<Platform>,
 }
@@ -113,7 +116,7 @@ mod tests {
     fn entry(architecture: &str, variant: &str) -> Descriptor {
         let platform = Platform { architecture: architecture.into(), os: "linux".into(), variant: variant.into() };
         let digest = format!("{architecture}{variant}");
-        Descriptor { media_type: String::new(), digest, platform: Some(platform) }
+        Descriptor { media_type: String::new(), digest, size: 0, platform: Some(platform) }
     }
 
     #[test]

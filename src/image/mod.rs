@@ -2,6 +2,15 @@
 //!
 //! Knows nothing of pods.
 
+mod credentials;
+mod digest;
+mod download;
+mod durable;
+mod endpoints;
+mod flights;
+mod gc;
+mod index;
+mod layers;
 mod manifest;
 mod mount;
 mod pull;
@@ -12,6 +21,9 @@ mod types;
 mod unpack;
 mod xattr;
 
+pub use credentials::{Credential, docker_config, node_config_files};
+pub use endpoints::Registries;
+pub use gc::{GcError, GcPolicy};
 pub use mount::probe as probe_mount;
-pub use store::ImageStore;
+pub use store::{ImageStore, PULLS};
 pub use types::*;

@@ -1,12 +1,13 @@
 //! Image references: `[host[:port]/]path[:tag][@digest]`, with the defaults every container engine uses.
 
+use super::digest::is_digest;
 use super::types::ImageError;
 
 /// The registry of names without a host.
 const DEFAULT_HOST: &str = "docker.io";
 
 /// A parsed reference.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Reference {
     /// `host[:port]`.
     pub host: String,
@@ -76,12 +77,6 @@ impl Reference {
             None => format!("{}:{}", self.name(), self.version()),
         }
     }
-}
-
-/// True for `sha256:` and 64 lower-case hex digits.
-pub fn is_digest(text: &str) -> bool {
-    text.strip_prefix("sha256:")
-        .is_some_and(|h| h.len() == 64 && h.chars().all(|c| c.is_ascii_digit() || ('a'..='f').contains(&c)))
 }
 
 #[cfg(test)]

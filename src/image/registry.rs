@@ -1,31 +1,48 @@
-//! One registry over HTTP: manifests and blobs (OCI Distribution Specification), basic and bearer-token authentication.
+//! Registries over HTTP: manifests and blobs (OCI Distribution Specification), basic and bearer-token authentication.
+//!
+//! Proxies are those of the environment (`HTTPS_PROXY`, `HTTP_PROXY`, `NO_PROXY`).
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use reqwest::header::{ACCEPT, AUTHORIZATION, WWW_AUTHENTICATE};
-use reqwest::{Certificate, Client, Response, StatusCode};
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_RANGE, RANGE, RETRY_AFTER, WWW_AUTHENTICATE};
+use reqwest::{Certificate, Client, Identity, Response, StatusCode};
 use serde::Deserialize;
+use tracing::{debug, info};
 
-use super::reference::Reference;
-use super::types::{Credential, RegistryConfig};
+use super::credentials::Credential;
+use super::endpoints::{Endpoint, Tls};
 use crate::errors::causes;
 
 /// Largest manifest, index or image configuration in bytes.
 pub const MAX_DOCUMENT: usize = 4 << 20;
 /// Time to connect, and between two pieces of an answer.
 const TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest time one request waits for a registry that says it is busy.
+const PATIENCE: Duration = Duration::from_mins(1);
+/// Tries of a document whose transfer breaks.
+const TRIES: usize = 3;
 
 /// Media types this store understands, as an Accept header.
 const ACCEPTED: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
 application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json";
 
-/// A registry and the login for one pull.
+type Made = Arc<OnceLock<Result<Client, String>>>;
+
+/// The places one image is asked for, in order.
 pub struct Registry {
-    client: Client,
-    base: String,
-    repository: String,
+    sources: Vec<Source>,
+    /// The one that had the manifest: it is asked first from then on.
+    preferred: AtomicUsize,
+}
+
+/// One endpoint with one login.
+struct Source {
+    endpoint: Arc<Endpoint>,
+    client: Made,
     login: Option<Credential>,
-    bearer: std::sync::Mutex<Option<String>>,
+    bearer: Mutex<Option<String>>,
 }
 
 #[derive(Deserialize)]
@@ -35,56 +52,128 @@ struct Token {
 }
 
 impl Registry {
-    /// A client for the registry of `reference`.
-    pub fn new(reference: &Reference, config: &RegistryConfig, credentials: &[Credential]) -> Result<Self, String> {
+    /// Nothing is sent yet.
+    pub fn new(endpoints: Vec<Endpoint>) -> Self {
         crate::crypto::install();
-        let mut builder = Client::builder().connect_timeout(TIMEOUT).read_timeout(TIMEOUT);
-        if let Some(file) = &config.ca_file {
-            let pem = std::fs::read(file).map_err(|e| format!("reading caFile {}: {e}", file.display()))?;
-            let certificates = Certificate::from_pem_bundle(&pem)
-                .map_err(|e| format!("reading caFile {}: {}", file.display(), causes(&e)))?;
-            builder = builder.tls_certs_merge(certificates);
-        }
-        if config.insecure_skip_verify {
-            builder = builder.tls_danger_accept_invalid_certs(true);
-        }
-        let client = builder.build().map_err(|e| causes(&e))?;
-        let scheme = if config.insecure { "http" } else { "https" };
-        let host = if reference.host == "docker.io" { "registry-1.docker.io" } else { &reference.host };
-        let registry = |c: &&Credential| {
-            let name = c.registry.trim_start_matches("https://").trim_start_matches("http://");
-            name.split('/').next() == Some(reference.host.as_str())
-        };
-        Ok(Self {
-            client,
-            base: format!("{scheme}://{host}"),
-            repository: reference.repository.clone(),
-            login: credentials.iter().find(registry).cloned(),
-            bearer: std::sync::Mutex::default(),
-        })
+        let sources = endpoints.into_iter().flat_map(|mut endpoint| {
+            let logins = std::mem::take(&mut endpoint.logins);
+            let logins = if logins.is_empty() { vec![None] } else { logins.into_iter().map(Some).collect() };
+            let (endpoint, client) = (Arc::new(endpoint), Made::default());
+            logins.into_iter().map(move |login| Source {
+                endpoint: endpoint.clone(),
+                client: client.clone(),
+                login,
+                bearer: Mutex::default(),
+            })
+        });
+        Self { sources: sources.collect(), preferred: AtomicUsize::new(0) }
     }
 
-    fn bearer(&self) -> std::sync::MutexGuard<'_, Option<String>> {
-        self.bearer.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    /// GET from the first source that has it, with its body from byte `from` on where the registry can do that.
+    async fn get(&self, path: &str, from: u64) -> Result<Response, String> {
+        let preferred = self.preferred.load(Ordering::Relaxed);
+        let order = std::iter::once(preferred).chain((0..self.sources.len()).filter(|i| *i != preferred));
+        let mut errors: Vec<String> = Vec::new();
+        for (i, source) in order.filter_map(|i| Some((i, self.sources.get(i)?))) {
+            match source.get(path, from).await {
+                Ok(response) => {
+                    self.preferred.store(i, Ordering::Relaxed);
+                    return Ok(response);
+                }
+                Err(error) => {
+                    debug!(endpoint = source.endpoint.base, error, "not had from here");
+                    errors.push(error);
+                }
+            }
+        }
+        errors.dedup();
+        Err(errors.join("; "))
     }
 
-    async fn send(&self, url: &str) -> Result<Response, String> {
-        let mut request = self.client.get(url).header(ACCEPT, ACCEPTED);
-        let bearer = self.bearer().clone();
-        match (&bearer, &self.login) {
-            (Some(token), _) => request = request.header(AUTHORIZATION, format!("Bearer {token}")),
-            (None, Some(login)) => request = request.basic_auth(&login.username, Some(&login.password)),
-            (None, None) => {}
+    async fn whole(&self, path: &str) -> Result<Vec<u8>, String> {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            match limited(self.get(path, 0).await?).await {
+                Err(Broken::Transfer(error)) if tries < TRIES => info!(path, error, "transfer broke: once more"),
+                Err(Broken::Transfer(error) | Broken::Size(error)) => return Err(error),
+                Ok(text) => return Ok(text),
+            }
         }
-        request.send().await.map_err(|e| causes(&e))
+    }
+
+    /// A manifest or index by tag or digest.
+    pub async fn manifest(&self, version: &str) -> Result<Vec<u8>, String> {
+        self.whole(&format!("manifests/{version}")).await
+    }
+
+    /// A small blob, whole.
+    pub async fn document(&self, digest: &str) -> Result<Vec<u8>, String> {
+        self.whole(&format!("blobs/{digest}")).await
+    }
+
+    /// A blob as a stream, and the byte it starts at: `from`, or 0 where the registry knows no ranges.
+    pub async fn blob(&self, digest: &str, from: u64) -> Result<(Response, u64), String> {
+        let response = self.get(&format!("blobs/{digest}"), from).await?;
+        let start = format!("bytes {from}-");
+        let range = response.headers().get(CONTENT_RANGE).and_then(|h| h.to_str().ok());
+        let partial = response.status() == StatusCode::PARTIAL_CONTENT;
+        match (partial, range.is_some_and(|r| r.starts_with(&start))) {
+            (true, true) => Ok((response, from)),
+            (true, false) => Err(format!("{} answered with another range than asked for", response.url())),
+            (false, _) => Ok((response, 0)),
+        }
+    }
+}
+
+impl Source {
+    fn client(&self) -> Result<&Client, String> {
+        self.client.get_or_init(|| client(&self.endpoint.tls)).as_ref().map_err(Clone::clone)
+    }
+
+    fn bearer(&self) -> MutexGuard<'_, Option<String>> {
+        self.bearer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn send(&self, url: &str, from: u64) -> Result<Response, String> {
+        let mut waited = Duration::ZERO;
+        let mut pause = Duration::from_secs(1);
+        loop {
+            let mut request = self.client()?.get(url).header(ACCEPT, ACCEPTED);
+            if from > 0 {
+                request = request.header(RANGE, format!("bytes={from}-"));
+            }
+            let bearer = self.bearer().clone();
+            match (&bearer, &self.login) {
+                (Some(token), _) => request = request.header(AUTHORIZATION, format!("Bearer {token}")),
+                (None, Some(login)) if login.identity_token.is_none() => {
+                    request = request.basic_auth(&login.username, Some(&login.password));
+                }
+                _ => {}
+            }
+            let response = request.send().await.map_err(|e| causes(&e))?;
+            if !matches!(response.status(), StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
+                return Ok(response);
+            }
+            let wait = retry_after(&response).unwrap_or(pause).max(Duration::from_millis(100));
+            if waited + wait > PATIENCE {
+                return Ok(response);
+            }
+            info!(url, status = %response.status(), seconds = wait.as_secs_f32(), "registry is busy: waiting");
+            tokio::time::sleep(wait).await;
+            waited += wait;
+            pause *= 2;
+        }
     }
 
     /// GET with authentication where it is asked for.
-    async fn get(&self, path: &str) -> Result<Response, String> {
-        let url = format!("{}/v2/{}/{path}", self.base, self.repository);
-        let mut response = self.send(&url).await?;
+    async fn get(&self, path: &str, from: u64) -> Result<Response, String> {
+        // the query is how mirrors of many registries know which one is meant
+        let query = self.endpoint.stands_for.as_ref().map(|host| format!("?ns={host}")).unwrap_or_default();
+        let url = format!("{}/{}/{path}{query}", self.endpoint.base, self.endpoint.repository);
+        let mut response = self.send(&url, from).await?;
         if response.status() == StatusCode::UNAUTHORIZED && self.authorize(&response).await? {
-            response = self.send(&url).await?;
+            response = self.send(&url, from).await?;
         }
         let status = response.status();
         if status.is_success() {
@@ -97,6 +186,7 @@ impl Registry {
                 "unauthorized: authentication required (no pull secret matches this registry)".to_owned()
             }
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => "unauthorized: the login was refused".to_owned(),
+            StatusCode::TOO_MANY_REQUESTS => "too many requests: the registry asks for a longer pause".to_owned(),
             _ => "unexpected answer".to_owned(),
         };
         Err(format!("{what} ({status} from {url})"))
@@ -113,47 +203,94 @@ impl Registry {
             rest.split_once('"').map(|(value, _)| value.to_owned())
         };
         let Some(realm) = field("realm") else { return Ok(false) };
-        let scope = field("scope").unwrap_or_else(|| format!("repository:{}:pull", self.repository));
+        let scope = field("scope").unwrap_or_else(|| format!("repository:{}:pull", self.endpoint.repository));
         let mut url = reqwest::Url::parse(&realm).map_err(|e| format!("token service {realm}: {e}"))?;
-        url.query_pairs_mut().append_pair("scope", &scope);
-        if let Some(service) = field("service") {
-            url.query_pairs_mut().append_pair("service", &service);
-        }
-        let mut request = self.client.get(url);
-        if let Some(login) = &self.login {
-            request = request.basic_auth(&login.username, Some(&login.password));
-        }
+        let service = field("service").unwrap_or_default();
+        let refresh = self.login.as_ref().and_then(|l| l.identity_token.as_deref());
+        let request = if let Some(token) = refresh {
+            let form = form_urlencoded::Serializer::new(String::new())
+                .append_pair("grant_type", "refresh_token")
+                .append_pair("client_id", "pikelet")
+                .append_pair("service", &service)
+                .append_pair("scope", &scope)
+                .append_pair("refresh_token", token)
+                .finish();
+            let kind = "application/x-www-form-urlencoded";
+            self.client()?.post(url).header(reqwest::header::CONTENT_TYPE, kind).body(form)
+        } else {
+            url.query_pairs_mut().append_pair("scope", &scope);
+            if !service.is_empty() {
+                url.query_pairs_mut().append_pair("service", &service);
+            }
+            let request = self.client()?.get(url);
+            match &self.login {
+                Some(login) => request.basic_auth(&login.username, Some(&login.password)),
+                None => request,
+            }
+        };
         let answer = request.send().await.map_err(|e| causes(&e))?;
         if !answer.status().is_success() {
             return Err(format!("unauthorized: token service {realm} answered {}", answer.status()));
         }
-        let text = limited(answer).await?;
+        let text = limited(answer).await.map_err(|(Broken::Transfer(e) | Broken::Size(e))| e)?;
         let token: Token = serde_json::from_slice(&text).map_err(|e| format!("token service {realm}: {e}"))?;
         *self.bearer() = Some(token.token);
         Ok(true)
     }
-
-    /// A manifest or index by tag or digest.
-    pub async fn manifest(&self, version: &str) -> Result<Vec<u8>, String> {
-        limited(self.get(&format!("manifests/{version}")).await?).await
-    }
-
-    /// A small blob, whole.
-    pub async fn document(&self, digest: &str) -> Result<Vec<u8>, String> {
-        limited(self.get(&format!("blobs/{digest}")).await?).await
-    }
-
-    /// A blob as a stream.
-    pub async fn blob(&self, digest: &str) -> Result<Response, String> {
-        self.get(&format!("blobs/{digest}")).await
-    }
 }
 
-async fn limited(mut response: Response) -> Result<Vec<u8>, String> {
+fn client(tls: &Tls) -> Result<Client, String> {
+    let read = |what: &str, file: &std::path::Path| {
+        std::fs::read(file).map_err(|e| format!("reading {what} {}: {e}", file.display()))
+    };
+    let mut builder = Client::builder().connect_timeout(TIMEOUT).read_timeout(TIMEOUT);
+    if let Some(file) = &tls.ca_file {
+        let certificates = Certificate::from_pem_bundle(&read("CA file", file)?)
+            .map_err(|e| format!("reading CA file {}: {}", file.display(), causes(&e)))?;
+        builder = builder.tls_certs_merge(certificates);
+    }
+    if let Some((certificate, key)) = tls.cert_file.as_ref().zip(tls.key_file.as_ref()) {
+        let mut pem = read("client certificate", certificate)?;
+        pem.push(b'\n');
+        pem.extend(read("client key", key)?);
+        let identity = Identity::from_pem(&pem)
+            .map_err(|e| format!("client certificate {}: {}", certificate.display(), causes(&e)))?;
+        builder = builder.identity(identity);
+    }
+    if tls.insecure_skip_verify {
+        builder = builder.tls_danger_accept_invalid_certs(true);
+    }
+    builder.build().map_err(|e| causes(&e))
+}
+
+/// `Retry-After`: seconds or a date (RFC 9110).
+fn retry_after(response: &Response) -> Option<Duration> {
+    let text = response.headers().get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = jiff::fmt::rfc2822::parse(text).ok()?.timestamp();
+    Some(Duration::try_from(date.duration_since(jiff::Timestamp::now())).unwrap_or_default())
+}
+
+/// Why a document did not arrive.
+enum Broken {
+    /// The connection.
+    Transfer(String),
+    /// More than a document may have.
+    Size(String),
+}
+
+async fn limited(mut response: Response) -> Result<Vec<u8>, Broken> {
     let mut text = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(|e| causes(&e))? {
+    let too_large =
+        |response: &Response| Broken::Size(format!("{} is larger than {MAX_DOCUMENT} bytes: refused", response.url()));
+    if response.content_length().is_some_and(|n| n > MAX_DOCUMENT as u64) {
+        return Err(too_large(&response));
+    }
+    while let Some(chunk) = response.chunk().await.map_err(|e| Broken::Transfer(causes(&e)))? {
         if text.len() + chunk.len() > MAX_DOCUMENT {
-            return Err(format!("{} is larger than {MAX_DOCUMENT} bytes: refused", response.url()));
+            return Err(too_large(&response));
         }
         text.extend_from_slice(&chunk);
     }

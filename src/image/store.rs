@@ -1,30 +1,58 @@
-//! The store: an OCI image layout for the documents, and one directory per unpacked layer.
-//!
-//! Everything is written under a temporary name, synced and renamed; a layer counts only with its completion mark.
+//! The store as others see it: what it has, pulls (side by side, each thing once), removal and mounts.
 
-use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Instant;
 
-use serde_json::{Value, json};
-use tokio::sync::{Mutex, watch};
+use futures::FutureExt;
+use tokio::sync::{Semaphore, watch};
 use tracing::info;
 
-use super::manifest::{self, ImageConfig, Manifest};
+use super::credentials::{self, Credential};
+use super::download::Meter;
+use super::endpoints;
+use super::flights::Flights;
+use super::index::Index;
+use super::layers::{self, Layers};
+use super::manifest::Descriptor;
 use super::pull;
 use super::reference::Reference;
-use super::types::{Credential, Image, ImageError, ImageProcess, StoreConfig};
+use super::registry::Registry;
+use super::types::{Image, ImageError, LayerProgress, StoreConfig};
 
-const NAME: &str = "org.opencontainers.image.ref.name";
-const PULLED: &str = "io.pikelet.image.digest";
+/// Images pulled at once unless the settings say another number.
+pub const PULLS: usize = 3;
+/// Layers on their way at once, of all images: an SD card is not faster with more, and each costs about 3 MiB.
+const LAYERS: usize = 3;
+
+type Key = (Reference, Vec<Credential>);
+
+/// When an image was last of use; in memory only, like the kubelet's: a card is not worn by it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Seen {
+    /// First seen by this agent.
+    pub detected: Instant,
+    /// Last pulled, mounted, or seen in use.
+    pub used: Option<Instant>,
+}
 
 struct Inner {
     config: StoreConfig,
-    /// Pulls and changes of the index, one at a time.
-    writing: Mutex<()>,
+    layers: Arc<Layers>,
+    /// Changes of the index are made one at a time.
+    index: Mutex<Index>,
     changed: watch::Sender<u64>,
+    pulls: Flights<Key, Result<(), String>>,
+    pull_slots: Semaphore,
+    layer_flights: Flights<String, Result<(), String>>,
+    layer_slots: Arc<Semaphore>,
+    /// Layers (and their diff ids) of the images being pulled, by name.
+    wanted: Mutex<HashMap<String, Vec<(Descriptor, String)>>>,
+    /// By blob digest.
+    meters: Mutex<HashMap<String, Weak<Meter>>>,
+    seen: Mutex<HashMap<String, Seen>>,
 }
 
 /// The image store; cheap to clone.
@@ -33,42 +61,32 @@ pub struct ImageStore {
     inner: Arc<Inner>,
 }
 
-fn io_error(what: String) -> impl FnOnce(io::Error) -> ImageError {
-    move |source| ImageError::Io { what, source }
-}
-
-fn hex(digest: &str) -> &str {
-    digest.trim_start_matches("sha256:")
-}
-
-/// Writes a file so that it is there whole or not at all.
-fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), ImageError> {
-    let temporary = path.with_extension("tmp");
-    let write = || {
-        let mut file = File::create(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_data()?;
-        fs::rename(&temporary, path)
-    };
-    write().map_err(io_error(format!("writing {}", path.display())))
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl ImageStore {
-    /// Opens (and where needed creates) the store; half-unpacked layers of an earlier run are removed.
+    /// Opens (and where needed creates) the store; what an earlier run left half done is removed.
     pub async fn open(config: StoreConfig) -> Result<Self, ImageError> {
-        let dir = &config.dir;
-        for sub in ["blobs/sha256", "layers"] {
-            fs::create_dir_all(dir.join(sub)).map_err(io_error(format!("creating {}", dir.join(sub).display())))?;
-        }
-        if !dir.join("oci-layout").exists() {
-            write_whole(&dir.join("oci-layout"), br#"{"imageLayoutVersion":"1.0.0"}"#)?;
-        }
-        for entry in fs::read_dir(dir.join("layers")).into_iter().flatten().flatten() {
-            if !entry.path().join("complete").exists() {
-                let _ = fs::remove_dir_all(entry.path());
-            }
-        }
-        Ok(Self { inner: Arc::new(Inner { config, writing: Mutex::new(()), changed: watch::Sender::new(0) }) })
+        let dir = config.dir.join("layers");
+        let index = Index::open(config.dir.clone())?;
+        let layers = Layers::open(dir.clone())
+            .map_err(|source| ImageError::Io { what: format!("opening {}", dir.display()), source })?;
+        Ok(Self {
+            inner: Arc::new(Inner {
+                layers,
+                index: Mutex::new(index),
+                changed: watch::Sender::new(0),
+                pulls: Flights::default(),
+                pull_slots: Semaphore::new(config.max_parallel_pulls.unwrap_or(PULLS).max(1)),
+                layer_flights: Flights::default(),
+                layer_slots: Arc::new(Semaphore::new(LAYERS)),
+                wanted: Mutex::default(),
+                meters: Mutex::default(),
+                seen: Mutex::default(),
+                config,
+            }),
+        })
     }
 
     /// Wakes when images were added or removed.
@@ -76,161 +94,166 @@ impl ImageStore {
         self.inner.changed.subscribe()
     }
 
-    fn dir(&self) -> &Path {
+    /// Where the store is.
+    pub fn dir(&self) -> &Path {
         &self.inner.config.dir
     }
 
-    fn blob_path(&self, digest: &str) -> PathBuf {
-        self.dir().join("blobs/sha256").join(hex(digest))
+    pub(super) fn layers(&self) -> &Arc<Layers> {
+        &self.inner.layers
     }
 
-    /// Directory of an unpacked layer's files.
-    pub(super) fn layer_dir(&self, diff_id: &str) -> PathBuf {
-        self.dir().join("layers").join(hex(diff_id))
+    pub(super) fn layer_flights(&self) -> &Flights<String, Result<(), String>> {
+        &self.inner.layer_flights
     }
 
-    /// True when a layer is whole.
-    pub(super) fn has_layer(&self, diff_id: &str) -> bool {
-        self.layer_dir(diff_id).join("complete").exists()
+    pub(super) fn layer_slots(&self) -> Arc<Semaphore> {
+        self.inner.layer_slots.clone()
     }
 
-    fn index(&self) -> Result<Vec<Value>, ImageError> {
-        let path = self.dir().join("index.json");
-        let text = match fs::read(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            other => other.map_err(io_error(format!("reading {}", path.display())))?,
+    /// The meter of a layer on its way.
+    pub(super) fn meter(&self, layer: &Descriptor) -> Arc<Meter> {
+        let mut meters = lock(&self.inner.meters);
+        meters.retain(|_, m| m.strong_count() > 0);
+        let meter = Arc::default();
+        meters.insert(layer.digest.clone(), Arc::downgrade(&meter));
+        meter
+    }
+
+    /// Says of which layers an image being pulled is made.
+    pub(super) fn wants(&self, name: String, layers: Vec<(Descriptor, String)>) {
+        lock(&self.inner.wanted).insert(name, layers);
+    }
+
+    /// How far the layers of an image being pulled are, lowest first; empty before they are known, and after.
+    pub fn progress(&self, reference: &str) -> Vec<LayerProgress> {
+        let Ok(parsed) = Reference::parse(reference) else { return Vec::new() };
+        let wanted = lock(&self.inner.wanted).get(&parsed.canonical()).cloned().unwrap_or_default();
+        let meters = lock(&self.inner.meters);
+        let of = |(layer, diff_id): (Descriptor, String)| LayerProgress {
+            received: meters.get(&layer.digest).and_then(Weak::upgrade).map_or(0, |m| m.load(Ordering::Relaxed)),
+            done: self.inner.layers.size(&diff_id).is_some(),
+            digest: layer.digest,
+            total: layer.size,
         };
-        let index: Value =
-            serde_json::from_slice(&text).map_err(|e| io_error(format!("reading {}", path.display()))(e.into()))?;
-        Ok(index["manifests"].as_array().cloned().unwrap_or_default())
+        wanted.into_iter().map(of).collect()
     }
 
-    fn write_index(&self, entries: &[Value]) -> Result<(), ImageError> {
-        let index =
-            json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": entries});
-        write_whole(&self.dir().join("index.json"), index.to_string().as_bytes())?;
-        self.inner.changed.send_modify(|n| *n += 1);
-        Ok(())
-    }
-
-    fn load(&self, entries: &[Value], digest: &str) -> Option<Image> {
-        let manifest: Manifest = serde_json::from_slice(&fs::read(self.blob_path(digest)).ok()?).ok()?;
-        let id = manifest.config?.digest;
-        let config: ImageConfig = serde_json::from_slice(&fs::read(self.blob_path(&id)).ok()?).ok()?;
-        let layers = config.rootfs.diff_ids;
-        if !layers.iter().all(|l| self.has_layer(l)) {
-            return None;
-        }
-        let size = layers
-            .iter()
-            .filter_map(|l| fs::read_to_string(self.layer_dir(l).join("complete")).ok()?.parse::<u64>().ok())
-            .sum();
-        let process = config.config.unwrap_or_default();
-        let (mut repo_tags, mut repo_digests) = (Vec::new(), Vec::new());
-        for entry in entries.iter().filter(|e| e["digest"] == json!(digest)) {
-            let annotation = |key: &str| entry["annotations"][key].as_str().map(str::to_owned);
-            if let Some(name) = annotation(NAME) {
-                let repository = Reference::parse(&name).ok().map(|r| r.name()).unwrap_or_default();
-                if !name.contains('@') {
-                    repo_tags.push(name);
-                }
-                repo_digests.extend(annotation(PULLED).map(|d| format!("{repository}@{d}")));
-            }
-        }
-        repo_digests.sort();
-        repo_digests.dedup();
-        Some(Image {
-            id,
-            repo_tags,
-            repo_digests,
-            size,
-            layers,
-            config: ImageProcess {
-                entrypoint: process.entrypoint.unwrap_or_default(),
-                cmd: process.cmd.unwrap_or_default(),
-                env: process.env.unwrap_or_default(),
-                working_dir: process.working_dir.unwrap_or_default(),
-                user: process.user.unwrap_or_default(),
-                stop_signal: process.stop_signal,
-            },
-        })
+    /// Runs what reads and writes the index where it may block.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Inner, &Index) -> Result<T, ImageError> + Send + 'static,
+    ) -> Result<T, ImageError> {
+        let inner = self.inner.clone();
+        let done = tokio::task::spawn_blocking(move || work(&inner, &lock(&inner.index))).await;
+        done.map_err(|e| ImageError::Io { what: "using the image store".to_owned(), source: e.into() })?
     }
 
     /// The image a reference (tag, digest or image id) names, if it is whole in the store.
     pub async fn get(&self, reference: &str) -> Result<Option<Image>, ImageError> {
-        let entries = self.index()?;
-        if super::reference::is_digest(reference) {
-            return Ok(self.list().await?.into_iter().find(|i| i.id == reference));
-        }
-        let wanted = Reference::parse(reference)?;
-        let name = wanted.canonical();
-        let found = entries.iter().find(|e| {
-            e["annotations"][NAME] == json!(name)
-                || wanted
-                    .digest
-                    .as_ref()
-                    .is_some_and(|d| e["annotations"][PULLED] == json!(d) || e["digest"] == json!(d))
-        });
-        Ok(found.and_then(|e| e["digest"].as_str()).and_then(|d| self.load(&entries, d)))
+        let reference = reference.to_owned();
+        self.blocking(move |inner, index| index.get(&inner.layers, &reference)).await
     }
 
     /// Every whole image.
     pub async fn list(&self) -> Result<Vec<Image>, ImageError> {
-        let entries = self.index()?;
-        let mut images = BTreeMap::new();
-        for digest in entries.iter().filter_map(|e| e["digest"].as_str()) {
-            if let Some(image) = self.load(&entries, digest) {
-                images.insert(image.id.clone(), image);
-            }
-        }
-        Ok(images.into_values().collect())
+        self.blocking(|inner, index| index.list(&inner.layers)).await
     }
 
-    /// Pulls by tag or digest for this machine's platform. A matching login of `credentials` is used.
+    /// Pulls by tag or digest for this machine's platform, with those of `credentials` that belong to it, then the
+    /// node's. Who asks for what is being pulled already, with the same logins, waits for that.
     pub async fn pull(&self, reference: &str, credentials: &[Credential]) -> Result<Image, ImageError> {
         let parsed = Reference::parse(reference)?;
         let failed = |message: String| ImageError::Pull { reference: reference.to_owned(), message };
-        let _one = self.inner.writing.lock().await;
-        let registry = self.inner.config.registries.get(&parsed.host).cloned().unwrap_or_default();
-        let pulled = pull::pull(self, &parsed, &registry, credentials).await.map_err(failed)?;
-        write_whole(&self.blob_path(&pulled.manifest_digest), &pulled.manifest)?;
-        write_whole(&self.blob_path(&pulled.config_digest), &pulled.config)?;
-        let name = parsed.canonical();
-        let mut entries = self.index()?;
-        entries.retain(|e| e["annotations"][NAME] != json!(name));
-        let arch = std::env::consts::ARCH;
-        info!(image = name, digest = pulled.top_digest, arch, "pulled");
-        entries.push(json!({
-            "mediaType": "application/vnd.oci.image.manifest.v1+json",
-            "digest": pulled.manifest_digest,
-            "size": pulled.manifest.len(),
-            "annotations": {NAME: name, PULLED: pulled.top_digest},
-        }));
-        self.write_index(&entries)?;
-        self.get(reference).await?.ok_or_else(|| failed("pulled, but not whole in the store".to_owned()))
+        let key = (parsed.clone(), credentials.to_vec());
+        let start = || {
+            let (store, key) = (self.clone(), key.clone());
+            async move { store.pull_one(&key.0, key.1).await }.boxed()
+        };
+        let (work, _) = self.inner.pulls.join(key.clone(), start);
+        work.await.map_err(failed)?;
+        let image =
+            self.get(&parsed.canonical()).await?.ok_or_else(|| failed("pulled, but removed at once".to_owned()))?;
+        self.touch(&image.id);
+        Ok(image)
     }
 
-    /// Removes an image by reference or id; layers no other image needs go too.
-    pub async fn remove(&self, reference: &str) -> Result<(), ImageError> {
-        let _one = self.inner.writing.lock().await;
-        let image = self.get(reference).await?.ok_or_else(|| ImageError::NotFound(reference.to_owned()))?;
-        let mut entries = self.index()?;
-        let digests = entries.clone();
-        entries.retain(|e| {
-            e["digest"].as_str().and_then(|d| self.load(&digests, d)).is_none_or(|other| other.id != image.id)
-        });
-        self.write_index(&entries)?;
-        let kept: Vec<String> = self.list().await?.into_iter().flat_map(|i| i.layers).collect();
-        for layer in image.layers.iter().filter(|l| !kept.contains(l)) {
-            let dir = self.layer_dir(layer);
-            fs::remove_dir_all(&dir).map_err(io_error(format!("removing {}", dir.display())))?;
-        }
+    async fn pull_one(&self, reference: &Reference, mut credentials: Vec<Credential>) -> Result<(), String> {
+        let _slot = self.inner.pull_slots.acquire().await.map_err(|e| e.to_string())?;
+        credentials.extend(credentials::of_node(&self.inner.config.node_logins));
+        let registry = Registry::new(endpoints::of(reference, &self.inner.config, &credentials)?);
+        let (name, arch) = (reference.canonical(), std::env::consts::ARCH);
+        let pulled = pull::pull(self, reference, registry).await;
+        lock(&self.inner.wanted).remove(&name);
+        let pulled = pulled?;
+        info!(image = name, digest = pulled.top_digest, arch, "pulled");
+        let add = move |inner: &Inner, index: &Index| {
+            let synced = inner.layers.sync();
+            synced.map_err(|source| ImageError::Io { what: "syncing layers".to_owned(), source })?;
+            index.add(&name, &pulled)
+        };
+        self.blocking(add).await.map_err(|e| e.to_string())?;
+        self.inner.changed.send_modify(|n| *n += 1);
         Ok(())
+    }
+
+    pub(super) fn touch(&self, id: &str) {
+        let now = Instant::now();
+        let mut seen = lock(&self.inner.seen);
+        seen.entry(id.to_owned()).or_insert(Seen { detected: now, used: None }).used = Some(now);
+    }
+
+    /// Every whole image with when it was of use; those in use count as used now.
+    pub(super) async fn seen(&self) -> Result<Vec<(Image, Seen, bool)>, ImageError> {
+        let now = Instant::now();
+        let images = self.list().await?;
+        let mounts = mounts()?;
+        let mut seen = lock(&self.inner.seen);
+        seen.retain(|id, _| images.iter().any(|i| i.id == *id));
+        let mut found = Vec::new();
+        for image in images {
+            let entry = seen.entry(image.id.clone()).or_insert(Seen { detected: now, used: None });
+            let in_use = image.is_under(&mounts);
+            if in_use {
+                entry.used = Some(now);
+            }
+            found.push((image, *entry, in_use));
+        }
+        Ok(found)
+    }
+
+    /// Removes an image by reference or id; layers no other image needs go too. Returns the bytes of their files.
+    /// An image that containers stand on is not removed.
+    pub async fn remove(&self, reference: &str) -> Result<u64, ImageError> {
+        let reference = reference.to_owned();
+        let remove = move |inner: &Inner, index: &Index| {
+            let found = index.get(&inner.layers, &reference)?;
+            let image = found.ok_or_else(|| ImageError::NotFound(reference.clone()))?;
+            if image.is_under(&mounts()?) {
+                return Err(ImageError::InUse(reference.clone()));
+            }
+            index.remove(&inner.layers, |other, _| other.is_some_and(|o| o.id == image.id))?;
+            discard(inner, index)
+        };
+        let freed = self.blocking(remove).await?;
+        self.inner.changed.send_modify(|n| *n += 1);
+        Ok(freed)
+    }
+
+    /// Removes layers of no image, such as those of a pull that was never finished.
+    pub(super) async fn discard(&self) -> Result<u64, ImageError> {
+        self.blocking(discard).await
     }
 
     /// See [`super::mount::mount`].
     pub async fn mount(&self, image: &Image, dir: &Path) -> Result<PathBuf, ImageError> {
-        let layers: Vec<PathBuf> = image.layers.iter().map(|l| self.layer_dir(l).join("diff")).collect();
+        // pinned, then looked at: no removal can come between
+        let _pins = self.inner.layers.pin(&image.layers);
+        if let Some(missing) = image.layers.iter().find(|l| self.inner.layers.size(l).is_none()) {
+            return Err(ImageError::NotFound(format!("{} (layer {missing})", image.id)));
+        }
+        self.touch(&image.id);
+        let layers: Vec<PathBuf> = image.layers.iter().map(|l| self.inner.layers.diff(l)).collect();
         super::mount::mount(&layers, dir)
     }
 
@@ -238,9 +261,14 @@ impl ImageStore {
     pub async fn unmount(&self, dir: &Path) -> Result<(), ImageError> {
         super::mount::unmount(dir)
     }
+}
 
-    /// Chooses a platform's manifest from an index.
-    pub(super) fn platform(entries: &[manifest::Descriptor]) -> Result<&manifest::Descriptor, String> {
-        manifest::choose(entries, std::env::consts::ARCH)
-    }
+fn mounts() -> Result<Vec<Vec<String>>, ImageError> {
+    layers::mounts().map_err(|source| ImageError::Io { what: "reading /proc/self/mountinfo".to_owned(), source })
+}
+
+fn discard(inner: &Inner, index: &Index) -> Result<u64, ImageError> {
+    let needed: BTreeSet<String> = index.list(&inner.layers)?.into_iter().flat_map(|i| i.layers).collect();
+    let freed = inner.layers.discard_all_but(&needed);
+    freed.map_err(|source| ImageError::Io { what: "removing layers".to_owned(), source })
 }

@@ -5,6 +5,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::digest::hex;
+use super::endpoints::Registries;
+
 /// Where images are kept and how registries are reached.
 #[derive(Debug, Clone, Default)]
 pub struct StoreConfig {
@@ -12,6 +15,12 @@ pub struct StoreConfig {
     pub dir: PathBuf,
     /// Per registry host (`host[:port]`) settings.
     pub registries: BTreeMap<String, RegistryConfig>,
+    /// Mirrors, logins and certificates in k3s's format.
+    pub private: Registries,
+    /// Docker configuration files of the node; the first there is counts.
+    pub node_logins: Vec<PathBuf>,
+    /// Images pulled at once; `None`: 3.
+    pub max_parallel_pulls: Option<usize>,
 }
 
 /// How one registry is reached.
@@ -26,19 +35,21 @@ pub struct RegistryConfig {
     pub insecure_skip_verify: bool,
 }
 
-/// One registry login, from a pull secret.
-#[derive(Debug, Clone)]
-pub struct Credential {
-    /// `host[:port][/path]`, as in docker's config file.
-    pub registry: String,
-    /// User name.
-    pub username: String,
-    /// Password or token.
-    pub password: String,
+/// How far a layer of a pull is.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LayerProgress {
+    /// Digest of its blob.
+    pub digest: String,
+    /// Bytes of its blob.
+    pub total: u64,
+    /// Bytes received by now.
+    pub received: u64,
+    /// It is in the store.
+    pub done: bool,
 }
 
 /// An image that is whole in the store.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Image {
     /// `sha256:<hex>` of the image configuration.
     pub id: String,
@@ -52,6 +63,13 @@ pub struct Image {
     pub layers: Vec<String>,
     /// The process defaults of the image configuration.
     pub config: ImageProcess,
+}
+
+impl Image {
+    /// True if one of `mounts` (layers by hex, lowest first) is this image's stack.
+    pub(super) fn is_under(&self, mounts: &[Vec<String>]) -> bool {
+        mounts.iter().any(|m| m.iter().eq(self.layers.iter().map(|l| hex(l))))
+    }
 }
 
 /// What an image says about the process to run (OCI image configuration, `config`).
@@ -85,6 +103,9 @@ pub enum ImageError {
     /// Not in the store.
     #[error("image {0} is not in the store")]
     NotFound(String),
+    /// Containers stand on it.
+    #[error("image {0} is in use by a container")]
+    InUse(String),
     /// The registry refused, failed or sent something wrong.
     #[error("failed to pull image {reference:?}: {message}")]
     Pull {

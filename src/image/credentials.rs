@@ -1,0 +1,140 @@
+//! Logins at registries: docker's configuration format, and the kubelet's rule which of them belong to an image.
+
+use std::path::{Path, PathBuf};
+
+use base64::Engine;
+use serde_json::Value;
+use tracing::warn;
+
+/// One login at a registry.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Credential {
+    /// `host[:port][/path]`, with `*` in parts of the host, as in docker's configuration file.
+    pub registry: String,
+    /// User name.
+    pub username: String,
+    /// Password or token.
+    pub password: String,
+    /// Refresh token of the registry's token service; used instead of name and password.
+    pub identity_token: Option<String>,
+}
+
+impl std::fmt::Debug for Credential {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Credential({} at {})", self.username, self.registry)
+    }
+}
+
+/// Name and password of docker's `auth`: base64 of `name:password`.
+pub fn decode_auth(auth: &str) -> Option<(String, String)> {
+    let decoded = base64::engine::general_purpose::STANDARD.decode(auth.trim()).ok()?;
+    let pair = String::from_utf8(decoded).ok()?;
+    let (user, password) = pair.split_once(':')?;
+    Some((user.to_owned(), password.trim_end_matches('\0').to_owned()))
+}
+
+/// The logins of a docker configuration: `{"auths": {registry: {...}}}`, or the older form without `auths`.
+pub fn docker_config(config: &Value) -> Vec<Credential> {
+    let auths = config.get("auths").unwrap_or(config);
+    let login = |(registry, entry): (&String, &Value)| {
+        let text = |key: &str| entry[key].as_str().filter(|t| !t.is_empty()).map(str::to_owned);
+        let identity_token = text("identitytoken");
+        let pair = text("username").zip(text("password")).or_else(|| decode_auth(&text("auth")?));
+        let (username, password) = pair.or_else(|| identity_token.is_some().then(Default::default))?;
+        Some(Credential { registry: registry.clone(), username, password, identity_token })
+    };
+    auths.as_object().into_iter().flatten().filter_map(login).collect()
+}
+
+/// Where a node's own docker configuration may be, first the one that counts (the kubelet's order).
+pub fn node_config_files(root_dir: &Path) -> Vec<PathBuf> {
+    let home = std::env::var_os("HOME").map_or_else(|| PathBuf::from("/root"), PathBuf::from);
+    let folders = [root_dir.to_owned(), "/var/lib/kubelet".into(), home.join(".docker"), "/.docker".into()];
+    let old = [root_dir.to_owned(), "/var/lib/kubelet".into(), home, "/".into()];
+    let new = folders.into_iter().map(|f| f.join("config.json"));
+    new.chain(old.into_iter().map(|f| f.join(".dockercfg"))).collect()
+}
+
+/// The logins of the first of `files` there is; read for each pull, so that a change needs no restart.
+pub fn of_node(files: &[PathBuf]) -> Vec<Credential> {
+    for file in files {
+        let Ok(text) = std::fs::read(file) else { continue };
+        match serde_json::from_slice(&text) {
+            Ok(config) => return docker_config(&config),
+            Err(error) => warn!(file = %file.display(), %error, "node's registry logins not read"),
+        }
+    }
+    Vec::new()
+}
+
+/// The names the default registry has in docker's configuration files.
+fn is_default(host: &str) -> bool {
+    matches!(host, "docker.io" | "index.docker.io" | "registry-1.docker.io")
+}
+
+/// `*` and `?` as in shells.
+fn glob(pattern: &[u8], text: &[u8]) -> bool {
+    match (pattern.first(), text.first()) {
+        (None, None) => true,
+        (Some(b'*'), _) => glob(&pattern[1..], text) || (!text.is_empty() && glob(pattern, &text[1..])),
+        (Some(p), Some(t)) if *p == b'?' || p == t => glob(&pattern[1..], &text[1..]),
+        _ => false,
+    }
+}
+
+/// True if a login written for `registry` is meant for `repository` at `host`.
+fn matches(registry: &str, host: &str, repository: &str) -> bool {
+    let registry = registry.trim_start_matches("https://").trim_start_matches("http://");
+    let (pattern, path) = registry.split_once('/').unwrap_or((registry, ""));
+    let path = path.trim_end_matches('/');
+    let path = if matches!(path, "v1" | "v2") { "" } else { path };
+    let same_host = || {
+        let split = |h: &str| h.rsplit_once(':').map_or((h.to_owned(), String::new()), |(n, p)| (n.into(), p.into()));
+        let ((pattern, pattern_port), (host, port)): ((String, String), (String, String)) =
+            (split(pattern), split(host));
+        let parts = |h: &str| h.split('.').map(|p| p.as_bytes().to_vec()).collect::<Vec<_>>();
+        let (pattern, host) = (parts(&pattern), parts(&host));
+        pattern_port == port && pattern.len() == host.len() && pattern.iter().zip(&host).all(|(p, h)| glob(p, h))
+    };
+    (same_host() || (is_default(pattern) && is_default(host))) && repository.starts_with(path)
+}
+
+/// The logins for a repository, the most specific first (the kubelet's order: by name, backwards).
+pub fn choose(all: &[Credential], host: &str, repository: &str) -> Vec<Credential> {
+    let mut found: Vec<_> = all.iter().filter(|c| matches(&c.registry, host, repository)).cloned().collect();
+    found.sort_by(|a, b| b.registry.cmp(&a.registry));
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn docker_configurations_are_read() {
+        let of = |v: Value| docker_config(&v).into_iter().map(|c| (c.username, c.password)).collect::<Vec<_>>();
+        let pair = |u: &str, p: &str| vec![(u.to_owned(), p.to_owned())];
+        assert_eq!(of(serde_json::json!({"auths": {"r": {"auth": "dTpw"}}})), pair("u", "p"));
+        assert_eq!(of(serde_json::json!({"r": {"username": "a", "password": "b"}})), pair("a", "b"));
+        assert!(of(serde_json::json!({"auths": {"r": {"auth": "???"}}})).is_empty());
+        let token = docker_config(&serde_json::json!({"auths": {"r": {"identitytoken": "t"}}}));
+        assert_eq!(token[0].identity_token.as_deref(), Some("t"));
+    }
+
+    #[test]
+    fn logins_belong_to_hosts_and_paths() {
+        assert!(matches("https://r.example/v2/", "r.example", "a/b"));
+        assert!(matches("*.example:5000", "r.example:5000", "a"));
+        assert!(!matches("*.example", "a.b.example", "a") && !matches("r.example", "r.example:5000", "a"));
+        assert!(matches("r.example/team", "r.example", "team/app") && !matches("r.example/team", "r.example", "x"));
+        assert!(matches("https://index.docker.io/v1/", "docker.io", "library/busybox"));
+        let login = |r: &str| Credential {
+            registry: r.into(),
+            username: String::new(),
+            password: String::new(),
+            identity_token: None,
+        };
+        let found = choose(&[login("r.example"), login("r.example/team"), login("other")], "r.example", "team/app");
+        assert_eq!(found.iter().map(|c| c.registry.as_str()).collect::<Vec<_>>(), ["r.example/team", "r.example"]);
+    }
+}

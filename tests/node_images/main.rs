@@ -1,0 +1,88 @@
+//! Images from a real registry (`docker-registry`), pushed by `skopeo`: over HTTPS with its own certificate authority and
+//! over HTTP, by tag and by digest, of several architectures and compressions; several at once, over connections that
+//! break, by mirrors and proxies, and through power cuts. Needs root and those programs; says so and passes without
+//! doing anything where one is missing.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod collection;
+mod cuts;
+mod forward;
+mod hostile;
+mod pulls;
+mod scene;
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::process::Command;
+
+use pikelet::image::RegistryConfig;
+use scene::*;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn images_arrive_whole_over_https_with_an_own_authority() {
+    let Some(mut scene) = scene("https") else { return };
+    let registry = scene.registry(true);
+    let (digest, _) = push_all(&scene, &registry);
+    let trusting = RegistryConfig { ca_file: Some(scene.dir.join("ca.crt")), ..RegistryConfig::default() };
+    let store = scene.store("store", &registry, trusting).await;
+    let image = store.pull(&format!("{registry}/test/it:1"), &[]).await.unwrap();
+    assert_eq!(image.config.cmd, [go_arch()], "the index's entry for this machine");
+    assert_eq!((image.config.user.as_str(), image.layers.len()), ("1000", 2));
+    let by_digest = store.pull(&format!("{registry}/test/it@{digest}"), &[]).await.unwrap();
+    assert_eq!(by_digest.id, image.id);
+    assert!(by_digest.repo_digests.contains(&format!("{registry}/test/it@{digest}")), "{:?}", by_digest.repo_digests);
+
+    let write_layer = scene.dir.join("container");
+    let root = store.mount(&image, &write_layer).await.unwrap();
+    let kept = fs::metadata(root.join("etc/kept")).unwrap();
+    assert_eq!((kept.permissions().mode() & 0o7777, kept.uid(), kept.gid()), (0o640, 1000, 1000));
+    assert_eq!(fs::read_to_string(root.join("etc/kept")).unwrap(), "kept");
+    assert!(!root.join("etc/gone").exists(), "a whiteout hides the file below");
+    assert_eq!(fs::read_dir(root.join("old")).unwrap().count(), 1, "an opaque directory hides what is below");
+    let (program, other) = (fs::metadata(root.join("bin/su")).unwrap(), fs::metadata(root.join("bin/also")).unwrap());
+    assert_eq!((program.ino(), program.permissions().mode() & 0o7777), (other.ino(), 0o4755));
+    let note = Command::new("python3")
+        .args(["-c", "import os,sys; sys.stdout.buffer.write(os.getxattr(sys.argv[1], 'user.note'))"])
+        .arg(root.join("etc/noted"))
+        .output()
+        .unwrap();
+    assert_eq!(note.stdout, b"written");
+    store.unmount(&write_layer).await.unwrap();
+
+    store.pull(&format!("{registry}/test/base:1"), &[]).await.unwrap();
+    assert_eq!(diff_dirs(&scene.dir.join("store")), 2, "layers are shared");
+    store.remove(&format!("{registry}/test/base:1")).await.unwrap();
+    assert_eq!(diff_dirs(&scene.dir.join("store")), 2, "and kept while an image needs them");
+    let error = store.pull(&format!("{registry}/test/other:1"), &[]).await.unwrap_err().to_string();
+    assert!(error.contains("linux/riscv64"), "{error}");
+    let error = store.pull(&format!("{registry}/test/it:nope"), &[]).await.unwrap_err().to_string();
+    assert!(error.contains("manifest unknown"), "{error}");
+
+    let strict = scene.store("strict", &registry, RegistryConfig::default()).await;
+    let error = strict.pull(&format!("{registry}/test/it:1"), &[]).await.unwrap_err().to_string();
+    assert!(error.contains("certificate"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn plain_http_is_spoken_only_when_allowed_and_what_is_damaged_is_refused() {
+    let Some(mut scene) = scene("http") else { return };
+    let registry = scene.registry(false);
+    push_all(&scene, &registry);
+    let strict = scene.store("strict", &registry, RegistryConfig::default()).await;
+    assert!(strict.pull(&format!("{registry}/test/it:1"), &[]).await.is_err());
+    let insecure = RegistryConfig { insecure: true, ..RegistryConfig::default() };
+    let store = scene.store("store", &registry, insecure.clone()).await;
+    store.pull(&format!("{registry}/test/base:1"), &[]).await.unwrap();
+
+    let blob = sha256(&zstd(&upper()));
+    let path =
+        scene.dir.join("storage/docker/registry/v2/blobs/sha256").join(&blob[7..9]).join(&blob[7..]).join("data");
+    let mut bytes = fs::read(&path).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    let error = store.pull(&format!("{registry}/test/it:1"), &[]).await.unwrap_err().to_string();
+    assert!(error.contains("does not match") || error.contains("reading"), "{error}");
+    assert!(store.get(&format!("{registry}/test/it:1")).await.unwrap().is_none(), "nothing of it can be used");
+    assert_eq!(diff_dirs(&scene.dir.join("store")), 1);
+}
