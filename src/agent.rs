@@ -98,6 +98,7 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
     let (state_tx, state) = watch::channel(NodeState::default());
     tokio::spawn(keep_network(network.clone(), cidrs, network_tx, state_tx.clone()));
     tokio::spawn(list_images(images.clone(), state_tx));
+    let images_of_commands = images.clone();
     let events_of_node = shared.events.clone();
     tokio::spawn(images.keep_room(config.image_gc, move |reason, message| {
         events_of_node.node_event("Warning", reason, message);
@@ -114,7 +115,7 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
     tokio::spawn(weights::keep(runtime.clone(), table.clone()));
     let (orders_tx, orders) = mpsc::channel(1);
     let kubelet = kubelet(&config, table, runtime.clone(), probe_counts);
-    tokio::spawn(serve_local(config.state_dir.clone(), kubelet.clone(), orders_tx));
+    tokio::spawn(serve_local(config.state_dir.clone(), kubelet.clone(), images_of_commands, orders_tx));
     serve_api(&config, client.clone(), kubelet, &host_ips)?;
     let mut manager = Manager::new(shared);
     let found = runtime.recover().await?;
@@ -172,8 +173,8 @@ fn kubelet(config: &Config, pods: PodTable, runtime: Runtime, probe_counts: prob
     }
 }
 
-async fn serve_local(state_dir: std::path::PathBuf, kubelet: Kubelet, orders: mpsc::Sender<Order>) {
-    if let Err(error) = local::serve(state_dir, kubelet, orders).await {
+async fn serve_local(state_dir: std::path::PathBuf, kubelet: Kubelet, images: ImageStore, orders: mpsc::Sender<Order>) {
+    if let Err(error) = local::serve(state_dir, kubelet, images, orders).await {
         warn!(%error, "local socket not served: `pikelet ps` and the like will not work");
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 use http::{Request, StatusCode};
-use http_body_util::{BodyExt, Empty};
+use http_body_util::{BodyExt, Empty, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::Pod;
@@ -126,10 +126,31 @@ pub async fn get(
     }
     let response = sender.send_request(request.body(Empty::<Bytes>::new())?).await?;
     let wanted = if upgrade.is_some() { StatusCode::SWITCHING_PROTOCOLS } else { StatusCode::OK };
-    if response.status() == wanted {
+    refuse_other(response, wanted).await
+}
+
+/// Asks with any method and body.
+pub async fn send(
+    state_dir: &std::path::Path,
+    request: Request<Full<Bytes>>,
+) -> Result<http::Response<Incoming>, Failure> {
+    let stream = connect(state_dir).await?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    let (mut parts, body) = request.into_parts();
+    parts.headers.insert(http::header::HOST, http::HeaderValue::from_static("local"));
+    refuse_other(sender.send_request(Request::from_parts(parts, body)).await?, StatusCode::OK).await
+}
+
+/// An answer with another status is an error that says what the agent says.
+async fn refuse_other(
+    response: http::Response<Incoming>,
+    wanted: StatusCode,
+) -> Result<http::Response<Incoming>, Failure> {
+    let status = response.status();
+    if status == wanted {
         return Ok(response);
     }
-    let status = response.status();
     let body = response.into_body().collect().await?.to_bytes();
     Err(format!("{} ({status})", String::from_utf8_lossy(&body).trim()).into())
 }

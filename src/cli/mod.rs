@@ -4,6 +4,7 @@ mod check;
 mod client;
 mod drain;
 mod exec;
+mod images;
 mod inspect;
 mod logs;
 mod manual;
@@ -52,6 +53,12 @@ enum Command {
     Logs(logs::Args),
     /// Offer ports of a pod on loopback
     PortForward(port_forward::Args),
+    /// List the images of this node
+    Images(images::ListArgs),
+    /// Pull an image
+    Pull(images::PullArgs),
+    /// Remove images
+    Rmi(images::RemoveArgs),
     /// Show what node and pods use
     Top(top::Args),
     /// Show what each container uses
@@ -99,6 +106,9 @@ pub fn main() -> ExitCode {
         Command::Man(args) => manual::man(&args, Cli::command()),
         Command::Exec(args) => return leave(exec::exec(&args)),
         Command::Attach(args) => return leave(exec::attach(&args)),
+        Command::Images(args) => return leave(images::list(&args)),
+        Command::Pull(args) => return leave(images::pull(&args)),
+        Command::Rmi(args) => return leave(images::remove(&args)),
         Command::Logs(args) => return leave(logs::run(&args)),
         Command::PortForward(args) => return leave(port_forward::run(&args)),
     };

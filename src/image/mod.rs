@@ -25,5 +25,6 @@ pub use credentials::{Credential, docker_config, node_config_files};
 pub use endpoints::Registries;
 pub use gc::{GcError, GcPolicy};
 pub use mount::probe as probe_mount;
+pub use reference::registry_of;
 pub use store::{ImageStore, PULLS};
 pub use types::*;

@@ -79,6 +79,11 @@ impl Reference {
     }
 }
 
+/// The host of the registry an image is at; empty if the reference does not parse.
+pub fn registry_of(reference: &str) -> String {
+    Reference::parse(reference).map(|r| r.host).unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

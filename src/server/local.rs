@@ -13,13 +13,19 @@ use tokio::sync::mpsc;
 
 use super::api::Kubelet;
 use super::orders::{self, Orders};
-use super::{commands, inspect};
+use super::{commands, images, inspect};
+use crate::image::ImageStore;
 use crate::pod::order::Order;
 
 const SOCKET: &str = "agent.sock";
 
 /// Serves until the agent ends.
-pub async fn serve(state_dir: PathBuf, kubelet: Kubelet, manager: mpsc::Sender<Order>) -> std::io::Result<()> {
+pub async fn serve(
+    state_dir: PathBuf,
+    kubelet: Kubelet,
+    store: ImageStore,
+    manager: mpsc::Sender<Order>,
+) -> std::io::Result<()> {
     let socket = state_dir.join(SOCKET);
     // left by an agent that was killed
     let _ = std::fs::remove_file(&socket);
@@ -31,7 +37,8 @@ pub async fn serve(state_dir: PathBuf, kubelet: Kubelet, manager: mpsc::Sender<O
     let app = super::api::routes(kubelet.clone())
         .route("/forward/{namespace}/{pod}", get(commands::forward).with_state(kubelet.clone()))
         .route("/inspect/{namespace}/{pod}", get(inspect::inspect).with_state(kubelet.clone()))
-        .merge(orders::routes(Orders { kubelet, manager }));
+        .merge(orders::routes(Orders { kubelet, manager }))
+        .merge(images::routes(store));
     axum::serve(listener, app).await
 }
 

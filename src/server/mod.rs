@@ -8,6 +8,7 @@ mod commands;
 mod files;
 pub mod identity;
 mod idle;
+pub mod images;
 mod inspect;
 pub mod local;
 mod logs;

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod collection;
+mod commands;
 mod cuts;
 mod forward;
 mod hostile;
