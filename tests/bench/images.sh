@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# make bench: pulls of a 100 MB image of 5 layers from a registry on loopback, beside `skopeo copy` and `umoci unpack`
+# in the same run. The layers hold this machine's own /usr: programs, libraries and texts as images have them.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. harness/common.sh
+rounds=5 megabytes=20
+[ -z "${BENCH_SHORT:-}" ] || rounds=1 megabytes=2
+pikelet=$(pikelet_bin)
+work=$(mktemp -d)
+mkdir "$work/pids" "$work/registry"
+trap 'proc_stop "$work/pids" agent; proc_stop "$work/pids" registry; rm -rf "$work"' EXIT
+
+# five layers of the files of /usr, in order, each of so many megabytes
+find /usr/bin /usr/lib /usr/share -xdev -type f -size -2M -printf '%s %p\n' 2>/dev/null | sort -k 2 |
+  awk -v limit=$((megabytes * 1000000)) -v dir="$work" '
+    { n = int(sum / limit) + 1; sum += $1; if (n <= 5) print $2 > (dir "/list-" n) }'
+umoci init --layout "$work/oci"
+umoci new --image "$work/oci:1"
+for n in 1 2 3 4 5; do
+  tar --files-from "$work/list-$n" -cf "$work/layer.tar" 2>/dev/null
+  umoci raw add-layer --image "$work/oci:1" "$work/layer.tar" >/dev/null 2>&1
+done
+address=127.0.0.1:$((20000 + $$ % 10000))
+cat >"$work/registry.yaml" <<YAML
+{version: 0.1, log: {level: error}, http: {addr: "$address"}, storage: {filesystem: {rootdirectory: "$work/registry"}}}
+YAML
+proc_start "$work/pids" "$work" registry docker-registry serve "$work/registry.yaml"
+until_true 10 curl -fs "http://$address/v2/" || fail "docker-registry does not answer"
+skopeo --insecure-policy copy --quiet --dest-tls-verify=false "oci:$work/oci:1" "docker://$address/bench:1"
+
+mkdir "$work/root" "$work/run"
+proc_start "$work/pids" "$work" agent "$pikelet" run --root-dir "$work/root" --state-dir "$work/run" \
+  --pod-logs-dir "$work/logs" --healthz-port 0 --bridge "pkb$$" --insecure-registry "$address"
+until_true 10 test -S "$work/run/agent.sock" || { tail -n 5 "$work/agent.log" >&2; fail "the agent is not up"; }
+agent=$(proc_pid "$work/pids" agent)
+
+# timed COMMAND...: prints seconds
+timed() {
+  local start end
+  start=$(date +%s%N); "$@" >>"$work/log" 2>&1 || { tail -n 5 "$work/log" >&2; return 1; }; end=$(date +%s%N)
+  awk "BEGIN { print ($end - $start) / 1e9 }"
+}
+beside() {
+  skopeo --insecure-policy copy --quiet --src-tls-verify=false "docker://$address/bench:1" "oci:$work/copy:1" &&
+    umoci unpack --image "$work/copy:1" "$work/bundle"
+}
+written() { awk '/^write_bytes/ { print $2 }' "/proc/$agent/io"; }
+median() { sort -g | awk '{ v[NR] = $1 } END { print v[int((NR + 1) / 2)] }'; }
+
+bytes=$(written)
+for _ in $(seq "$rounds"); do
+  rm -rf "$work/copy" "$work/bundle"
+  timed beside >>"$work/theirs"
+  [ ! -s "$work/ours" ] || "$pikelet" rmi --state-dir "$work/run" "$address/bench:1" >/dev/null
+  timed "$pikelet" pull --quiet --state-dir "$work/run" "$address/bench:1" >>"$work/ours"
+  [ -n "${size:-}" ] || { bytes=$(($(written) - bytes)); size=$(du -s --block-size=1 "$work/root/images/layers" | cut -f 1); }
+done
+peak=$(awk '/^VmHWM/ { print $2 / 1024 }' "/proc/$agent/status")
+ours=$(median <"$work/ours") theirs=$(median <"$work/theirs")
+row() { printf '%-52s %24s   %s\n' "$@"; }
+row "skopeo copy + umoci unpack, $((megabytes * 5)) MB in 5 layers, p50" "$(printf '%.2f s' "$theirs")" ""
+row "pikelet pull of the same, synced to disk, p50" "$(printf '%.2f s' "$ours")" ""
+row "  in times of the other" "$(awk "BEGIN { printf \"%.2f\", $ours / $theirs }")" "0.80"
+row "peak memory of the agent" "$(printf '%.1f MiB' "$peak")" "32 MiB"
+row "bytes written, in times of the unpacked size" "$(awk "BEGIN { printf \"%.3f\", $bytes / $size }")" "1.05"
