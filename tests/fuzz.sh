@@ -10,7 +10,7 @@ export CARGO_TARGET_DIR=$cache/fuzz
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 count=0
-for target in spdy_frames spdy_headers; do
+for target in spdy_frames spdy_headers image_reference image_manifest; do
   mkdir "$work/$target"
   # without a sanitizer stable Rust will do: the code is safe Rust, panics are what is looked for
   cargo fuzz run --fuzz-dir tests/fuzz --sanitizer none "$target" "$work/$target" -- \

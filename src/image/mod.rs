@@ -9,6 +9,7 @@ mod durable;
 mod endpoints;
 mod flights;
 mod gc;
+mod hashed;
 mod index;
 mod layers;
 mod manifest;

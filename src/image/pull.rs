@@ -5,8 +5,9 @@ use std::sync::Arc;
 use futures::FutureExt;
 use futures::future::try_join_all;
 
-use super::digest::{digest_of, is_digest};
+use super::digest::is_digest;
 use super::download;
+use super::hashed::digest_of;
 use super::layers::Pins;
 use super::manifest::{self, Descriptor, ImageConfig, Manifest};
 use super::reference::Reference;

@@ -1,10 +1,18 @@
 //! Image references: `[host[:port]/]path[:tag][@digest]`, with the defaults every container engine uses.
 
 use super::digest::is_digest;
-use super::types::ImageError;
 
 /// The registry of names without a host.
 const DEFAULT_HOST: &str = "docker.io";
+
+/// A reference that does not parse.
+#[derive(Debug)]
+pub struct Invalid {
+    /// As written.
+    pub reference: String,
+    /// Why.
+    pub message: &'static str,
+}
 
 /// A parsed reference.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -21,8 +29,8 @@ pub struct Reference {
 
 impl Reference {
     /// Parses a reference as people write it.
-    pub fn parse(text: &str) -> Result<Self, ImageError> {
-        let bad = |message: &str| ImageError::InvalidName { reference: text.to_owned(), message: message.to_owned() };
+    pub fn parse(text: &str) -> Result<Self, Invalid> {
+        let bad = |message| Invalid { reference: text.to_owned(), message };
         let (rest, digest) = match text.split_once('@') {
             Some((rest, digest)) => (rest, Some(digest.to_owned())),
             None => (text, None),
@@ -52,7 +60,10 @@ impl Reference {
                 && edge(p.chars().last())
                 && p.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "._-".contains(c))
         };
-        let host_ok = host.starts_with(|c: char| c.is_ascii_alphanumeric());
+        let (host_name, port) = host.split_once(':').unwrap_or((host, "0"));
+        let host_ok = host_name.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && host_name.chars().all(|c| c.is_ascii_alphanumeric() || ".-".contains(c))
+            && port.parse::<u16>().is_ok();
         if rest.is_empty() || !host_ok || !path.split('/').all(part) {
             return Err(bad("invalid reference format: lower-case letters, digits and . _ - between slashes"));
         }
@@ -97,7 +108,7 @@ mod tests {
         assert_eq!(canonical("localhost/x:v1").unwrap(), "localhost/x:v1");
         let digest = format!("sha256:{}", "a".repeat(64));
         assert_eq!(canonical(&format!("h.io/x:1@{digest}")).unwrap(), format!("h.io/x@{digest}"));
-        for bad in ["", "UPPER", "a//b", "x:", "x@sha256:12", "../x", "x:-a"] {
+        for bad in ["", "UPPER", "a//b", "x:", "x@sha256:12", "../x", "x:-a", "h.io?x/y", "h.io:99999/x", "h.io:/x"] {
             assert!(canonical(bad).is_err(), "{bad}");
         }
     }

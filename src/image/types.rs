@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::digest::hex;
 use super::endpoints::Registries;
+use super::reference::Invalid;
 
 /// Where images are kept and how registries are reached.
 #[derive(Debug, Clone, Default)]
@@ -122,4 +123,10 @@ pub enum ImageError {
         /// The system's answer.
         source: std::io::Error,
     },
+}
+
+impl From<Invalid> for ImageError {
+    fn from(invalid: Invalid) -> Self {
+        Self::InvalidName { reference: invalid.reference, message: invalid.message.to_owned() }
+    }
 }

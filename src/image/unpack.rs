@@ -15,7 +15,7 @@ use nix::sys::stat::{Mode, SFlag, mknod};
 use ruzstd::decoding::{FrameDecoder, StreamingDecoder};
 use tar::{Archive, Entry, EntryType, Header};
 
-use super::digest::Hashed;
+use super::hashed::Hashed;
 use super::manifest::Descriptor;
 
 /// Bytes read and written at a time.
@@ -318,7 +318,7 @@ fn device(header: &Header, kind: EntryType, target: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::image::digest::digest_of;
+    use crate::image::hashed::digest_of;
 
     fn layer(path: &str, link: Option<&str>) -> Vec<u8> {
         let mut builder = tar::Builder::new(Vec::new());

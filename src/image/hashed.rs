@@ -1,0 +1,48 @@
+//! Hashing what is read.
+
+use std::fmt::Write;
+use std::io::{self, Read};
+
+use ring::digest::{Context, SHA256};
+
+/// Hashes what is read through it.
+pub struct Hashed<R> {
+    inner: R,
+    hash: Context,
+    /// Bytes read.
+    pub count: u64,
+}
+
+impl<R: Read> Hashed<R> {
+    /// A reader of `inner`.
+    pub fn new(inner: R) -> Self {
+        Self { inner, hash: Context::new(&SHA256), count: 0 }
+    }
+
+    /// The digest of all that was read.
+    pub fn digest(&self) -> String {
+        written(self.hash.clone().finish().as_ref())
+    }
+}
+
+impl<R: Read> Read for Hashed<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buffer)?;
+        self.hash.update(&buffer[..n]);
+        self.count += n as u64;
+        Ok(n)
+    }
+}
+
+fn written(hash: &[u8]) -> String {
+    hash.iter().fold("sha256:".to_owned(), |mut text, byte| {
+        // writing to a String cannot fail
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// The digest of bytes.
+pub fn digest_of(bytes: &[u8]) -> String {
+    written(ring::digest::digest(&SHA256, bytes).as_ref())
+}
