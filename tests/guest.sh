@@ -96,13 +96,15 @@ declare -A tests=($tests)
 SETTINGS
 cp tests/guest/run "$work/run"
 
+# before anybody opens it
+: >"$work/console"
 timeout -k 5 "$limit" qemu-system-x86_64 -M q35 -cpu max,la57=off -accel tcg,thread=multi -smp 2 -m 1536 \
   -nodefaults -no-user-config -display none -no-reboot -serial stdio -serial "file:$work/status" \
   -kernel "$dir"/boot/vmlinuz-* -initrd "$work/initramfs" \
   -append "console=ttyS0 quiet loglevel=3 panic=-1 cgroup_no_v1=all guest.work=$work" \
   -fsdev "local,id=host,path=/,security_model=none,readonly=on,multidevs=remap" \
   -device virtio-9p-pci,fsdev=host,mount_tag=host \
-  </dev/null >"$work/console" &
+  </dev/null >>"$work/console" &
 machine=$!
 tail -n +1 -f --pid="$machine" "$work/console" | tr -d '\r' &
 reader=$!
