@@ -10,7 +10,7 @@ use super::env::{self, EnvContext};
 use super::sandbox::hostname;
 use super::termination::{LABEL_LOG_IS_MESSAGE, LABEL_STOP_SIGNAL, stop_signal};
 use super::worker::Worker;
-use super::{PodExt, qos};
+use super::{PodExt, ephemeral, qos};
 use crate::image::Image;
 use crate::runtime::{self, ContainerSpec, Mount, Propagation, Seccomp, User};
 
@@ -84,6 +84,7 @@ impl Worker {
             log_path: self.shared.logs_dir.join(log_dir).join(&container.name).join(format!("{attempt}.log")),
             log_rotation: self.shared.log_rotation,
             tty: container.tty.unwrap_or(false),
+            target: self.target(container).map_err(config_error)?,
             stdin: container.stdin.unwrap_or(false),
             stdin_once: container.stdin_once.unwrap_or(false),
             termination_log: Some(termination_log),
@@ -132,6 +133,16 @@ impl Worker {
         let own = container.security_context.as_ref().and_then(|s| s.app_armor_profile.as_ref());
         let pod = || self.pod.pod_spec()?.security_context.as_ref()?.app_armor_profile.as_ref();
         own.or_else(pod).filter(|p| p.type_ == "Localhost")?.localhost_profile.clone()
+    }
+
+    /// The id of the container an ephemeral one looks into.
+    fn target(&self, container: &Container) -> Result<Option<String>, String> {
+        let Some(name) = ephemeral::target(&self.pod, &container.name) else { return Ok(None) };
+        let state = self.containers.get(name).filter(|s| s.running());
+        let current = state.and_then(|s| s.current.as_ref());
+        current
+            .map(|c| Some(c.spec.id.clone()))
+            .ok_or_else(|| format!("targetContainerName: container {name:?} does not run"))
     }
 
     fn user(&self, container: &Container, image: &Image, rootfs: &Path) -> Result<User, String> {

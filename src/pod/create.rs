@@ -6,6 +6,7 @@ use k8s_openapi::api::core::v1::Container;
 use tracing::{debug, warn};
 
 use super::admission::{self, Node};
+use super::ephemeral::ephemeral;
 use super::sandbox::new_id;
 use super::worker::{Worker, now_nanos};
 use super::{PodExt, is_sidecar, log_links, restart_policy};
@@ -46,7 +47,8 @@ impl Worker {
                 }
             }
         }
-        for container in pod.app_containers() {
+        let ephemeral = ephemeral(&pod);
+        for container in pod.app_containers().iter().chain(&ephemeral) {
             self.ensure(container).await;
         }
         self.wake()

@@ -2,8 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use super::ephemeral::all_containers;
+use super::probe;
 use super::worker::Worker;
-use super::{containers, probe};
 
 const MESSAGE: &str = "Pod was active on the node longer than the specified deadline";
 
@@ -21,7 +22,7 @@ impl Worker {
             self.event(None, "Normal", "DeadlineExceeded", MESSAGE.to_owned());
             self.containers.values_mut().filter_map(|c| c.probes.as_mut()).for_each(probe::Probes::stop);
             let (pod, grace) = (self.pod.clone(), self.grace());
-            for run in containers(&pod).filter_map(|c| self.run_of(c)) {
+            for run in all_containers(&pod).filter_map(|c| self.run_of(&c)) {
                 tokio::spawn(run.end(grace));
             }
         }

@@ -5,6 +5,7 @@ use std::time::Instant;
 use k8s_openapi::api::core::v1::Container;
 
 use super::create::Refused;
+use super::ephemeral::all_containers;
 use super::worker::{Message, Worker};
 use crate::image::{Image, ImageError};
 
@@ -67,9 +68,7 @@ impl Worker {
     /// Takes the end of a pull.
     pub(super) fn pulled(&mut self, name: &str, result: Result<Image, ImageError>) {
         let pod = self.pod.clone();
-        let Some(container) = super::containers(&pod).find(|c| c.name == name) else {
-            return;
-        };
+        let Some(container) = all_containers(&pod).find(|c| c.name == name) else { return };
         let image = container.image.clone().unwrap_or_default();
         let state = self.state(name);
         state.pulling = false;
@@ -78,15 +77,15 @@ impl Worker {
                 state.pull.reset();
                 state.pull_error = None;
                 self.pulled_fresh.push(name.to_owned());
-                self.event(Some(container), "Normal", "Pulled", format!("Successfully pulled image {image:?}"));
+                self.event(Some(&container), "Normal", "Pulled", format!("Successfully pulled image {image:?}"));
             }
             Err(error) => {
                 let message = error.to_string();
                 state.pull.fail(Instant::now());
                 state.pull_error = Some(message.clone());
                 state.wait("ErrImagePull", message.clone());
-                self.event(Some(container), "Warning", "Failed", message);
-                self.event(Some(container), "Warning", "Failed", "Error: ErrImagePull".to_owned());
+                self.event(Some(&container), "Warning", "Failed", message);
+                self.event(Some(&container), "Warning", "Failed", "Error: ErrImagePull".to_owned());
                 self.publish();
             }
         }

@@ -297,7 +297,7 @@ impl Manager {
         let (worker, tx) = Worker::new(self.shared.clone(), pod, found);
         self.workers.insert(uid.clone(), tx);
         self.tasks.spawn(async move {
-            worker.run().await;
+            Box::pin(worker.run()).await;
             uid
         });
     }

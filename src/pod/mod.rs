@@ -7,6 +7,7 @@ mod admission;
 mod backoff;
 pub mod container;
 pub mod env;
+pub mod ephemeral;
 pub mod manager;
 pub mod order;
 pub mod probe;
@@ -116,6 +117,7 @@ pub fn restart_policy<'a>(pod: &'a Pod, container: &str) -> &'a str {
         Some(init) if is_sidecar(init) => "Always",
         // an init container that ended well is done, whatever the pod's policy
         Some(_) if pod.restart_policy() != "Never" => "OnFailure",
+        None if ephemeral::is_ephemeral(pod, container) => "Never",
         _ => pod.restart_policy(),
     }
 }

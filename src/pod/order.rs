@@ -7,6 +7,7 @@ use tokio::sync::oneshot;
 use tracing::warn;
 
 use super::container::ContainerState;
+use super::ephemeral::all_containers;
 use super::worker::Worker;
 use super::{PodExt, is_sidecar};
 
@@ -40,8 +41,8 @@ impl Worker {
     pub(super) fn stop_runs(&mut self, which: impl Fn(&str) -> bool, grace: Option<Duration>) {
         let pod = self.pod.clone();
         let grace = grace.unwrap_or_else(|| self.grace());
-        for container in super::containers(&pod) {
-            let Some(run) = self.run_of(container).filter(|r| which(&r.id)) else { continue };
+        for container in all_containers(&pod) {
+            let Some(run) = self.run_of(&container).filter(|r| which(&r.id)) else { continue };
             let message = format!("Stopping container {}", container.name);
             self.shared.events.pod_event(&pod, Some(&container.name), "Normal", "Killing", message);
             if let Some(probes) = &mut self.state(&container.name).probes {

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use k8s_openapi::api::core::v1::{Container, Pod};
 
 use super::PodExt;
+use super::ephemeral::all_containers;
 use crate::volume::{ObjectKey, ObjectKind};
 
 /// Every object whose content the pod uses: in volumes, environments and as pull secrets.
@@ -35,8 +36,8 @@ pub fn references(pod: &Pod) -> BTreeSet<ObjectKey> {
             }
         }
     }
-    for container in super::containers(pod) {
-        environment(container, &mut add);
+    for container in all_containers(pod) {
+        environment(&container, &mut add);
     }
     found
 }

@@ -12,6 +12,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::container::{ContainerState, LABEL_IMAGE, LABEL_IMAGE_ID, exit_reason};
+use super::ephemeral::ephemeral;
 use super::{PodExt, is_sidecar, qos};
 use crate::runtime::ContainerInfo;
 
@@ -225,6 +226,14 @@ pub fn compute(facts: &Facts) -> PodStatus {
         inits = facts.previous.init_container_statuses.clone().unwrap_or(inits);
         apps = facts.previous.container_statuses.clone().unwrap_or(apps);
     }
+    let mut ephemerals = build(&ephemeral(facts.pod), false);
+    if done && facts.containers.is_empty() {
+        ephemerals = facts.previous.ephemeral_container_statuses.clone().unwrap_or(ephemerals);
+    }
+    for status in &mut ephemerals {
+        // they take no traffic
+        status.ready = false;
+    }
     let all_ready = !done && apps.iter().all(|s| s.ready) && init_done;
     let reason = match phase {
         "Succeeded" => Some("PodCompleted"),
@@ -269,6 +278,7 @@ pub fn compute(facts: &Facts) -> PodStatus {
         conditions: Some(conditions),
         init_container_statuses: (!inits.is_empty()).then_some(inits),
         container_statuses: Some(apps),
+        ephemeral_container_statuses: (!ephemerals.is_empty()).then_some(ephemerals),
         pod_ip: facts.pod_ips.first().map(ip),
         pod_ips: (!facts.pod_ips.is_empty()).then(|| facts.pod_ips.iter().map(|i| PodIP { ip: ip(i) }).collect()),
         host_ip: facts.host_ips.first().map(ip),

@@ -6,6 +6,7 @@ use nix::sys::signal::Signal;
 use tracing::warn;
 
 use super::backoff::Backoff;
+use super::ephemeral::all_containers;
 use super::hook::{LEAST_GRACE, pre_stop, seconds};
 use super::worker::Worker;
 use super::{PodExt, log_links};
@@ -89,11 +90,11 @@ impl Worker {
     /// preStop hooks, then the stop signal: to every running container at once.
     async fn ask_to_end(&self, grace: Duration) {
         let pod = self.pod.clone();
-        for container in super::containers(&pod) {
-            let Some(run) = self.run_of(container) else { continue };
+        for container in all_containers(&pod) {
+            let Some(run) = self.run_of(&container) else { continue };
             let message = format!("Stopping container {}", container.name);
             self.shared.events.pod_event(&pod, Some(&container.name), "Normal", "Killing", message);
-            if pre_stop(container).is_some() {
+            if pre_stop(&container).is_some() {
                 tokio::spawn(run.ask_to_end(grace));
             } else {
                 run.ask_to_end(grace).await;
@@ -108,7 +109,7 @@ impl Worker {
 
     async fn kill_all(&self) {
         let pod = self.pod.clone();
-        for run in super::containers(&pod).filter_map(|c| self.run_of(c)) {
+        for run in all_containers(&pod).filter_map(|c| self.run_of(&c)) {
             run.signal(Signal::SIGKILL as i32, true).await;
         }
     }

@@ -17,7 +17,7 @@ use super::backoff::{Backoff, RESET_AFTER};
 use super::container::ContainerState;
 use super::stop::Stopping;
 use super::table::PodTable;
-use super::{PodExt, checkpoint, probe, references, restart_policy, status, termination, writer};
+use super::{PodExt, checkpoint, ephemeral, probe, references, restart_policy, status, termination, writer};
 use crate::cluster::{EventRecorder, Services};
 use crate::image::{Image, ImageError, ImageStore};
 use crate::network::Network;
@@ -178,7 +178,10 @@ impl Worker {
         let status = pod.status.clone().unwrap_or_default();
         let mut containers = BTreeMap::new();
         for reported in
-            status.init_container_statuses.iter().flatten().chain(status.container_statuses.iter().flatten())
+            [&status.init_container_statuses, &status.container_statuses, &status.ephemeral_container_statuses]
+                .into_iter()
+                .flatten()
+                .flatten()
         {
             if reported.container_id.is_some() {
                 let state =
@@ -255,6 +258,9 @@ impl Worker {
                 let mut pod = *pod;
                 if self.pod.metadata.deletion_timestamp.is_some() && pod.metadata.deletion_timestamp.is_none() {
                     pod.metadata.deletion_timestamp.clone_from(&self.pod.metadata.deletion_timestamp);
+                }
+                if !ephemeral::same(&self.pod, &pod) {
+                    self.shared.objects.hold(&self.uid, references::references(&pod));
                 }
                 self.pod = Arc::new(pod);
             }

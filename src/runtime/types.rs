@@ -174,6 +174,9 @@ pub struct ContainerSpec {
     pub log_rotation: Rotation,
     /// Allocate a terminal.
     pub tty: bool,
+    /// Id of the container whose PID namespace it joins, instead of one of its own.
+    #[serde(default)]
+    pub target: Option<String>,
     /// Keep stdin open.
     pub stdin: bool,
     /// Close stdin when the first attach ends.

@@ -17,6 +17,7 @@ use super::streaming::port_forward;
 use super::streaming::upgrade::{self, Refused, SPDY_COMMAND, WEBSOCKET_COMMAND};
 use crate::network;
 use crate::pod::PodExt;
+use crate::pod::ephemeral::all_containers;
 use crate::runtime::Wanted;
 
 /// Most output `/run` gives back in bytes.
@@ -89,9 +90,7 @@ fn target(kubelet: &Kubelet, names: &HashMap<String, String>) -> Result<Target, 
     let id = status.container_id.as_deref().and_then(|id| id.strip_prefix("pikelet://"));
     let running = status.state.as_ref().is_some_and(|s| s.running.is_some());
     let id = id.filter(|_| running).ok_or_else(|| refused(format!("container {name:?} is not running")))?;
-    let spec = pod.spec.as_ref();
-    let containers = spec.into_iter().flat_map(|s| s.containers.iter().chain(s.init_containers.iter().flatten()));
-    let tty = containers.filter(|c| c.name == name).any(|c| c.tty == Some(true));
+    let tty = all_containers(&pod).any(|c| c.name == name && c.tty == Some(true));
     Ok(Target { sandbox: sandbox(kubelet, &pod)?, container: id.to_owned(), tty })
 }
 

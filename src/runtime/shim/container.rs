@@ -26,7 +26,7 @@ use crate::runtime::cgroup::Hierarchies;
 use crate::runtime::cri_log::{LineSplitter, LogFile, Stream, timestamp};
 use crate::runtime::protocol::Wanted;
 use crate::runtime::rooted;
-use crate::runtime::spec::{Device, Surroundings, oci_config};
+use crate::runtime::spec::{Device, PidNamespace, Surroundings, oci_config};
 use crate::runtime::store::{self, SandboxFile};
 use crate::runtime::types::{ContainerInfo, ContainerSpec, ExitRecord};
 
@@ -102,7 +102,7 @@ impl Pod {
             network: self.held.network.clone(),
             ipc: self.held.ipc.clone(),
             uts: self.held.uts.clone(),
-            pid: self.held.pid.clone(),
+            pid: self.pid_namespace(&spec)?,
             cgroup: cgroup.clone(),
             unified: self.hierarchies.unified(),
             capabilities: bounding_set().map_err(context("reading own capabilities"))?,
@@ -123,6 +123,17 @@ impl Pod {
         let info = ContainerInfo { spec, pid, started_at: None, created_at: store::now(), exit: None };
         store::write_info(&self.dir, &info).map_err(context("writing info.json"))?;
         Ok(Container { info, cgroup, outputs, log, stdin, viewers: Vec::new() })
+    }
+
+    /// The pod's, or that of the container it targets.
+    fn pid_namespace(&self, spec: &ContainerSpec) -> Result<PidNamespace, String> {
+        let (Some(target), PidNamespace::New) = (&spec.target, &self.held.pid) else {
+            return Ok(self.held.pid.clone());
+        };
+        let infos = store::read_infos(&self.dir);
+        let running = infos.iter().find(|i| i.spec.id == *target && i.pid > 0 && i.exit.is_none());
+        let pid = running.ok_or_else(|| format!("container {target}, which is targeted, does not run"))?.pid;
+        Ok(PidNamespace::Join(format!("/proc/{pid}/ns/pid").into()))
     }
 
     fn build(&self, spec: &ContainerSpec, bundle: &Path) -> Result<(i32, Vec<Output>, Option<OwnedFd>), String> {
