@@ -33,13 +33,12 @@ impl Stream {
 pub struct LineSplitter {
     stream: Stream,
     pending: Vec<u8>,
-    split: bool,
 }
 
 impl LineSplitter {
     /// For the bytes of `stream`.
     pub fn new(stream: Stream) -> Self {
-        Self { stream, pending: Vec::new(), split: false }
+        Self { stream, pending: Vec::new() }
     }
 
     /// Whose bytes it splits.
@@ -67,10 +66,10 @@ impl LineSplitter {
         }
     }
 
-    /// The stream ended: an unfinished line becomes a full one.
+    /// The stream ended: an unfinished line stays one, so that readers add no newline the program did not write.
     pub fn finish(&mut self, stamp: &str, out: &mut Vec<u8>) {
-        if !self.pending.is_empty() || self.split {
-            self.emit(b"F", stamp, out);
+        if !self.pending.is_empty() {
+            self.emit(b"P", stamp, out);
         }
     }
 
@@ -81,7 +80,6 @@ impl LineSplitter {
         }
         out.append(&mut self.pending);
         out.push(b'\n');
-        self.split = tag == b"P";
     }
 }
 
@@ -189,7 +187,7 @@ mod tests {
 
     #[test]
     fn an_unfinished_last_line_is_kept() {
-        assert_eq!(lines(&[b"a\nb"]), "T stdout F a\nT stdout F b\n");
+        assert_eq!(lines(&[b"a\nb"]), "T stdout F a\nT stdout P b\n");
         assert_eq!(lines(&[]), "");
     }
 
