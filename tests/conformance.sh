@@ -35,7 +35,14 @@ image() {
     push_image "pk$PIKELET_CLUSTER_ID-cp" "$work/oci" "$name" "$registry/$name:$tag"; } >"$work/log" 2>&1 ||
     { cat "$work/log" >&2; fail "image $name was not made"; }
 }
-tag() { awk -v name="/$1:" 'index($0, name) { sub(".*:", ""); print; exit }' "$work/images"; }
+tag() { awk -v name="$registry/$1:" 'index($0, name) == 1 { sub(".*:", ""); print; exit }' "$work/images"; }
+# with_libraries PROGRAM NAME: a program of this machine in the root's /bin, with the libraries it wants
+with_libraries() {
+  rm -f "$work/root/bin/$2" && cp "$(command -v "$1")" "$work/root/bin/$2"
+  ldd "$(command -v "$1")" | grep -o '/[^ ]*' | while read -r library; do
+    mkdir -p "$work/root$(dirname "$library")" && cp -L "$library" "$work/root$library"
+  done
+}
 
 # All images come from one place, under the names and tags these tests ask for.
 for key in promoterE2eRegistry buildImageRegistry gcEtcdRegistry gcRegistry sigStorageRegistry privateRegistry \
@@ -50,13 +57,10 @@ image nonroot "$(tag nonroot)" "$work/root" --config.user 1234
 cp "$bin/nnp" "$work/root/bin/" && chmod 6755 "$work/root/bin/nnp"
 image nonewprivs "$(tag nonewprivs)" "$work/root" --clear=config.cmd --config.cmd nnp
 rm "$work/root/bin/nnp"
-# what the tests call in this image, with the libraries it wants
-for program in curl nc.openbsd; do
-  cp "$(command -v $program)" "$work/root/bin/${program%.*}.new" && mv "$work/root/bin/${program%.*}.new" "$work/root/bin/${program%.*}"
-  ldd "$(command -v $program)" | grep -o '/[^ ]*' | while read -r library; do
-    mkdir -p "$work/root$(dirname "$library")" && cp -L "$library" "$work/root$library"
-  done
-done
+with_libraries hostname hostname
+image glibc-dns-testing "$(tag glibc-dns-testing)" "$work/root"
+with_libraries curl curl
+with_libraries nc.openbsd nc
 cp "$bin/agnhost" "$work/root/" && ln -s agnhost "$work/root/agnhost-2" && mkdir -p "$work/root/uploads"
 echo 'user-defined-in-image:x:1000:1000::/:/bin/sh' >>"$work/root/etc/passwd"
 printf 'user-defined-in-image:x:1000:\ngroup-defined-in-image:x:50000:user-defined-in-image\n' >>"$work/root/etc/group"
