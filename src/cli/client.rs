@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 use http::{Request, StatusCode};
-use http_body_util::{BodyExt, Empty, Full};
+use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::Pod;
@@ -117,29 +117,25 @@ pub async fn get(
     path: &str,
     upgrade: Option<&str>,
 ) -> Result<http::Response<Incoming>, Failure> {
-    let stream = connect(state_dir).await?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    tokio::spawn(connection.with_upgrades());
-    let mut request = Request::get(path).header(http::header::HOST, "local");
+    let mut request = Request::get(path);
     if let Some(protocol) = upgrade {
         request = request.header(http::header::CONNECTION, "Upgrade").header(http::header::UPGRADE, protocol);
     }
-    let response = sender.send_request(request.body(Empty::<Bytes>::new())?).await?;
-    let wanted = if upgrade.is_some() { StatusCode::SWITCHING_PROTOCOLS } else { StatusCode::OK };
-    refuse_other(response, wanted).await
+    send(state_dir, request.body(Full::default())?).await
 }
 
-/// Asks with any method and body.
+/// Asks with any method and body; an upgrade that is asked for is wanted.
 pub async fn send(
     state_dir: &std::path::Path,
-    request: Request<Full<Bytes>>,
+    mut request: Request<Full<Bytes>>,
 ) -> Result<http::Response<Incoming>, Failure> {
     let stream = connect(state_dir).await?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    tokio::spawn(connection);
-    let (mut parts, body) = request.into_parts();
-    parts.headers.insert(http::header::HOST, http::HeaderValue::from_static("local"));
-    refuse_other(sender.send_request(Request::from_parts(parts, body)).await?, StatusCode::OK).await
+    tokio::spawn(connection.with_upgrades());
+    request.headers_mut().insert(http::header::HOST, http::HeaderValue::from_static("local"));
+    let upgrade = request.headers().contains_key(http::header::UPGRADE);
+    let wanted = if upgrade { StatusCode::SWITCHING_PROTOCOLS } else { StatusCode::OK };
+    refuse_other(sender.send_request(request).await?, wanted).await
 }
 
 /// An answer with another status is an error that says what the agent says.

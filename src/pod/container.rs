@@ -104,12 +104,7 @@ impl ContainerState {
 
     /// Whether `policy` (`Always`, `OnFailure`, `Never`) wants an ended container started again.
     pub fn wants_restart(&self, policy: &str) -> bool {
-        match (policy, self.exit()) {
-            (_, None) => false,
-            ("Always", _) => true,
-            ("OnFailure", Some(exit)) => exit.code != 0,
-            _ => false,
-        }
+        self.exit().is_some_and(|exit| restarts(policy, exit.code))
     }
 
     /// Puts a wait in place; true when it says something new.
@@ -124,6 +119,11 @@ impl ContainerState {
     pub fn wake(&self, now: Instant) -> Option<Instant> {
         [self.crash.pending(now), self.pull.pending(now), self.retry.pending(now)].into_iter().flatten().min()
     }
+}
+
+/// Whether `policy` (`Always`, `OnFailure`, `Never`) wants a container that ended with `code` started again.
+pub fn restarts(policy: &str, code: i32) -> bool {
+    policy == "Always" || policy == "OnFailure" && code != 0
 }
 
 /// `Error`, `Completed` or `OOMKilled`.

@@ -56,10 +56,10 @@ impl Worker {
 
     /// Fails a pod this node cannot run as it is; true when it does.
     fn refuse(&mut self) -> bool {
-        let node = Node { unsafe_sysctls: &self.shared.unsafe_sysctls, apparmor: machine::has_apparmor() };
         if self.sandbox.is_some() {
             return false;
         }
+        let node = Node { unsafe_sysctls: &self.shared.unsafe_sysctls, apparmor: machine::has_apparmor() };
         let Some((reason, message)) = admission::refuse(&self.pod, &node) else { return false };
         self.event(None, "Warning", reason, message.clone());
         self.failed = Some((reason.to_owned(), message));

@@ -12,6 +12,8 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::api::Kubelet;
+use super::commands::statuses;
+use crate::pod::container::restarts;
 use crate::pod::restart_policy;
 use crate::pod::table::PodTable;
 use crate::runtime::{LogOptions, LogStream, read_log};
@@ -70,9 +72,7 @@ fn wanted(query: &HashMap<String, String>) -> Result<Wanted, Refused> {
 }
 
 fn status_of<'a>(pod: &'a Pod, container: &str) -> Option<&'a ContainerStatus> {
-    let status = pod.status.as_ref()?;
-    let lists = [&status.init_container_statuses, &status.container_statuses, &status.ephemeral_container_statuses];
-    lists.into_iter().flatten().flatten().find(|s| s.name == container)
+    statuses(pod).find(|s| s.name == container)
 }
 
 /// The run whose log is wanted: its number, and its id if it still runs.
@@ -134,11 +134,7 @@ async fn next_run(pods: &PodTable, uid: &str, container: &str, number: i32) -> O
         let over =
             pod.status.as_ref().and_then(|s| s.phase.as_deref()).is_some_and(|p| p == "Succeeded" || p == "Failed");
         let state = status.state.as_ref()?;
-        let again = match (&state.terminated, restart_policy(&pod, container)) {
-            (Some(_), "Never") => false,
-            (Some(ended), "OnFailure") => ended.exit_code != 0,
-            _ => true,
-        };
+        let again = state.terminated.as_ref().is_none_or(|t| restarts(restart_policy(&pod, container), t.exit_code));
         if status.restart_count > number && state.waiting.is_none() {
             return Some((status.restart_count, state.running.as_ref().and(status.container_id.clone())));
         }
