@@ -223,8 +223,7 @@ impl Config {
         if !matches!(format.as_str(), "text" | "json") {
             return wrong(format!("log format {format:?}: it is text or json"));
         }
-        let host_name = || nix::unistd::gethostname().ok().and_then(|n| n.into_string().ok()).unwrap_or_default();
-        let name = flags.node_name.or(file.node_name).unwrap_or_else(host_name).to_lowercase();
+        let name = flags.node_name.or(file.node_name).unwrap_or_else(crate::machine::hostname).to_lowercase();
         let valid = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
         if name.is_empty() || !name.chars().all(valid) {
             return wrong(format!(

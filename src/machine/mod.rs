@@ -33,6 +33,11 @@ fn line(path: &str) -> Option<String> {
     Some(fs::read_to_string(path).ok()?.trim().to_owned()).filter(|s| !s.is_empty())
 }
 
+/// The machine's host name; empty when it is no text.
+pub fn hostname() -> String {
+    nix::unistd::gethostname().ok().and_then(|n| n.into_string().ok()).unwrap_or_default()
+}
+
 /// Go's name of the architecture this binary runs on.
 pub fn architecture() -> &'static str {
     match std::env::consts::ARCH {

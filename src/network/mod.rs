@@ -18,7 +18,7 @@ use ipnet::IpNet;
 pub use dial::dial;
 use ipam::Leases;
 pub use probe::{Attempt, probe};
-pub use resolv::{host_resolv_conf, hosts_file, resolv_conf};
+pub use resolv::{host_hosts_file, host_resolv_conf, hosts_file, resolv_conf};
 pub use types::*;
 
 struct Inner {

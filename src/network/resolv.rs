@@ -77,18 +77,24 @@ pub fn resolv_conf(
     text
 }
 
-/// The managed hosts file.
-pub fn hosts_file(ips: &[IpAddr], hostname: &str, fqdn: Option<&str>, aliases: &[(String, Vec<String>)]) -> String {
+/// The managed hosts file of a pod with these names.
+pub fn hosts_file(ips: &[IpAddr], names: &[String], aliases: &[(String, Vec<String>)]) -> String {
     let mut text =
         "# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n\
                     fe00::\tip6-localnet\nfe00::\tip6-mcastprefix\nfe00::1\tip6-allnodes\nfe00::2\tip6-allrouters\n"
             .to_owned();
     for ip in ips {
-        let _ = match fqdn {
-            Some(fqdn) => writeln!(text, "{ip}\t{fqdn}\t{hostname}"),
-            None => writeln!(text, "{ip}\t{hostname}"),
-        };
+        let _ = writeln!(text, "{ip}\t{}", names.join("\t"));
     }
+    add_aliases(text, aliases)
+}
+
+/// The managed hosts file of a pod that shares the host's network: the host's own, and the pod's aliases.
+pub fn host_hosts_file(host: &str, aliases: &[(String, Vec<String>)]) -> String {
+    add_aliases(format!("# Kubernetes-managed hosts file (host network).\n{host}"), aliases)
+}
+
+fn add_aliases(mut text: String, aliases: &[(String, Vec<String>)]) -> String {
     if !aliases.is_empty() {
         text.push_str("\n# Entries added by HostAliases.\n");
         for (ip, names) in aliases {

@@ -7,7 +7,6 @@ use k8s_openapi::api::core::v1::{Container, PodSpec};
 use super::container::{LABEL_IMAGE, LABEL_IMAGE_ID};
 use super::create::Refused;
 use super::env::{self, EnvContext};
-use super::sandbox::hostname;
 use super::termination::{LABEL_LOG_IS_MESSAGE, LABEL_STOP_SIGNAL, stop_signal};
 use super::worker::Worker;
 use super::{PodExt, ephemeral, qos};
@@ -31,7 +30,7 @@ impl Worker {
             host_ips: self.shared.host_ips.clone(),
             pod_ips: ips.to_vec(),
             node_name: self.shared.node_name.clone(),
-            hostname: hostname(pod_spec, pod.name()),
+            hostname: self.identity().map_err(config_error)?.hostname,
             extra: self.shared.services.variables(pod.ns(), pod_spec.enable_service_links.unwrap_or(true)).await,
         };
         let env = env::build_env(pod, container, &image.config.env, &context, &*self.shared.objects)
@@ -182,12 +181,8 @@ impl Worker {
         let dir = self.pod_dir();
         let wanted = container.volume_mounts.as_deref().unwrap_or_default();
         let mut mounts = vec![bind(dir.join("resolv.conf"), "/etc/resolv.conf")];
-        if self.pod.host_network() {
-            mounts.push(bind("/etc/hosts".into(), "/etc/hosts"));
-        } else {
-            mounts.push(bind(dir.join("etc-hosts"), "/etc/hosts"));
-            mounts.push(bind(dir.join("hostname"), "/etc/hostname"));
-        }
+        mounts.push(bind(dir.join("etc-hosts"), "/etc/hosts"));
+        mounts.push(bind(dir.join("hostname"), "/etc/hostname"));
         let message_path = container.termination_message_path.as_deref().unwrap_or("/dev/termination-log");
         mounts.push(bind(termination_log.to_owned(), message_path));
         mounts.retain(|m| {

@@ -2,14 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use super::ephemeral::all_containers;
-use super::probe;
 use super::worker::Worker;
 
 const MESSAGE: &str = "Pod was active on the node longer than the specified deadline";
 
 impl Worker {
-    /// Fails the pod when its time is over; before that, says when that will be.
+    /// Gives the pod up when its time is over; before that, says when that will be.
     pub(super) fn keep_deadline(&mut self) -> Option<Instant> {
         let seconds = self.pod.spec.as_ref()?.active_deadline_seconds?;
         let active = jiff::Timestamp::now().duration_since(self.started_at()?);
@@ -20,11 +18,6 @@ impl Worker {
         if self.failed.is_none() {
             self.failed = Some(("DeadlineExceeded".to_owned(), MESSAGE.to_owned()));
             self.event(None, "Normal", "DeadlineExceeded", MESSAGE.to_owned());
-            self.containers.values_mut().filter_map(|c| c.probes.as_mut()).for_each(probe::Probes::stop);
-            let (pod, grace) = (self.pod.clone(), self.grace());
-            for run in all_containers(&pod).filter_map(|c| self.run_of(&c)) {
-                tokio::spawn(run.end(grace));
-            }
         }
         None
     }

@@ -53,7 +53,9 @@ impl Run {
             ..Probe::default()
         };
         match Check::of(&probe, &self.container, &self.ip, &self.sandbox, &self.id) {
-            Some(check) => check?.look(&self.shared.runtime, &self.shared.probe_clients, limit).await,
+            Some(check) => {
+                check?.of_hook().look(&self.shared.runtime, &self.shared.probe_clients, limit).await.map(|_| ())
+            }
             None => Ok(()),
         }
     }
@@ -83,16 +85,11 @@ impl Run {
         }
     }
 
-    /// preStop, then the stop signal.
-    pub async fn ask_to_end(self, grace: Duration) {
-        self.pre_stop(grace).await;
-        self.signal(self.stop_signal, false).await;
-    }
-
     /// preStop, the stop signal, and SIGKILL when the grace period is over.
     pub async fn end(self, grace: Duration) {
         let since = Instant::now();
-        self.clone().ask_to_end(grace).await;
+        self.pre_stop(grace).await;
+        self.signal(self.stop_signal, false).await;
         tokio::time::sleep(grace.saturating_sub(since.elapsed()).max(LEAST_GRACE.min(grace))).await;
         self.signal(Signal::SIGKILL as i32, true).await;
     }

@@ -6,10 +6,11 @@ use k8s_openapi::api::core::v1::PodSpec;
 use tracing::warn;
 
 use super::admission::sysctl_name;
+use super::identity::Identity;
 use super::worker::{Sandbox, Worker};
 use super::{PodExt, qos};
-use crate::network;
 use crate::runtime::SandboxSpec;
+use crate::{machine, network};
 
 /// 64 random hex digits.
 pub(super) fn new_id() -> String {
@@ -33,6 +34,7 @@ impl Worker {
             let message = "hostUsers: false: this version of pikelet has no user namespaces; leave it out or run the pod elsewhere";
             return Err(format!("Failed to create pod sandbox: {message}"));
         }
+        let identity = self.identity().map_err(|e| format!("Failed to create pod sandbox: {e}"))?;
         let attempt = self.next_sandbox;
         let sandbox = SandboxSpec {
             id: new_id(),
@@ -40,7 +42,7 @@ impl Worker {
             pod_name: pod.name().to_owned(),
             pod_namespace: pod.ns().to_owned(),
             attempt,
-            hostname: (!host_network).then(|| hostname(spec, pod.name())),
+            hostname: (!host_network).then(|| identity.hostname.clone()),
             host_network,
             host_ipc: spec.host_ipc.unwrap_or(false),
             host_pid: spec.host_pid.unwrap_or(false),
@@ -59,7 +61,7 @@ impl Worker {
                 None => Err("its network namespace is gone already".to_owned()),
             },
         };
-        match attached.and_then(|ips| self.write_files(spec, &ips).map(|()| ips)) {
+        match attached.and_then(|ips| self.write_files(spec, &identity, &ips).map(|()| ips)) {
             Ok(ips) => Ok(Sandbox { id, attempt, ips, ready: true }),
             Err(error) => {
                 for cleaned in [
@@ -79,19 +81,15 @@ impl Worker {
         self.shared.pods_dir.join(&self.uid)
     }
 
+    /// What the pod is called.
+    pub(super) fn identity(&self) -> Result<Identity, String> {
+        Identity::of(&self.pod, &self.shared.cluster_domain, &machine::hostname())
+    }
+
     /// The managed `/etc/hosts`, `/etc/resolv.conf` and `/etc/hostname`.
-    fn write_files(&self, spec: &PodSpec, ips: &[std::net::IpAddr]) -> Result<(), String> {
+    fn write_files(&self, spec: &PodSpec, identity: &Identity, ips: &[std::net::IpAddr]) -> Result<(), String> {
         let dir = self.pod_dir();
         let pod = &self.pod;
-        let host = hostname(spec, pod.name());
-        let fqdn =
-            spec.subdomain.as_ref().map(|sub| format!("{host}.{sub}.{}.svc.{}", pod.ns(), self.shared.cluster_domain));
-        let aliases: Vec<(String, Vec<String>)> = spec
-            .host_aliases
-            .iter()
-            .flatten()
-            .map(|a| (a.ip.clone(), a.hostnames.clone().unwrap_or_default()))
-            .collect();
         let dns = spec.dns_config.as_ref().map(|d| network::DnsOptions {
             nameservers: d.nameservers.clone().unwrap_or_default(),
             searches: d.searches.clone().unwrap_or_default(),
@@ -119,11 +117,10 @@ impl Worker {
         };
         std::fs::create_dir_all(&dir).map_err(|e| format!("creating {}: {e}", dir.display()))?;
         write("resolv.conf", &resolv)?;
-        if pod.host_network() {
-            return Ok(());
-        }
-        write("etc-hosts", &network::hosts_file(ips, &host, fqdn.as_deref(), &aliases))?;
-        write("hostname", &format!("{host}\n"))
+        // a machine without the file has no names to give
+        let machine = pod.host_network().then(|| std::fs::read_to_string("/etc/hosts").unwrap_or_default());
+        write("etc-hosts", &identity.hosts_file(spec, ips, machine.as_deref()))?;
+        write("hostname", &format!("{}\n", identity.hostname))
     }
 }
 
@@ -131,11 +128,4 @@ impl Worker {
 fn sysctls(spec: &PodSpec) -> Vec<(String, String)> {
     let wanted = spec.security_context.iter().flat_map(|s| s.sysctls.iter().flatten());
     wanted.map(|s| (sysctl_name(&s.name), s.value.clone())).collect()
-}
-
-/// The host name of a pod's containers.
-pub(super) fn hostname(spec: &PodSpec, pod_name: &str) -> String {
-    let name = spec.hostname.clone().unwrap_or_else(|| pod_name.to_owned());
-    // the kernel's limit for a host name in Kubernetes' naming
-    name.chars().take(63).collect::<String>().trim_end_matches(['-', '.']).to_owned()
 }

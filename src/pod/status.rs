@@ -133,44 +133,54 @@ fn initialized(facts: &Facts) -> bool {
 
 /// Why the pod has failed as a whole, once none of its containers runs any more.
 fn failed<'a>(facts: &Facts<'a>) -> Option<(&'a str, &'a str)> {
-    facts.failed.filter(|_| !facts.containers.values().any(ContainerState::running))
+    facts.failed.filter(|_| !running(facts))
 }
 
-/// `Pending`, `Running`, `Succeeded` or `Failed`. A terminal phase never goes back.
-fn phase(facts: &Facts) -> &'static str {
-    match facts.previous.phase.as_deref() {
-        Some("Succeeded") => return "Succeeded",
-        Some("Failed") => return "Failed",
-        _ => {}
-    }
-    if failed(facts).is_some() {
-        return "Failed";
+fn running(facts: &Facts) -> bool {
+    facts.containers.values().any(ContainerState::running)
+}
+
+/// `Succeeded` or `Failed` once nothing of the pod is to be started again; sidecars may still run.
+pub fn outcome(facts: &Facts) -> Option<&'static str> {
+    if facts.failed.is_some() {
+        return Some("Failed");
     }
     let policy = facts.pod.restart_policy();
     let restarts = !facts.terminating;
     for container in facts.pod.init_containers().iter().filter(|c| !is_sidecar(c)) {
         let state = facts.containers.get(&container.name);
         if state.is_some_and(|s| s.exit().is_some_and(|e| e.code != 0) && policy == "Never") {
-            return "Failed";
+            return Some("Failed");
         }
     }
     if !initialized(facts) {
-        return "Pending";
+        return None;
     }
     let states: Vec<_> = facts.pod.app_containers().iter().map(|c| facts.containers.get(&c.name)).collect();
     let ended =
         |s: Option<&ContainerState>| s.is_some_and(|s| s.exit().is_some() && !(restarts && s.wants_restart(policy)));
-    if states.iter().all(|s| ended(*s)) {
-        let well = states.iter().all(|s| s.is_some_and(ContainerState::succeeded));
-        return if well { "Succeeded" } else { "Failed" };
+    if !states.iter().all(|s| ended(*s)) {
+        return None;
     }
-    if states
-        .iter()
-        .any(|s| s.is_none_or(|s| s.current.as_ref().is_none_or(|c| c.started_at.is_none() && c.exit.is_none())))
-    {
-        return "Pending";
+    Some(if states.iter().all(|s| s.is_some_and(ContainerState::succeeded)) { "Succeeded" } else { "Failed" })
+}
+
+/// `Pending`, `Running`, `Succeeded` or `Failed`. A terminal phase never goes back, and comes when nothing runs any more.
+fn phase(facts: &Facts) -> &'static str {
+    match facts.previous.phase.as_deref() {
+        Some("Succeeded") => return "Succeeded",
+        Some("Failed") => return "Failed",
+        _ => {}
     }
-    "Running"
+    if let Some(outcome) = outcome(facts).filter(|_| !running(facts)) {
+        return outcome;
+    }
+    let begun = |c: &Container| {
+        let current = facts.containers.get(&c.name).and_then(|s| s.current.as_ref());
+        current.is_some_and(|c| c.started_at.is_some() || c.exit.is_some())
+    };
+    let up = initialized(facts) && facts.pod.app_containers().iter().all(begun);
+    if up { "Running" } else { "Pending" }
 }
 
 fn condition(
@@ -193,8 +203,8 @@ fn condition(
     }
 }
 
-fn unready_names(statuses: &[ContainerStatus]) -> String {
-    let names: Vec<_> = statuses.iter().filter(|s| !s.ready).map(|s| s.name.as_str()).collect();
+fn unready_names<'a>(statuses: impl Iterator<Item = &'a ContainerStatus>) -> String {
+    let names: Vec<_> = statuses.filter(|s| !s.ready).map(|s| s.name.as_str()).collect();
     format!("containers with unready status: [{}]", names.join(" "))
 }
 
@@ -234,14 +244,16 @@ pub fn compute(facts: &Facts) -> PodStatus {
         // they take no traffic
         status.ready = false;
     }
-    let all_ready = !done && apps.iter().all(|s| s.ready) && init_done;
+    let sidecars = || facts.pod.init_containers().iter().zip(&inits).filter(|(c, _)| is_sidecar(c)).map(|(_, s)| s);
+    let serving = || sidecars().chain(&apps);
+    let all_ready = !done && init_done && serving().all(|s| s.ready);
     let reason = match phase {
         "Succeeded" => Some("PodCompleted"),
         "Failed" => Some("PodFailed"),
         _ if all_ready => None,
         _ => Some("ContainersNotReady"),
     };
-    let message = (!all_ready && !done).then(|| unready_names(&apps));
+    let message = (!all_ready && !done).then(|| unready_names(serving()));
     let mut conditions = vec![
         condition(facts.previous, "PodReadyToStartContainers", facts.sandbox_ready, None, None),
         condition(
@@ -253,7 +265,7 @@ pub fn compute(facts: &Facts) -> PodStatus {
                 (true, _) => None,
                 _ => Some("ContainersNotInitialized"),
             },
-            (!init_done).then(|| unready_names(&inits).replace("unready", "incomplete")),
+            (!init_done).then(|| unready_names(inits.iter()).replace("unready", "incomplete")),
         ),
         match closed_gate(facts.pod).filter(|_| all_ready) {
             Some(gate) => condition(facts.previous, "Ready", false, Some("ReadinessGatesNotReady"), Some(gate)),

@@ -2,12 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::Signal;
 use tracing::warn;
 
 use super::backoff::Backoff;
-use super::ephemeral::all_containers;
-use super::hook::{LEAST_GRACE, pre_stop, seconds};
+use super::hook::seconds;
 use super::worker::Worker;
 use super::{PodExt, log_links};
 use crate::runtime::{ContainerInfo, rotated_files};
@@ -18,19 +16,17 @@ const RETRY_MAX: Duration = Duration::from_secs(10);
 /// How far the stopping of a pod has come.
 #[derive(Debug)]
 pub(super) struct Stopping {
-    since: Instant,
-    grace: Duration,
-    killed: bool,
     retry: Backoff,
     finished: bool,
 }
 
-impl Stopping {
-    fn new(grace: Duration) -> Self {
-        let retry = Backoff::new(Duration::from_millis(100), RETRY_MAX);
-        Self { since: Instant::now(), grace, killed: false, retry, finished: false }
+impl Default for Stopping {
+    fn default() -> Self {
+        Self { retry: Backoff::new(Duration::from_millis(100), RETRY_MAX), finished: false }
     }
+}
 
+impl Stopping {
     /// Nothing of the pod is left on this node.
     pub fn finished(&self) -> bool {
         self.finished
@@ -45,27 +41,9 @@ impl Worker {
         } else {
             seconds(self.pod.grace_seconds())
         };
-        if self.stopping.is_none() {
-            self.stopping = Some(Stopping::new(grace));
-            for probes in self.containers.values_mut().filter_map(|c| c.probes.as_mut()) {
-                probes.stop();
-            }
-            self.ask_to_end(grace).await;
-        }
-        let stopping = self.stopping.get_or_insert_with(|| Stopping::new(grace));
-        // a second delete may only shorten the time
-        stopping.grace = stopping.grace.min(grace);
-        let deadline = stopping.since + stopping.grace + self.hook_allowance();
-        if self.containers.values().any(super::container::ContainerState::running) {
-            if Instant::now() < deadline {
-                return Some(deadline);
-            }
-            if let Some(stopping) = self.stopping.as_mut().filter(|s| !s.killed) {
-                stopping.killed = true;
-                self.kill_all().await;
-            }
-            // the exit events wake the worker; look again should one be missed
-            return Some(Instant::now() + RETRY_MAX);
+        self.stopping.get_or_insert_default();
+        if let Some(at) = self.end_containers(grace).await {
+            return Some(at);
         }
         if let Some(at) = self.stopping.as_ref().and_then(|s| s.retry.pending(Instant::now())) {
             return Some(at);
@@ -77,7 +55,7 @@ impl Worker {
             errors.extend(self.remove_pod_dir());
         }
         let now = Instant::now();
-        let stopping = self.stopping.get_or_insert_with(|| Stopping::new(grace));
+        let stopping = self.stopping.get_or_insert_default();
         if errors.is_empty() {
             stopping.finished = true;
             return None;
@@ -87,34 +65,7 @@ impl Worker {
         stopping.retry.pending(now)
     }
 
-    /// preStop hooks, then the stop signal: to every running container at once.
-    async fn ask_to_end(&self, grace: Duration) {
-        let pod = self.pod.clone();
-        for container in all_containers(&pod) {
-            let Some(run) = self.run_of(&container) else { continue };
-            let message = format!("Stopping container {}", container.name);
-            self.shared.events.pod_event(&pod, Some(&container.name), "Normal", "Killing", message);
-            if pre_stop(&container).is_some() {
-                tokio::spawn(run.ask_to_end(grace));
-            } else {
-                run.ask_to_end(grace).await;
-            }
-        }
-    }
-
-    /// What is added to the grace period for programs whose preStop hook may have used it up.
-    fn hook_allowance(&self) -> Duration {
-        if super::containers(&self.pod).any(|c| pre_stop(c).is_some()) { LEAST_GRACE } else { Duration::ZERO }
-    }
-
-    async fn kill_all(&self) {
-        let pod = self.pod.clone();
-        for run in all_containers(&pod).filter_map(|c| self.run_of(&c)) {
-            run.signal(Signal::SIGKILL as i32, true).await;
-        }
-    }
-
-    /// Stops what may still run, and gives back sandbox, addresses and write layers; statuses and logs stay.
+    /// Gives back sandbox, addresses and write layers; statuses and logs stay.
     pub(super) async fn end_of_life(&mut self) {
         if self.sandbox.is_some() {
             let errors = self.drop_sandbox().await;

@@ -15,6 +15,7 @@ use tracing::{debug, warn};
 use super::adopt::adopt;
 use super::backoff::{Backoff, RESET_AFTER};
 use super::container::ContainerState;
+use super::ending::Ending;
 use super::stop::Stopping;
 use super::table::PodTable;
 use super::{PodExt, checkpoint, ephemeral, probe, references, restart_policy, status, termination, writer};
@@ -160,6 +161,8 @@ pub struct Worker {
     pub(super) volumes: Option<BTreeMap<String, PathBuf>>,
     pub(super) setup_retry: Backoff,
     pub(super) stopping: Option<Stopping>,
+    /// Its containers are being ended, for the pod's own reasons or for its deletion.
+    pub(super) ending: Option<Ending>,
     pub(super) removed: bool,
     /// Somebody waits for the sandbox to be removed.
     pub(super) renewal: Option<oneshot::Sender<Result<(), String>>>,
@@ -207,6 +210,7 @@ impl Worker {
             volumes: None,
             setup_retry: Backoff::new(Duration::from_millis(250), Duration::from_secs(5)),
             stopping: None,
+            ending: None,
             removed: false,
             renewal: None,
             failed: None,
@@ -350,8 +354,14 @@ impl Worker {
             return None;
         }
         let deadline = self.keep_deadline();
-        let wake = if self.ended() { None } else { self.create().await };
-        self.start_probes();
+        let wake = if self.decided() {
+            let grace = self.grace();
+            self.end_containers(grace).await
+        } else {
+            let wake = self.create().await;
+            self.start_probes();
+            wake
+        };
         if self.ended() {
             self.publish();
             self.end_of_life().await;
@@ -369,13 +379,22 @@ impl Worker {
         self.compute().phase.as_deref().is_some_and(|p| p == "Succeeded" || p == "Failed")
     }
 
+    /// True when the pod's containers leave nothing to be started again: what still runs, sidecars above all, is ended.
+    fn decided(&self) -> bool {
+        status::outcome(&self.facts()).is_some()
+    }
+
     /// True once the phase is final.
     fn terminal(&self) -> bool {
         matches!(self.status.phase.as_deref(), Some("Succeeded" | "Failed"))
     }
 
     fn compute(&self) -> PodStatus {
-        status::compute(&status::Facts {
+        status::compute(&self.facts())
+    }
+
+    fn facts(&self) -> status::Facts<'_> {
+        status::Facts {
             pod: &self.pod,
             previous: &self.status,
             containers: &self.containers,
@@ -384,7 +403,7 @@ impl Worker {
             host_ips: &self.shared.host_ips,
             failed: self.failed.as_ref().map(|(r, m)| (r.as_str(), m.as_str())),
             terminating: self.stopping.is_some() || self.pod.metadata.deletion_timestamp.is_some(),
-        })
+        }
     }
 
     /// Makes the newest status known: to the other rooms at once, to the API server when it has changed.

@@ -36,6 +36,21 @@ spec:
   containers:
   - {name: c, image: "$image", command: [sleep, "100000"], lifecycle: {preStop: {exec: {command: [sleep, "60"]}}}}
 YAML
+# a web server that redirects to another host and knows nothing else
+k apply -f - >/dev/null <<YAML
+apiVersion: v1
+kind: Pod
+metadata: {name: web}
+spec:
+  nodeName: n1
+  terminationGracePeriodSeconds: 3
+  containers:
+  - name: c
+    image: "$image"
+    command: [sh, -c, "mkdir -p /w/cgi-bin && printf '#!/bin/sh\\nprintf \"Status: 302 Found\\\\r\\\\nLocation: http://0.0.0.0/\\\\r\\\\n\\\\r\\\\nelsewhere\"\\n' >/w/cgi-bin/away && chmod +x /w/cgi-bin/away && exec httpd -f -p 8000 -h /w"]
+    livenessProbe: {httpGet: {path: /cgi-bin/away, port: 8000}, periodSeconds: 1, initialDelaySeconds: 1}
+    lifecycle: {preStop: {httpGet: {path: /nothing, port: 8000}}}
+YAML
 ready='.status.containerStatuses[0].ready'
 soon is hooked .status.phase Running
 check "a container is not ready before its postStart hook has ended" is hooked "$ready" false
@@ -48,6 +63,12 @@ order() { [ "$(cat "$dir/n1/hooks/order")" = $'started\nstopping\nstopped\nterm'
 check "preStop comes before the signal, which waits for it" order
 check "a preStop hook that is longer than the grace period is cut off" k delete pod sleeps --timeout=12s
 k delete pod fails --timeout=60s >/dev/null
+
+check "a probe that is sent to another host succeeds, with a warning" soon event web "ProbeWarning.*terminated redirects"
+check "  that has what the answer says" event web elsewhere
+check "  and the container goes on" is web "$restarts" 0
+k delete pod web --timeout=30s >/dev/null
+check "what a web server answers to a hook does not matter" not event web FailedPreStopHook
 
 k run late --image=$image --overrides='{"spec": {"activeDeadlineSeconds": 3, "terminationGracePeriodSeconds": 1}}' \
   --command -- sleep 1000 >/dev/null

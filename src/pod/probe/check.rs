@@ -30,6 +30,8 @@ pub enum Check {
         url: String,
         /// Headers of the probe.
         headers: Vec<(String, String)>,
+        /// Any answer will do.
+        any_status: bool,
     },
     /// A connection.
     Tcp {
@@ -68,7 +70,7 @@ fn http(action: &HTTPGetAction, container: &Container, pod_ip: &str) -> Result<C
     let slash = if path.starts_with('/') { "" } else { "/" };
     let url = format!("{scheme}://{}{slash}{path}", address(host, port(container, &action.port)?));
     let headers = action.http_headers.iter().flatten().map(|h| (h.name.clone(), h.value.clone())).collect();
-    Ok(Check::Http { url, headers })
+    Ok(Check::Http { url, headers, any_status: false })
 }
 
 impl Check {
@@ -97,17 +99,28 @@ impl Check {
         Some(port.map(|port| Self::Grpc { address: address(pod_ip, port), service }))
     }
 
-    /// Looks once; the error says what is wrong.
-    pub async fn look(&self, runtime: &Runtime, clients: &Clients, limit: Duration) -> Result<(), String> {
+    /// The same for a lifecycle hook, which only tells: what the answer says does not matter.
+    #[must_use]
+    pub fn of_hook(mut self) -> Self {
+        if let Self::Http { any_status, .. } = &mut self {
+            *any_status = true;
+        }
+        self
+    }
+
+    /// Looks once; the error says what is wrong, and a success may come with a warning.
+    pub async fn look(&self, runtime: &Runtime, clients: &Clients, limit: Duration) -> Result<Option<String>, String> {
         let looked = async {
             match self {
-                Self::Exec { sandbox, container, command } => exec(runtime, sandbox, container, command).await,
-                Self::Http { url, headers } => http_get(clients.http()?, url, headers).await,
+                Self::Exec { sandbox, container, command } => {
+                    exec(runtime, sandbox, container, command).await.map(|()| None)
+                }
+                Self::Http { url, headers, any_status } => http_get(clients.http()?, url, headers, *any_status).await,
                 Self::Tcp { address } => match TcpStream::connect(address).await {
-                    Ok(_) => Ok(()),
+                    Ok(_) => Ok(None),
                     Err(error) => Err(format!("dial tcp {address}: {error}")),
                 },
-                Self::Grpc { address, service } => grpc(clients.grpc()?, address, service).await,
+                Self::Grpc { address, service } => grpc(clients.grpc()?, address, service).await.map(|()| None),
             }
         };
         match tokio::time::timeout(limit, looked).await {
@@ -183,7 +196,13 @@ fn http_client() -> reqwest::Result<reqwest::Client> {
         .build()
 }
 
-async fn http_get(client: &reqwest::Client, url: &str, headers: &[(String, String)]) -> Result<(), String> {
+/// A redirect that was not followed is a success with a warning.
+async fn http_get(
+    client: &reqwest::Client,
+    url: &str,
+    headers: &[(String, String)],
+    any_status: bool,
+) -> Result<Option<String>, String> {
     let mut request = client.get(url);
     for (name, value) in headers {
         request = request.header(name, value);
@@ -196,8 +215,22 @@ async fn http_get(client: &reqwest::Client, url: &str, headers: &[(String, Strin
         format!("Get \"{url}\": {cause}")
     };
     let response = request.send().await.map_err(failed)?;
-    let status = response.status().as_u16();
-    if (200..400).contains(&status) { Ok(()) } else { Err(format!("HTTP probe failed with statuscode: {status}")) }
+    match response.status().as_u16() {
+        200..300 => Ok(None),
+        _ if any_status => Ok(None),
+        300..400 => Ok(Some(format!("Probe terminated redirects, Response body: {}", beginning(response).await))),
+        status => Err(format!("HTTP probe failed with statuscode: {status}")),
+    }
+}
+
+/// The text an answer begins with.
+async fn beginning(mut response: reqwest::Response) -> String {
+    let mut text = Vec::new();
+    while let (true, Ok(Some(chunk))) = (text.len() < MAX_OUTPUT, response.chunk().await) {
+        text.extend_from_slice(&chunk);
+    }
+    text.truncate(MAX_OUTPUT);
+    String::from_utf8_lossy(&text).into_owned()
 }
 
 /// A unary call in gRPC's framing: a byte for no compression, four for the length, then the message.

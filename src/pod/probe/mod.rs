@@ -134,9 +134,12 @@ impl Prober {
             self.run.shared.probe_counts.add(&self.run.pod, &self.run.container.name, self.kind, success);
             row = if last == Some(success) { row + 1 } else { 1 };
             last = Some(success);
-            if let Err(error) = looked {
-                let message = format!("{} probe failed: {error}", self.kind.name());
-                self.run.event("Unhealthy", message);
+            match looked {
+                Ok(None) => {}
+                Ok(Some(warning)) => {
+                    self.run.event("ProbeWarning", format!("{} probe warning: {warning}", self.kind.name()));
+                }
+                Err(error) => self.run.event("Unhealthy", format!("{} probe failed: {error}", self.kind.name())),
             }
             if row < if success { needed } else { allowed } || told == Some(success) {
                 continue;

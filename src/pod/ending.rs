@@ -1,0 +1,115 @@
+//! The containers of a pod brought to an end: hooks first, then stop signals in turn, SIGKILL when the grace period is over.
+//!
+//! Rules: Kubernetes "Pod Lifecycle" (termination of Pods), "Sidecar Containers" (they end last, in reverse order).
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1::Pod;
+use nix::sys::signal::Signal;
+use tokio::sync::watch;
+
+use super::container::ContainerState;
+use super::ephemeral::all_containers;
+use super::hook::{LEAST_GRACE, Run, pre_stop};
+use super::worker::Worker;
+use super::{PodExt, is_sidecar};
+
+/// How often the end of containers is looked at again, should an event be missed.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
+
+/// How far the end of a pod's containers has come.
+#[derive(Debug)]
+pub(super) struct Ending {
+    since: Instant,
+    grace: Duration,
+    killed: bool,
+    /// Names of containers that still run, for those whose turn comes after them.
+    running: watch::Sender<BTreeSet<String>>,
+}
+
+/// The containers that must have ended before `name` is asked to: of a sidecar, what uses it.
+fn before(pod: &Pod, name: &str) -> Vec<String> {
+    let sidecars = || pod.init_containers().iter().filter(|c| is_sidecar(c));
+    let Some(place) = sidecars().position(|c| c.name == name) else { return Vec::new() };
+    pod.app_containers().iter().chain(sidecars().skip(place + 1)).map(|c| c.name.clone()).collect()
+}
+
+/// preStop, the wait for its turn, and the stop signal.
+async fn ask_in_turn(run: Run, grace: Duration, mut running: watch::Receiver<BTreeSet<String>>, before: Vec<String>) {
+    let since = Instant::now();
+    run.pre_stop(grace).await;
+    let turn = running.wait_for(|names| !before.iter().any(|b| names.contains(b)));
+    // when the time is over it is asked all the same
+    let _ = tokio::time::timeout(grace.saturating_sub(since.elapsed()), turn).await;
+    run.signal(run.stop_signal, false).await;
+}
+
+impl Worker {
+    /// One step of ending all containers within `grace`; a shorter one than before shortens the time.
+    /// `None` when none runs any more, else when the next step is due by itself.
+    pub(super) async fn end_containers(&mut self, grace: Duration) -> Option<Instant> {
+        let running = self.containers.iter().filter(|(_, s)| s.running()).map(|(name, _)| name.clone()).collect();
+        if let Some(ending) = &mut self.ending {
+            ending.grace = ending.grace.min(grace);
+            ending.running.send_replace(running);
+        } else {
+            let ending = Ending { since: Instant::now(), grace, killed: false, running: watch::Sender::new(running) };
+            self.ask_all(&ending).await;
+            self.ending = Some(ending);
+        }
+        let ending = self.ending.as_mut().filter(|_| self.containers.values().any(ContainerState::running))?;
+        let deadline = ending.since + ending.grace + allowance(&self.pod, ending.grace);
+        if Instant::now() < deadline {
+            return Some(deadline);
+        }
+        if !std::mem::replace(&mut ending.killed, true) {
+            let pod = self.pod.clone();
+            for run in all_containers(&pod).filter_map(|c| self.run_of(&c)) {
+                run.signal(Signal::SIGKILL as i32, true).await;
+            }
+        }
+        Some(Instant::now() + LOOK_AGAIN)
+    }
+
+    async fn ask_all(&mut self, ending: &Ending) {
+        for probes in self.containers.values_mut().filter_map(|c| c.probes.as_mut()) {
+            probes.stop();
+        }
+        let pod = self.pod.clone();
+        for container in all_containers(&pod) {
+            let Some(run) = self.run_of(&container) else { continue };
+            let message = format!("Stopping container {}", container.name);
+            self.shared.events.pod_event(&pod, Some(&container.name), "Normal", "Killing", message);
+            let before = before(&pod, &container.name);
+            if pre_stop(&container).is_some() || !before.is_empty() {
+                tokio::spawn(ask_in_turn(run, ending.grace, ending.running.subscribe(), before));
+            } else {
+                run.signal(run.stop_signal, false).await;
+            }
+        }
+    }
+}
+
+/// What is added to the grace period for programs whose hook, or whose turn, may have used it up.
+fn allowance(pod: &Pod, grace: Duration) -> Duration {
+    let late = |c| pre_stop(c).is_some() || is_sidecar(c);
+    if !grace.is_zero() && super::containers(pod).any(late) { LEAST_GRACE } else { Duration::ZERO }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sidecars_end_after_what_uses_them() {
+        let pod = serde_json::json!({"metadata": {}, "spec": {
+            "initContainers": [
+                {"name": "one", "restartPolicy": "Always"}, {"name": "init"}, {"name": "two", "restartPolicy": "Always"}],
+            "containers": [{"name": "a"}, {"name": "b"}]}});
+        let pod: Pod = serde_json::from_value(pod).unwrap();
+        assert_eq!(before(&pod, "one"), ["a", "b", "two"]);
+        assert_eq!(before(&pod, "two"), ["a", "b"]);
+        assert!(before(&pod, "a").is_empty() && before(&pod, "init").is_empty());
+    }
+}

@@ -1,0 +1,76 @@
+# Sidecars: they end last and in reverse order, count for Ready, and do not keep a finished pod running.
+
+mkdir -p "$dir/n1/sidecars"
+writes() { echo "trap 'echo $1 >>/h/order; exit 0' TERM; while true; do sleep 0.1; done"; }
+k apply -f - >/dev/null <<YAML
+apiVersion: v1
+kind: Pod
+metadata: {name: turns}
+spec:
+  nodeName: n1
+  terminationGracePeriodSeconds: 20
+  volumes: [{name: h, hostPath: {path: $dir/n1/sidecars}}]
+  initContainers:
+  - name: first
+    image: "$image"
+    restartPolicy: Always
+    command: [sh, -c, "$(writes first)"]
+    volumeMounts: [{name: h, mountPath: /h}]
+  - name: second
+    image: "$image"
+    restartPolicy: Always
+    command: [sh, -c, "$(writes second)"]
+    volumeMounts: [{name: h, mountPath: /h}]
+    lifecycle: {preStop: {exec: {command: [sh, -c, "echo hook >>/h/order"]}}}
+  containers:
+  - name: c
+    image: "$image"
+    command: [sh, -c, "trap 'sleep 2; echo main >>/h/order; exit 0' TERM; while true; do sleep 0.1; done"]
+    volumeMounts: [{name: h, mountPath: /h}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: work}
+spec:
+  nodeName: n1
+  restartPolicy: Never
+  terminationGracePeriodSeconds: 20
+  volumes: [{name: h, hostPath: {path: $dir/n1/sidecars}}]
+  initContainers:
+  - name: side
+    image: "$image"
+    restartPolicy: Always
+    command: [sh, -c, "trap 'sleep 2; echo side >>/h/work; exit 0' TERM; while true; do sleep 0.1; done"]
+    volumeMounts: [{name: h, mountPath: /h}]
+  containers: [{name: c, image: "$image", command: [sleep, "2"]}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: halfready}
+spec:
+  nodeName: n1
+  terminationGracePeriodSeconds: 1
+  initContainers:
+  - name: side
+    image: "$image"
+    restartPolicy: Always
+    command: [sleep, "1000"]
+    readinessProbe: {exec: {command: [test, -e, /tmp/on]}, periodSeconds: 1}
+  containers: [{name: c, image: "$image", command: [sleep, "1000"]}]
+YAML
+soon is turns .status.phase Running
+sleep 1
+k delete pod turns --timeout=30s >/dev/null
+turns() { [ "$(cat "$dir/n1/sidecars/order")" = $'hook\nmain\nsecond\nfirst' ]; }
+check "hooks come at once, sidecars end after what uses them, the last one first" turns
+ending() { [ "$(field work "$ended")/$(field work .status.phase)" = 0/Running ]; }
+check "a pod whose work is done is Running while its sidecar ends" soon ending
+check "  and has succeeded then" soon is work .status.phase Succeeded
+side() { [ "$(cat "$dir/n1/sidecars/work")" = side ]; }
+check "  with the sidecar's own last words" side
+ready='.status.conditions[?(@.type=="Ready")].status'
+soon is halfready .status.containerStatuses[0].ready true
+check "a pod is not ready before its sidecars are" is halfready "$ready" False
+k exec halfready -c side -- touch /tmp/on
+check "  and is then" soon is halfready "$ready" True
+k delete pod work halfready --timeout=30s >/dev/null
