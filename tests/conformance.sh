@@ -19,7 +19,7 @@ trap finish EXIT
 
 # a shell that keeps every name in the environment, and what tests call in containers
 packages=()
-for program in bash-static:bash-static nc.openbsd:netcat-openbsd; do
+for program in bash-static:bash-static nc.openbsd:netcat-openbsd openssl:openssl; do
   command -v "${program%:*}" >/dev/null || packages+=("${program#*:}")
 done
 [ ${#packages[@]} = 0 ] || scripts/setup.sh "${packages[@]}" || exit 1
@@ -50,8 +50,11 @@ for key in promoterE2eRegistry buildImageRegistry gcEtcdRegistry gcRegistry sigS
 export KUBE_TEST_REPO_LIST=$work/registries
 "$bin/e2e.test" --list-images >"$work/images" 2>/dev/null || fail "e2e.test does not list its images"
 busybox_root "$work/root"
-ln -sf bash "$work/root/bin/sh"
+# tests that look into the environment run `sh`, those that want busybox' own words `/bin/sh`
+mkdir -p "$work/root/usr/local/bin"
 cp "$(command -v bash-static)" "$work/root/bin/bash"
+ln -s /bin/bash "$work/root/usr/local/bin/sh"
+image sleeper 1 "$work/root" --clear=config.cmd --config.cmd sleep --config.cmd 100000
 image busybox "$(tag busybox)" "$work/root"
 image nonroot "$(tag nonroot)" "$work/root" --config.user 1234
 cp "$bin/nnp" "$work/root/bin/" && chmod 6755 "$work/root/bin/nnp"
@@ -62,6 +65,16 @@ image glibc-dns-testing "$(tag glibc-dns-testing)" "$work/root"
 with_libraries curl curl
 with_libraries nc.openbsd nc
 cp "$bin/agnhost" "$work/root/" && ln -s agnhost "$work/root/agnhost-2" && mkdir -p "$work/root/uploads"
+openssl req -x509 -newkey rsa:2048 -nodes -days 30 -subj /CN=localhost -keyout "$work/root/localhost.key" \
+  -out "$work/root/localhost.crt" 2>/dev/null
+# what agnhost's own registry serves: one image
+digest=$(jq -r '.manifests[] | select(.annotations["org.opencontainers.image.ref.name"] == "sleeper").digest' "$work/oci/index.json")
+served=$work/root/var/registry/pause
+for blob in "$digest" $(jq -r '.config.digest, .layers[].digest' "$work/oci/blobs/${digest/://}"); do
+  folder=$([ "$blob" = "$digest" ] && echo manifests || echo blobs)/sha256/${blob:7:2}/${blob#*:}
+  mkdir -p "$served/$folder" && cp "$work/oci/blobs/${blob/://}" "$served/$folder/data"
+done
+echo "$digest" >"$served/manifests/testing"
 echo 'user-defined-in-image:x:1000:1000::/:/bin/sh' >>"$work/root/etc/passwd"
 printf 'user-defined-in-image:x:1000:\ngroup-defined-in-image:x:50000:user-defined-in-image\n' >>"$work/root/etc/group"
 agnhost=(--clear=config.cmd --config.entrypoint /agnhost --config.cmd pause)

@@ -11,7 +11,7 @@ use super::termination::{LABEL_LOG_IS_MESSAGE, LABEL_STOP_SIGNAL, stop_signal};
 use super::worker::Worker;
 use super::{PodExt, ephemeral, qos};
 use crate::image::Image;
-use crate::runtime::{self, ContainerSpec, Mount, Propagation, Seccomp, User};
+use crate::runtime::{self, ContainerSpec, Seccomp, User};
 
 impl Worker {
     pub(super) async fn container_spec(
@@ -69,7 +69,7 @@ impl Worker {
             env,
             cwd: if cwd.is_empty() { "/".to_owned() } else { cwd },
             user: self.user(container, image, rootfs).map_err(config_error)?,
-            mounts: self.mounts(container, &termination_log).map_err(config_error)?,
+            mounts: self.mounts(container, id, &termination_log, &variables).map_err(config_error)?,
             read_only_rootfs: security.and_then(|s| s.read_only_root_filesystem).unwrap_or(false),
             privileged,
             no_new_privileges: security.and_then(|s| s.allow_privilege_escalation) == Some(false),
@@ -169,44 +169,5 @@ impl Worker {
             }
         }
         Ok(user)
-    }
-
-    fn mounts(&self, container: &Container, termination_log: &Path) -> Result<Vec<Mount>, String> {
-        let bind = |source: PathBuf, destination: &str| Mount {
-            source,
-            destination: destination.to_owned(),
-            read_only: false,
-            propagation: Propagation::None,
-        };
-        let dir = self.pod_dir();
-        let wanted = container.volume_mounts.as_deref().unwrap_or_default();
-        let mut mounts = vec![bind(dir.join("resolv.conf"), "/etc/resolv.conf")];
-        mounts.push(bind(dir.join("etc-hosts"), "/etc/hosts"));
-        mounts.push(bind(dir.join("hostname"), "/etc/hostname"));
-        let message_path = container.termination_message_path.as_deref().unwrap_or("/dev/termination-log");
-        mounts.push(bind(termination_log.to_owned(), message_path));
-        mounts.retain(|m| {
-            !wanted.iter().any(|w| w.mount_path.trim_end_matches('/') == m.destination) && m.source.exists()
-        });
-        for mount in wanted {
-            let volume = self.volumes.as_ref().and_then(|v| v.get(&mount.name)).ok_or_else(|| {
-                format!("cannot find volume {:?} to mount into container {:?}", mount.name, container.name)
-            })?;
-            let source = match mount.sub_path.as_deref().filter(|s| !s.is_empty()) {
-                Some(sub) => crate::volume::sub_path(volume, sub)?,
-                None => volume.clone(),
-            };
-            mounts.push(Mount {
-                source,
-                destination: mount.mount_path.clone(),
-                read_only: mount.read_only.unwrap_or(false),
-                propagation: match mount.mount_propagation.as_deref() {
-                    Some("HostToContainer") => Propagation::HostToContainer,
-                    Some("Bidirectional") => Propagation::Bidirectional,
-                    _ => Propagation::None,
-                },
-            });
-        }
-        Ok(mounts)
     }
 }

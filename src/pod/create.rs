@@ -208,7 +208,7 @@ impl Worker {
                 Ok(())
             }
             Err(refused) => {
-                if let Err(error) = self.shared.images.unmount(&dir).await {
+                if let Err(error) = self.unmount(&id).await {
                     warn!(container = %id, %error, "write layer of a container that failed not removed");
                 }
                 Err(refused)

@@ -69,6 +69,21 @@ pub async fn build_env(
 
 /// Replaces `$(NAME)` by the variable's value and `$$` by `$`; a name that is not known stays as written.
 pub fn expand(text: &str, variables: &BTreeMap<String, String>) -> String {
+    replace(text, |name| Some(variables.get(name).cloned().unwrap_or_else(|| format!("$({name})")))).unwrap_or_default()
+}
+
+/// As [`expand`]; a name that is not known is an error.
+pub fn expand_known(text: &str, variables: &BTreeMap<String, String>) -> Result<String, String> {
+    let mut missing = None;
+    let replaced = replace(text, |name| {
+        missing = Some(name.to_owned());
+        variables.get(name).cloned()
+    });
+    replaced.ok_or_else(|| format!("missing value for {:?}", missing.unwrap_or_default()))
+}
+
+/// Replaces each `$(NAME)` by what `value` says of it; ends with `None` when that does.
+fn replace(text: &str, mut value: impl FnMut(&str) -> Option<String>) -> Option<String> {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(at) = rest.find('$') {
@@ -78,16 +93,13 @@ pub fn expand(text: &str, variables: &BTreeMap<String, String>) -> String {
             out.push('$');
             rest = tail;
         } else if let Some((name, tail)) = rest.strip_prefix('(').and_then(|r| r.split_once(')')) {
-            match variables.get(name) {
-                Some(value) => out.push_str(value),
-                None => out.extend(["$(", name, ")"]),
-            }
+            out.push_str(&value(name)?);
             rest = tail;
         } else {
             out.push('$');
         }
     }
-    out + rest
+    Some(out + rest)
 }
 
 /// Variables in order, each name once.

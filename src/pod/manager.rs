@@ -119,7 +119,6 @@ impl Manager {
         for dir in entries(&self.shared.pods_dir).into_iter().filter(|d| !checkpoint::exists(d)) {
             let Some(uid) = dir.file_name().and_then(|n| n.to_str()) else { continue };
             errors.extend(self.shared.volumes.teardown(uid).await);
-            errors.extend(std::fs::remove_dir_all(&dir).err().map(|e| format!("removing {}: {e}", dir.display())));
         }
         if !errors.is_empty() {
             warn!(errors = errors.join("; "), "left over from an earlier agent");

@@ -22,6 +22,7 @@ pub mod worker;
 
 mod adopt;
 mod checkpoint;
+mod container_mounts;
 mod container_spec;
 mod create;
 mod deadline;

@@ -7,14 +7,14 @@ use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{
     Container, ContainerState as ApiState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
-    ContainerStatus, HostIP, Pod, PodCondition, PodIP, PodStatus,
+    ContainerStatus, ContainerUser, HostIP, LinuxContainerUser, Pod, PodCondition, PodIP, PodStatus, VolumeMountStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::container::{ContainerState, LABEL_IMAGE, LABEL_IMAGE_ID, exit_reason};
 use super::ephemeral::ephemeral;
 use super::{PodExt, is_sidecar, qos};
-use crate::runtime::ContainerInfo;
+use crate::runtime::{ContainerInfo, User};
 
 /// What the status is computed from.
 pub struct Facts<'a> {
@@ -120,8 +120,34 @@ fn container_status(
         state: Some(now),
         // as the API server gives it back, so that the two compare equal
         last_state: Some(last.unwrap_or_default()),
+        user: newest.map(|c| user(&c.spec.user)),
+        volume_mounts: newest.and_then(|_| volume_mounts(container)),
         ..ContainerStatus::default()
     }
+}
+
+/// Who the first process of a run was started as.
+fn user(user: &User) -> ContainerUser {
+    let others = user.additional_gids.iter().filter(|g| **g != user.gid);
+    let groups = std::iter::once(&user.gid).chain(others).map(|g| i64::from(*g)).collect();
+    let linux = LinuxContainerUser { uid: user.uid.into(), gid: user.gid.into(), supplemental_groups: Some(groups) };
+    ContainerUser { linux: Some(linux) }
+}
+
+fn volume_mounts(container: &Container) -> Option<Vec<VolumeMountStatus>> {
+    let mounts = container.volume_mounts.iter().flatten().map(|mount| {
+        let read_only = mount.read_only == Some(true);
+        let wanted = mount.recursive_read_only.as_deref().unwrap_or("Disabled");
+        VolumeMountStatus {
+            name: mount.name.clone(),
+            mount_path: mount.mount_path.clone(),
+            read_only: read_only.then_some(true),
+            recursive_read_only: read_only
+                .then(|| if wanted == "Disabled" { "Disabled" } else { "Enabled" }.to_owned()),
+            ..VolumeMountStatus::default()
+        }
+    });
+    Some(mounts.collect()).filter(|m: &Vec<_>| !m.is_empty())
 }
 
 /// True when every init container that must end has ended well and every sidecar was started.

@@ -89,10 +89,7 @@ impl Worker {
         }
         for state in self.containers.values() {
             for run in state.current.iter().chain(&state.last) {
-                let dir = self.shared.containers_dir.join(&run.spec.id);
-                if let Err(error) = self.shared.images.unmount(&dir).await {
-                    errors.push(error.to_string());
-                }
+                errors.extend(self.unmount(&run.spec.id).await.err());
             }
         }
         if errors.is_empty() {
@@ -107,7 +104,7 @@ impl Worker {
         if let Err(error) = self.shared.runtime.remove_container(sandbox, id).await {
             warn!(container = %id, %error, "ended container not removed");
         }
-        if let Err(error) = self.shared.images.unmount(&self.shared.containers_dir.join(id)).await {
+        if let Err(error) = self.unmount(id).await {
             warn!(container = %id, %error, "write layer not removed");
         }
         log_links::remove(&self.shared.logs_dir, &run.spec.log_path);

@@ -289,7 +289,11 @@ fn mounts(spec: &ContainerSpec, around: &Surroundings) -> Vec<Value> {
             Propagation::HostToContainer => "rslave",
             Propagation::Bidirectional => "rshared",
         };
-        let access = if m.read_only { "ro" } else { "rw" };
+        let access = match (m.read_only, m.recursive_read_only) {
+            (false, _) => "rw",
+            (true, false) => "ro",
+            (true, true) => "rro",
+        };
         out.push(json!({ "destination": m.destination, "type": "bind", "source": m.source,
                          "options": ["rbind", propagation, access] }));
     }
@@ -339,6 +343,7 @@ mod tests {
             source: "/a".into(),
             destination: "/dev/shm".into(),
             read_only: true,
+            recursive_read_only: false,
             propagation: Propagation::HostToContainer,
         }];
         let around = Surroundings {

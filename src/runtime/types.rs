@@ -83,6 +83,9 @@ pub struct Mount {
     pub destination: String,
     /// Mounted read-only.
     pub read_only: bool,
+    /// With `read_only`: what is mounted below the source is read-only too (kernel 5.12).
+    #[serde(default)]
+    pub recursive_read_only: bool,
     /// `None`, `HostToContainer` or `Bidirectional` (Kubernetes' mountPropagation).
     #[serde(default)]
     pub propagation: Propagation,

@@ -23,7 +23,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Volume};
 
 use projection::Token;
 
-pub use sub_path::{stays_inside, sub_path};
+pub use sub_path::{release_sub_paths, stays_inside, sub_path};
 
 /// The kinds of objects whose content pods use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

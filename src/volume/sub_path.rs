@@ -1,25 +1,114 @@
-//! `subPath` of a volume mount.
+//! `subPath` of a volume mount: part of a volume, found without leaving it.
+//!
+//! Whoever can write into the volume can put a link where the path leads between a look and a mount. So the path is
+//! opened once, by the kernel's own rule that it stays beneath the volume (`openat2(2)`), and what was opened is bound
+//! to a place nobody else can write to.
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::stat::{Mode, fchmod, mkdirat};
 
 /// Whether a path is relative and has no `..`.
 pub fn stays_inside(path: &str) -> bool {
     Path::new(path).components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir))
 }
 
-/// A `subPath` of a volume, made as a directory where missing; one that leads out of the volume is refused.
-pub fn sub_path(volume: &Path, sub: &str) -> Result<PathBuf, String> {
+/// Binds `sub` of a volume to `place`; a path that is missing is made a directory with the volume's own mode.
+/// One that leads out of the volume is refused.
+pub fn sub_path(volume: &Path, sub: &str, place: &Path) -> Result<(), String> {
     if !stays_inside(sub) {
         return Err(format!("subPath {sub:?} must be relative and must not contain .."));
     }
-    let target = volume.join(sub);
-    if !target.exists() {
-        fs::create_dir_all(&target).map_err(|e| format!("creating subPath {}: {e}", target.display()))?;
+    let failed = |what: &str, e: &dyn std::fmt::Display| format!("{what} subPath {sub:?} of {}: {e}", volume.display());
+    let root = File::open(volume).map_err(|e| failed("opening", &e))?;
+    let found = open_or_make(&root, Path::new(sub)).map_err(|e| match e {
+        Errno::EXDEV | Errno::ELOOP => format!("subPath {sub:?} leads out of its volume: refused"),
+        e => failed("opening", &e),
+    })?;
+    let found = File::from(found);
+    let is_dir = found.metadata().map_err(|e| failed("looking at", &e))?.is_dir();
+    make_place(place, is_dir).map_err(|e| format!("creating {}: {e}", place.display()))?;
+    let source = PathBuf::from(format!("/proc/self/fd/{}", found.as_raw_fd()));
+    mount(Some(&source), place, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)
+        .map_err(|e| failed("binding", &e))
+}
+
+/// Removes what [`sub_path`] has bound below `dir`, and the directory; one that is not there is done.
+pub fn release_sub_paths(dir: &Path) -> Result<(), String> {
+    let failed = |e: &dyn std::fmt::Display| format!("removing {}: {e}", dir.display());
+    let entries = match fs::read_dir(dir) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.map_err(|e| failed(&e))?,
+    };
+    for entry in entries {
+        let path = entry.map_err(|e| failed(&e))?.path();
+        match umount2(&path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+            // made and not yet bound
+            Ok(()) | Err(Errno::EINVAL) => {}
+            Err(e) => return Err(failed(&e)),
+        }
+        let removed = if path.is_dir() { fs::remove_dir(&path) } else { fs::remove_file(&path) };
+        removed.map_err(|e| failed(&e))?;
     }
-    let (real, root) = (target.canonicalize(), volume.canonicalize());
-    match (real, root) {
-        (Ok(real), Ok(root)) if real.starts_with(&root) => Ok(real),
-        _ => Err(format!("subPath {sub:?} leads out of its volume: refused")),
+    fs::remove_dir(dir).map_err(|e| failed(&e))
+}
+
+fn open_beneath(root: &File, path: &Path) -> nix::Result<OwnedFd> {
+    let how = OpenHow::new()
+        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    openat2(root, path, how)
+}
+
+/// Opens the path; components that are missing are made.
+fn open_or_make(root: &File, path: &Path) -> nix::Result<OwnedFd> {
+    match open_beneath(root, path) {
+        Err(Errno::ENOENT) => {}
+        other => return other,
+    }
+    let mode = Mode::from_bits_truncate(root.metadata().map_or(0o750, |m| m.mode()) & 0o777);
+    let mut at = root.try_clone().map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or_default()))?;
+    let mut reached = PathBuf::new();
+    for part in path.components().filter(|c| matches!(c, Component::Normal(_))) {
+        reached.push(part);
+        let next = match open_beneath(root, &reached) {
+            Err(Errno::ENOENT) => {
+                match mkdirat(&at, part.as_os_str(), mode) {
+                    Ok(()) | Err(Errno::EEXIST) => {}
+                    Err(e) => return Err(e),
+                }
+                let made = open_dir(root, &reached)?;
+                // the mode as it is, whatever the agent's umask
+                fchmod(&made, mode)?;
+                made
+            }
+            other => other?,
+        };
+        at = File::from(next);
+    }
+    Ok(at.into())
+}
+
+fn open_dir(root: &File, path: &Path) -> nix::Result<OwnedFd> {
+    let how = OpenHow::new()
+        .flags(OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW)
+        .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    openat2(root, path, how)
+}
+
+fn make_place(place: &Path, is_dir: bool) -> std::io::Result<()> {
+    if let Some(parent) = place.parent() {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
+    }
+    if is_dir {
+        fs::create_dir(place)
+    } else {
+        File::create_new(place)?.set_permissions(fs::Permissions::from_mode(0o600))
     }
 }

@@ -1,0 +1,88 @@
+//! What a container sees of its pod's volumes and files, and how that is given back.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use k8s_openapi::api::core::v1::{Container, VolumeMount};
+
+use super::env;
+use super::worker::Worker;
+use crate::runtime::{Mount, Propagation};
+use crate::volume;
+
+impl Worker {
+    /// The mounts of the run `id`. `variables`: the container's environment, for `subPathExpr`.
+    pub(super) fn mounts(
+        &self,
+        container: &Container,
+        id: &str,
+        termination_log: &Path,
+        variables: &BTreeMap<String, String>,
+    ) -> Result<Vec<Mount>, String> {
+        let file = |source: PathBuf, destination: &str| Mount {
+            source,
+            destination: destination.to_owned(),
+            read_only: false,
+            recursive_read_only: false,
+            propagation: Propagation::None,
+        };
+        let dir = self.pod_dir();
+        let message_path = container.termination_message_path.as_deref().unwrap_or("/dev/termination-log");
+        let mut mounts = vec![
+            file(dir.join("resolv.conf"), "/etc/resolv.conf"),
+            file(dir.join("etc-hosts"), "/etc/hosts"),
+            file(dir.join("hostname"), "/etc/hostname"),
+            file(termination_log.to_owned(), message_path),
+        ];
+        let wanted = container.volume_mounts.as_deref().unwrap_or_default();
+        mounts.retain(|m| {
+            !wanted.iter().any(|w| w.mount_path.trim_end_matches('/') == m.destination) && m.source.exists()
+        });
+        for (index, mount) in wanted.iter().enumerate() {
+            let volume = self.volumes.as_ref().and_then(|v| v.get(&mount.name)).ok_or_else(|| {
+                format!("cannot find volume {:?} to mount into container {:?}", mount.name, container.name)
+            })?;
+            let source = match sub_path(mount, variables)? {
+                Some(sub) => {
+                    let place = self.sub_paths_dir(id).join(index.to_string());
+                    volume::sub_path(volume, &sub, &place)
+                        .map_err(|e| format!("failed to prepare subPath for volumeMount {:?}: {e}", mount.name))?;
+                    place
+                }
+                None => volume.clone(),
+            };
+            mounts.push(Mount {
+                source,
+                destination: mount.mount_path.clone(),
+                read_only: mount.read_only.unwrap_or(false),
+                recursive_read_only: matches!(mount.recursive_read_only.as_deref(), Some("Enabled" | "IfPossible")),
+                propagation: match mount.mount_propagation.as_deref() {
+                    Some("HostToContainer") => Propagation::HostToContainer,
+                    Some("Bidirectional") => Propagation::Bidirectional,
+                    _ => Propagation::None,
+                },
+            });
+        }
+        Ok(mounts)
+    }
+
+    fn sub_paths_dir(&self, id: &str) -> PathBuf {
+        self.pod_dir().join("volume-subpaths").join(id)
+    }
+
+    /// Gives back what the run `id` had mounted: its write layer and parts of volumes.
+    pub(super) async fn unmount(&self, id: &str) -> Result<(), String> {
+        let layer = self.shared.images.unmount(&self.shared.containers_dir.join(id)).await.map_err(|e| e.to_string());
+        let dir = self.sub_paths_dir(id);
+        let parts = tokio::task::spawn_blocking(move || volume::release_sub_paths(&dir)).await;
+        layer.and(parts.unwrap_or_else(|e| Err(e.to_string())))
+    }
+}
+
+/// `subPath`, or what `subPathExpr` comes to.
+fn sub_path(mount: &VolumeMount, variables: &BTreeMap<String, String>) -> Result<Option<String>, String> {
+    if let Some(expression) = mount.sub_path_expr.as_deref().filter(|s| !s.is_empty()) {
+        return env::expand_known(expression, variables).map(Some);
+    }
+    Ok(mount.sub_path.clone().filter(|s| !s.is_empty()))
+}
