@@ -12,7 +12,7 @@ use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
-use k8s_openapi::api::core::v1::{ConfigMap, Secret, ServiceAccount};
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Secret, ServiceAccount};
 use kube::api::PostParams;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client};
@@ -167,6 +167,11 @@ async fn read<K: Clone>(mut seen: watch::Receiver<Seen<K>>, what: &str, name: &s
     }
 }
 
+/// An object as it is now.
+async fn get<K: Clone + Debug + DeserializeOwned>(api: &Api<K>, what: &str, name: &str) -> Result<Option<K>, String> {
+    api.get_opt(name).await.map_err(|e| format!("reading {what} {name:?}: {e}"))
+}
+
 impl ObjectSource for Objects {
     fn config_map<'a>(&'a self, namespace: &'a str, name: &'a str) -> BoxFuture<'a, Result<Option<ConfigMap>, String>> {
         async move {
@@ -186,6 +191,18 @@ impl ObjectSource for Objects {
             }
         }
         .boxed()
+    }
+
+    fn claim<'a>(
+        &'a self,
+        namespace: &'a str,
+        name: &'a str,
+    ) -> BoxFuture<'a, Result<Option<PersistentVolumeClaim>, String>> {
+        async move { get(&Api::namespaced(self.client()?, namespace), "persistentvolumeclaim", name).await }.boxed()
+    }
+
+    fn persistent_volume<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<PersistentVolume>, String>> {
+        async move { get(&Api::all(self.client()?), "persistentvolume", name).await }.boxed()
     }
 
     fn hold(&self, pod_uid: &str, keys: BTreeSet<ObjectKey>) {

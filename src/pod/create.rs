@@ -30,10 +30,12 @@ impl Worker {
             self.drop_sandbox().await;
         }
         if let Err((reason, message)) = self.prepare().await {
-            self.event(None, "Warning", reason, message);
+            self.event(None, "Warning", reason, message.clone());
+            self.setup_error = Some(message);
             self.setup_retry.fail(Instant::now());
             return self.setup_retry.pending(Instant::now());
         }
+        self.setup_error = None;
         self.setup_retry.reset();
         let pod = self.pod.clone();
         for container in pod.init_containers() {

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use k8s_openapi::api::core::v1::{ConfigMap, Container, EnvVarSource, Pod, Secret};
 
-use crate::volume::{ObjectSource, fields};
+use super::env_file;
+use crate::volume::{self, ObjectSource, fields};
 
 /// The search path of a container whose image sets none.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -21,6 +23,8 @@ pub struct EnvContext {
     pub node_name: String,
     /// Host name inside the pod.
     pub hostname: String,
+    /// Where the pod's volumes are on the host, by name.
+    pub volumes: BTreeMap<String, PathBuf>,
     /// Variables the agent adds, such as `KUBERNETES_SERVICE_HOST`; the container's own win over them.
     pub extra: Vec<(String, String)>,
 }
@@ -225,7 +229,20 @@ async fn value_from(
     if let Some(selector) = &source.resource_field_ref {
         return fields::resource_field(pod, selector, Some(container)).map(Some);
     }
-    Err("valueFrom names no source this agent knows (configMapKeyRef, secretKeyRef, fieldRef, resourceFieldRef)".into())
+    if let Some(selector) = &source.file_key_ref {
+        let (volume, path, key) = (&selector.volume_name, &selector.path, &selector.key);
+        let dir = ctx.volumes.get(volume);
+        let dir = dir.ok_or_else(|| format!("cannot find the volume {volume:?} referenced by fileKeyRef"))?;
+        let wrong = |e| format!("environment file {path:?} of volume {volume:?}: {e}");
+        let value = env_file::value(&volume::read_beneath(dir, path).map_err(wrong)?, key).map_err(wrong)?;
+        return match value {
+            None if selector.optional != Some(true) => Err(wrong(format!("it has no key {key:?}"))),
+            value => Ok(value),
+        };
+    }
+    Err("valueFrom names no source this agent knows \
+         (configMapKeyRef, secretKeyRef, fieldRef, resourceFieldRef, fileKeyRef)"
+        .into())
 }
 
 fn pod_field(pod: &Pod, path: &str, ctx: &EnvContext) -> Option<String> {
@@ -286,6 +303,7 @@ mod tests {
             pod_ips: vec!["10.0.0.2".parse().unwrap(), "fd00::2".parse().unwrap()],
             node_name: "n1".into(),
             hostname: "p".into(),
+            volumes: BTreeMap::new(),
             extra: vec![("KUBERNETES_SERVICE_HOST".into(), "10.43.0.1".into())],
         };
         let container = &pod.spec.as_ref().unwrap().containers[0];

@@ -7,6 +7,7 @@ mod admission;
 mod backoff;
 pub mod container;
 pub mod env;
+mod env_file;
 pub mod ephemeral;
 pub mod manager;
 pub mod order;

@@ -32,6 +32,8 @@ pub struct Facts<'a> {
     pub host_ips: &'a [IpAddr],
     /// Reason and message of a pod that was refused or failed as a whole.
     pub failed: Option<(&'a str, &'a str)>,
+    /// Why its containers cannot be made yet.
+    pub waits_for: Option<&'a str>,
     /// Being deleted.
     pub terminating: bool,
 }
@@ -78,14 +80,14 @@ fn container_status(
     container: &Container,
     state: Option<&ContainerState>,
     init: bool,
-    fallback: &str,
+    fallback: (&str, Option<&str>),
 ) -> ContainerStatus {
     let image = container.image.clone().unwrap_or_default();
     let Some(state) = state else {
         return ContainerStatus {
             name: container.name.clone(),
             image,
-            state: Some(waiting(fallback, None)),
+            state: Some(waiting(fallback.0, fallback.1.map(str::to_owned))),
             last_state: Some(ApiState::default()),
             started: Some(false),
             ..ContainerStatus::default()
@@ -106,7 +108,7 @@ fn container_status(
             run_state(c, state.message.as_ref()),
             state.last.as_ref().map(|c| run_state(c, state.last_message.as_ref())),
         ),
-        (None, None) => (waiting(fallback, None), None),
+        (None, None) => (waiting(fallback.0, fallback.1.map(str::to_owned)), None),
     };
     let ready = if init && !is_sidecar(container) { state.succeeded() } else { state.ready() };
     ContainerStatus {
@@ -252,7 +254,7 @@ pub fn compute(facts: &Facts) -> PodStatus {
     let phase = phase(facts);
     let done = matches!(phase, "Succeeded" | "Failed");
     let init_done = initialized(facts);
-    let fallback = if init_done { "ContainerCreating" } else { "PodInitializing" };
+    let fallback = (if init_done { "ContainerCreating" } else { "PodInitializing" }, facts.waits_for);
     let build = |list: &[Container], init: bool| -> Vec<ContainerStatus> {
         list.iter().map(|c| container_status(c, facts.containers.get(&c.name), init, fallback)).collect()
     };
@@ -355,6 +357,7 @@ mod tests {
             pod_ips: &[],
             host_ips: &[],
             failed: None,
+            waits_for: None,
             terminating: false,
         };
         compute(&facts).phase.unwrap()

@@ -160,6 +160,8 @@ pub struct Worker {
     pub(super) containers: BTreeMap<String, ContainerState>,
     pub(super) volumes: Option<BTreeMap<String, PathBuf>>,
     pub(super) setup_retry: Backoff,
+    /// What its containers wait for: volumes, or the sandbox.
+    pub(super) setup_error: Option<String>,
     pub(super) stopping: Option<Stopping>,
     /// Its containers are being ended, for the pod's own reasons or for its deletion.
     pub(super) ending: Option<Ending>,
@@ -209,6 +211,7 @@ impl Worker {
             containers,
             volumes: None,
             setup_retry: Backoff::new(Duration::from_millis(250), Duration::from_secs(5)),
+            setup_error: None,
             stopping: None,
             ending: None,
             removed: false,
@@ -402,6 +405,7 @@ impl Worker {
             pod_ips: self.sandbox.as_ref().map(|s| s.ips.as_slice()).unwrap_or_default(),
             host_ips: &self.shared.host_ips,
             failed: self.failed.as_ref().map(|(r, m)| (r.as_str(), m.as_str())),
+            waits_for: self.setup_error.as_deref(),
             terminating: self.stopping.is_some() || self.pod.metadata.deletion_timestamp.is_some(),
         }
     }

@@ -2,12 +2,12 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, HostPathVolumeSource};
 
-use super::{fields, mounts};
+use super::{fields, mounts, ownership};
 
 /// A directory on disk, or a tmpfs for medium `Memory` bounded by its size limit or else the pod's memory limit.
 pub(super) fn empty_dir(
@@ -30,20 +30,10 @@ pub(super) fn empty_dir(
         other => return Err(format!("emptyDir medium {other:?} is not supported; use \"\" or \"Memory\"")),
     }
     if let Some(group) = group {
-        give_to_group(dir, group).map_err(|e| format!("cannot give {} to group {group}: {e}", dir.display()))?;
+        let given = fs::symlink_metadata(dir).and_then(|meta| ownership::give_one(dir, &meta, group));
+        given.map_err(|e| format!("cannot give {} to group {group}: {e}", dir.display()))?;
     }
     Ok(dir.to_owned())
-}
-
-fn give_to_group(dir: &Path, group: u32) -> io::Result<()> {
-    let meta = fs::symlink_metadata(dir)?;
-    if meta.gid() != group {
-        chown(dir, None, Some(group))?;
-    }
-    if meta.mode() & 0o2070 != 0o2070 || meta.gid() != group {
-        fs::set_permissions(dir, fs::Permissions::from_mode((meta.mode() & 0o7777) | 0o2770))?;
-    }
-    Ok(())
 }
 
 /// Checks the path against its type, creating what the type says may be created.

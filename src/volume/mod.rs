@@ -1,6 +1,6 @@
 //! Volumes: one file per kind, and the atomic writer. Knows nothing of containers.
 //!
-//! `local.rs` owns emptyDir and hostPath, `projection.rs` what configMap, secret, downwardAPI and projected volumes
+//! `local.rs` owns emptyDir and hostPath, `persistent.rs` claims and NFS, `projection.rs` what configMap, secret, downwardAPI and projected volumes
 //! hold, `atomic.rs` how that is written, `fields.rs` the values of a pod's own fields and resources, `mounts.rs`
 //! tmpfs and teardown.
 
@@ -8,6 +8,8 @@ mod atomic;
 pub mod fields;
 mod local;
 mod mounts;
+mod ownership;
+mod persistent;
 mod projection;
 mod sub_path;
 
@@ -19,11 +21,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::future::BoxFuture;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Volume};
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Volume};
 
 use projection::Token;
 
-pub use sub_path::{release_sub_paths, stays_inside, sub_path};
+pub use sub_path::{read_beneath, release_sub_paths, stays_inside, sub_path};
 
 /// The kinds of objects whose content pods use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -51,6 +53,18 @@ pub trait ObjectSource: Send + Sync {
     fn config_map<'a>(&'a self, ns: &'a str, name: &'a str) -> BoxFuture<'a, Result<Option<ConfigMap>, String>>;
     /// The `Secret` of that namespace and name.
     fn secret<'a>(&'a self, ns: &'a str, name: &'a str) -> BoxFuture<'a, Result<Option<Secret>, String>>;
+    /// The claim of that namespace and name; a source with no API server behind it has none.
+    fn claim<'a>(
+        &'a self,
+        _ns: &'a str,
+        _name: &'a str,
+    ) -> BoxFuture<'a, Result<Option<PersistentVolumeClaim>, String>> {
+        Box::pin(async { Ok(None) })
+    }
+    /// The persistent volume of that name; as for claims.
+    fn persistent_volume<'a>(&'a self, _name: &'a str) -> BoxFuture<'a, Result<Option<PersistentVolume>, String>> {
+        Box::pin(async { Ok(None) })
+    }
     /// From now on the pod of that uid refers to those objects: they are kept up to date.
     fn hold(&self, _pod_uid: &str, _keys: BTreeSet<ObjectKey>) {}
     /// The pod of that uid is gone.
@@ -162,6 +176,9 @@ impl Volumes {
             let source = source.clone();
             return blocking(move || local::host_path(&source)).await;
         }
+        if let Some(mounted) = self.persistent(pod, volume).await {
+            return mounted;
+        }
         let dir = self.volume_dir(pod, volume, kind)?;
         let group = fs_group(pod);
         if let Some(source) = &volume.empty_dir {
@@ -186,10 +203,6 @@ impl Volumes {
     }
 
     fn volume_dir(&self, pod: &Pod, volume: &Volume, kind: &str) -> Result<PathBuf, String> {
-        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-        if !is_file_name(&volume.name) {
-            return Err(format!("{:?} cannot be the name of a directory", volume.name));
-        }
         let plugin = match kind {
             "emptyDir" => "kubernetes.io~empty-dir",
             "configMap" => "kubernetes.io~configmap",
@@ -197,7 +210,16 @@ impl Volumes {
             "secret" => "kubernetes.io~secret",
             _ => "kubernetes.io~projected",
         };
-        Ok(pod_dir(&self.root, uid)?.join("volumes").join(plugin).join(&volume.name))
+        self.place(pod, plugin, &volume.name)
+    }
+
+    /// Where a plugin of that name puts a volume of that name.
+    fn place(&self, pod: &Pod, plugin: &str, name: &str) -> Result<PathBuf, String> {
+        if !is_file_name(name) {
+            return Err(format!("{name:?} cannot be the name of a directory"));
+        }
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        Ok(pod_dir(&self.root, uid)?.join("volumes").join(plugin).join(name))
     }
 }
 

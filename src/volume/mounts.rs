@@ -25,12 +25,33 @@ pub(super) fn make_dir(dir: &Path, mode: u32) -> Result<(), String> {
 /// Mounts a tmpfs on `dir` unless something is mounted there.
 pub(super) fn mount_tmpfs(dir: &Path, options: &str) -> Result<(), String> {
     let failed = |e: String| format!("cannot mount a tmpfs on {}: {e}", dir.display());
-    let real = dir.canonicalize().map_err(|e| failed(e.to_string()))?;
-    if mounts_below(&real).map_err(|e| failed(e.to_string()))?.contains(&real) {
+    if is_mount_point(dir)? {
         return Ok(());
     }
     let flags = MsFlags::MS_NODEV | MsFlags::MS_NOSUID;
     mount(Some("tmpfs"), dir, Some("tmpfs"), flags, Some(options)).map_err(|e| failed(e.to_string()))
+}
+
+/// Whether something is mounted on `dir`.
+pub(super) fn is_mount_point(dir: &Path) -> Result<bool, String> {
+    let looked = dir.canonicalize().and_then(|real| Ok(mounts_below(&real)?.contains(&real)));
+    looked.map_err(|e| format!("cannot tell what is mounted on {}: {e}", dir.display()))
+}
+
+/// Shows the directory `source` at `dir` as well, unless something is mounted there.
+pub(super) fn bind(source: &Path, dir: &Path, read_only: bool) -> Result<(), String> {
+    make_dir(dir, 0o750)?;
+    if is_mount_point(dir)? {
+        return Ok(());
+    }
+    let failed = |e| format!("cannot bind {} to {}: {e}", source.display(), dir.display());
+    let bind = MsFlags::MS_BIND | MsFlags::MS_REC;
+    mount(Some(source), dir, None::<&str>, bind, None::<&str>).map_err(failed)?;
+    if read_only {
+        let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+        mount(None::<&str>, dir, None::<&str>, flags, None::<&str>).map_err(failed)?;
+    }
+    Ok(())
 }
 
 /// Unmounts all below `dir`, then removes it. While anything stays mounted nothing is removed, lest the files of

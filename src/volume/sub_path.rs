@@ -5,6 +5,7 @@
 //! to a place nobody else can write to.
 
 use std::fs::{self, File};
+use std::io::Read;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
@@ -13,6 +14,9 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{Mode, fchmod, mkdirat};
+
+/// Largest file [`read_beneath`] reads, in bytes.
+const MAX_TEXT: u64 = 1 << 20;
 
 /// Whether a path is relative and has no `..`.
 pub fn stays_inside(path: &str) -> bool {
@@ -37,6 +41,22 @@ pub fn sub_path(volume: &Path, sub: &str, place: &Path) -> Result<(), String> {
     let source = PathBuf::from(format!("/proc/self/fd/{}", found.as_raw_fd()));
     mount(Some(&source), place, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)
         .map_err(|e| failed("binding", &e))
+}
+
+/// The text of a file of a volume. Links are followed as if the volume were all there is.
+pub fn read_beneath(volume: &Path, path: &str) -> Result<String, String> {
+    let how = OpenHow::new()
+        .flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
+        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    let root = File::open(volume).map_err(|e| e.to_string())?;
+    let file = File::from(openat2(&root, path, how).map_err(|e| e.to_string())?);
+    let meta = file.metadata().map_err(|e| e.to_string())?;
+    if !meta.is_file() || meta.len() > MAX_TEXT {
+        return Err(format!("only a file of at most {MAX_TEXT} bytes is read"));
+    }
+    let mut text = String::new();
+    file.take(MAX_TEXT).read_to_string(&mut text).map_err(|e| e.to_string())?;
+    Ok(text)
 }
 
 /// Removes what [`sub_path`] has bound below `dir`, and the directory; one that is not there is done.

@@ -69,3 +69,121 @@ none() { [ "$(bound)" = 0 ]; }
 check "nothing of them stays" none
 check "  and the volume's own files do" test -s "$dir/n1/share/inner/deep/file"
 on n1 umount "$dir/n1/share/below"
+
+# volumes that outlive their pods
+mkdir -p "$dir"/n1/pv/{local,host,own,set-0,set-1}
+echo kept >"$dir/n1/pv/local/file"; chmod 600 "$dir/n1/pv/local/file"; chmod 700 "$dir/n1/pv/local"
+pv() { # NAME SOURCE: a volume of this node, that only a claim which names it takes
+  k apply -f - >/dev/null <<YAML
+apiVersion: v1
+kind: PersistentVolume
+metadata: {name: $1, labels: {is: $1}}
+spec:
+  capacity: {storage: 1Gi}
+  accessModes: [ReadWriteOnce]
+  storageClassName: ""
+  persistentVolumeReclaimPolicy: Retain
+  $2
+  nodeAffinity:
+    required: {nodeSelectorTerms: [{matchExpressions: [{key: kubernetes.io/hostname, operator: In, values: [n1]}]}]}
+YAML
+}
+claim() { # NAME PV
+  k apply -f - >/dev/null <<YAML
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: $1}
+spec: {accessModes: [ReadWriteOnce], storageClassName: "", resources: {requests: {storage: 1Gi}}, selector: {matchLabels: {is: $2}}}
+YAML
+}
+pv pvlocal "local: {path: $dir/n1/pv/local}"
+pv pvhost "hostPath: {path: $dir/n1/pv/host}"
+claim local pvlocal; claim host pvhost; claim nowhere pvlate
+user() { # NAME CLAIM FIELDS COMMAND: a pod with a claim at /data
+  k apply -f - >/dev/null <<YAML
+apiVersion: v1
+kind: Pod
+metadata: {name: $1}
+spec:
+  nodeName: n1
+  restartPolicy: Never
+  securityContext: {runAsUser: 1000, fsGroup: 2000}
+  volumes: [{name: data, persistentVolumeClaim: {claimName: $2$3}}]
+  containers: [{name: c, image: "$image", command: [sh, -c, "$4"], volumeMounts: [{name: data, mountPath: /data}]}]
+YAML
+}
+bound_claim() { [ "$(k get pvc "$1" -o jsonpath='{.status.phase}')" = Bound ]; }
+soon bound_claim local && soon bound_claim host
+user locals local "" "cat /data/file && echo more >>/data/file; stat -c %a:%g /data /data/file"
+user readers local ", readOnly: true" "cat /data/file; touch /data/x || echo refused"
+user hosts host "" "stat -c %g /data"
+user waits nowhere "" "cat /data/came"
+logs() { soon is "$1" .status.phase Succeeded && [ "$(k logs "$1" | grep -v ^touch | tr '\n' ' ')" = "$2 " ]; }
+check "a local volume is its group's, with all that is in it" logs locals "kept 2770:2000 660:2000"
+check "a claim taken read-only is" logs readers "kept more refused"
+check "what a hostPath volume holds keeps its owners" logs hosts 0
+check "a pod waits for its claim and says so" soon event waits 'FailedMount.*PVC default/nowhere is not bound'
+check "  in its status too" is waits '.status.containerStatuses[0].state.waiting.message' \
+  'MountVolume.SetUp failed for volume "data" : PVC default/nowhere is not bound: waiting for a PersistentVolume'
+echo there >"$dir/n1/pv/own/came"; chmod 644 "$dir/n1/pv/own/came"
+pv pvlate "hostPath: {path: $dir/n1/pv/own}"
+check "  and runs when there is a volume" logs waits there
+check "a volume's files stay when its pods go" grep -q more "$dir/n1/pv/local/file"
+k delete pod locals readers hosts waits --timeout=30s >/dev/null
+check "  also after that" grep -q kept "$dir/n1/pv/local/file"
+
+# a StatefulSet finds its data again, by name, after its pods were deleted and after the agent was killed
+for n in 0 1; do pv "set-$n" "local: {path: $dir/n1/pv/set-$n}"; done
+k apply -f - >/dev/null <<YAML
+apiVersion: apps/v1
+kind: StatefulSet
+metadata: {name: db}
+spec:
+  replicas: 2
+  serviceName: db
+  selector: {matchLabels: {app: db}}
+  template:
+    metadata: {labels: {app: db}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      containers:
+      - name: c
+        image: "$image"
+        command: [sh, -c, "hostname >>/data/names; exec sleep 100000"]
+        volumeMounts: [{name: data, mountPath: /data}]
+  volumeClaimTemplates:
+  - metadata: {name: data}
+    spec: {accessModes: [ReadWriteOnce], storageClassName: "", resources: {requests: {storage: 1Gi}}}
+YAML
+full() { [ "$(k get statefulset db -o jsonpath='{.status.readyReplicas}')" = 2 ]; }
+check "the pods of a StatefulSet get volumes" soon full
+k delete pod db-0 db-1 --timeout=60s >/dev/null
+sleep 1; soon full
+$cluster stop agent-n1 KILL; $cluster start agent-n1
+k wait --for=condition=Ready node/n1 --timeout=30s >/dev/null
+k delete pod db-1 --timeout=60s >/dev/null
+sleep 1; soon full
+names() { k exec "db-$1" -- cat /data/names | tr '\n' ' '; }
+twice() { [ "$(names 0)" = "db-0 db-0 " ] && [ "$(names 1)" = "db-1 db-1 db-1 " ]; }
+check "  and their data again, after pods and agent were killed" soon twice
+k delete statefulset db --timeout=30s >/dev/null
+k delete pvc --all --timeout=30s >/dev/null; k delete pv --all --timeout=30s >/dev/null
+
+# a variable that an init container has written
+k apply -f - >/dev/null <<YAML
+apiVersion: v1
+kind: Pod
+metadata: {name: filed}
+spec:
+  nodeName: n1
+  restartPolicy: Never
+  volumes: [{name: e, emptyDir: {}}]
+  initContainers: [{name: i, image: "$image", command: [sh, -c, "echo \"COLOR='dark green'\" >/e/vars"], volumeMounts: [{name: e, mountPath: /e}]}]
+  containers:
+  - name: c
+    image: "$image"
+    command: [sh, -c, "echo \$TINT"]
+    env: [{name: TINT, valueFrom: {fileKeyRef: {volumeName: e, path: vars, key: COLOR}}}]
+YAML
+check "fileKeyRef: a variable from a file of a volume" logs filed "dark green"
+k delete pod filed --timeout=30s >/dev/null
