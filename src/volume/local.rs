@@ -22,8 +22,8 @@ pub(super) fn empty_dir(
         "Memory" => {
             let wanted = source.size_limit.as_ref().map(|q| fields::bytes(&q.0)).transpose()?;
             let options = match wanted.into_iter().chain(memory_limit).filter(|n| *n > 0).min() {
-                Some(size) => format!("mode=0777,size={size}"),
-                None => "mode=0777".to_owned(),
+                Some(size) => format!("mode=1777,size={size}"),
+                None => "mode=1777".to_owned(),
             };
             mounts::mount_tmpfs(dir, &options)?;
         }

@@ -92,7 +92,7 @@ fn open_or_make(root: &File, path: &Path) -> nix::Result<OwnedFd> {
         Err(Errno::ENOENT) => {}
         other => return other,
     }
-    let mode = Mode::from_bits_truncate(root.metadata().map_or(0o750, |m| m.mode()) & 0o777);
+    let mode = Mode::from_bits_truncate(root.metadata().map_or(0o750, |m| m.mode()) & 0o7777);
     let mut at = root.try_clone().map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or_default()))?;
     let mut reached = PathBuf::new();
     for part in path.components().filter(|c| matches!(c, Component::Normal(_))) {

@@ -50,7 +50,7 @@ part unnamed 'subPathExpr: "$(NOBODY)/x"'
 part upwards 'subPathExpr: "$(UP)"'
 seen() { k logs parts 2>/dev/null | grep -vx "touch: .*" | tr '\n' ' ' | grep -qx "$1 "; }
 check "parts of volumes: made with the volume's mode, a file, a link inside; recursiveReadOnly" \
-  soon seen "2777 777 777 firstfrom the host no"
+  soon seen "2777 2777 2777 firstfrom the host no"
 check "a link that leads out is refused" soon is escapes "$waiting" CreateContainerConfigError
 check "  and said so" event escapes "leads out of its volume"
 check "an unknown variable in subPathExpr is said" soon event unnamed 'missing value for .*NOBODY'
