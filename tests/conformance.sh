@@ -37,6 +37,7 @@ fi
 
 $cluster up "${NODES:-2}" >/dev/null || exit 1
 dir=$($cluster dir)
+# shellcheck source=/dev/null
 . conformance/images.sh
 
 # from the control plane's network, which has routes to nodes and pods

@@ -35,6 +35,7 @@ image nonroot "$(tag nonroot)" "$work/root" --config.user 1234
 cp "$bin/nnp" "$work/root/bin/" && chmod 6755 "$work/root/bin/nnp"
 image nonewprivs "$(tag nonewprivs)" "$work/root" --clear=config.cmd --config.cmd nnp
 rm "$work/root/bin/nnp"
+ln -sf bash "$work/root/bin/sh"
 with_libraries hostname hostname
 image glibc-dns-testing "$(tag glibc-dns-testing)" "$work/root"
 with_libraries curl curl
