@@ -99,6 +99,10 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
     tokio::spawn(keep_network(network.clone(), cidrs, network_tx, state_tx.clone()));
     tokio::spawn(list_images(images.clone(), state_tx));
     let images_of_commands = images.clone();
+    let (images_of_folder, events_of_node) = (images.clone(), shared.events.clone());
+    tokio::spawn(async move {
+        images_of_folder.import_folder(|reason, message| events_of_node.node_event("Warning", reason, message)).await;
+    });
     let events_of_node = shared.events.clone();
     tokio::spawn(images.keep_room(config.image_gc, move |reason, message| {
         events_of_node.node_event("Warning", reason, message);

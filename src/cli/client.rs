@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use bytes::Bytes;
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::Pod;
 use tokio::net::UnixStream;
@@ -121,14 +121,14 @@ pub async fn get(
     if let Some(protocol) = upgrade {
         request = request.header(http::header::CONNECTION, "Upgrade").header(http::header::UPGRADE, protocol);
     }
-    send(state_dir, request.body(Full::default())?).await
+    send(state_dir, request.body(Full::<Bytes>::default())?).await
 }
 
 /// Asks with any method and body; an upgrade that is asked for is wanted.
-pub async fn send(
-    state_dir: &std::path::Path,
-    mut request: Request<Full<Bytes>>,
-) -> Result<http::Response<Incoming>, Failure> {
+pub async fn send<B>(state_dir: &std::path::Path, mut request: Request<B>) -> Result<http::Response<Incoming>, Failure>
+where
+    B: Body<Data = Bytes, Error: Into<Failure>> + Send + 'static,
+{
     let stream = connect(state_dir).await?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection.with_upgrades());

@@ -3,6 +3,7 @@
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
 use http::{Method, Request};
 use http_body_util::{BodyExt, Full};
 use serde_json::Value;
@@ -155,7 +156,7 @@ pub fn remove(args: &RemoveArgs) -> Result<i32, Failure> {
             };
             let query = form_urlencoded::Serializer::new(String::new()).append_pair("image", &name).finish();
             let request = Request::builder().method(Method::DELETE).uri(format!("/images?{query}"));
-            match client::send(&args.state_dir, request.body(Full::default())?).await {
+            match client::send(&args.state_dir, request.body(Full::<Bytes>::default())?).await {
                 Ok(_) => println!("Deleted: {wanted}"),
                 Err(error) => {
                     eprintln!("pikelet: {error}");
@@ -202,7 +203,7 @@ pub fn pull(args: &PullArgs) -> Result<i32, Failure> {
             .method(Method::POST)
             .uri("/images/pull")
             .header(http::header::CONTENT_TYPE, "application/json")
-            .body(Full::from(serde_json::to_vec(&request)?))?;
+            .body(Full::<Bytes>::from(serde_json::to_vec(&request)?))?;
         let mut body = client::send(&args.state_dir, request).await?.into_body();
         let (mut text, mut screen) = (Vec::new(), Screen { lines: 0 });
         while let Some(frame) = body.frame().await {

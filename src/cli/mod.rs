@@ -1,5 +1,6 @@
 //! One file per subcommand.
 
+mod archives;
 mod check;
 mod client;
 mod drain;
@@ -59,6 +60,9 @@ enum Command {
     Pull(images::PullArgs),
     /// Remove images
     Rmi(images::RemoveArgs),
+    /// Work with images: import and export archives; list, pull and rm are `images`, `pull` and `rmi`
+    #[command(subcommand)]
+    Image(archives::Command),
     /// Show what node and pods use
     Top(top::Args),
     /// Show what each container uses
@@ -107,6 +111,7 @@ pub fn main() -> ExitCode {
         Command::Exec(args) => return leave(exec::exec(&args)),
         Command::Attach(args) => return leave(exec::attach(&args)),
         Command::Images(args) => return leave(images::list(&args)),
+        Command::Image(command) => return leave(archives::run(&command)),
         Command::Pull(args) => return leave(images::pull(&args)),
         Command::Rmi(args) => return leave(images::remove(&args)),
         Command::Logs(args) => return leave(logs::run(&args)),

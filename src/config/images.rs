@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{ConfigError, Settings, duration, mistake, wrong};
+use super::{ConfigError, Settings, duration, mistake, providers, wrong};
 use crate::image::{GcPolicy, Registries, StoreConfig, node_config_files};
 
 /// Where a `registries.yaml` is looked for when none is named: the first there is counts.
@@ -46,15 +46,26 @@ pub(super) fn store(root_dir: &Path, flags: &Settings, file: &Settings) -> Resul
         hosts.entry(host.clone()).or_default().insecure = true;
     }
     let named: Option<&PathBuf> = flags.private_registry.as_ref().or(file.private_registry.as_ref());
+    let import_dir = flags.image_import_dir.as_ref().or(file.image_import_dir.as_ref());
     Ok(StoreConfig {
         dir: root_dir.join("images"),
         registries: hosts,
         private: registries(named.map(PathBuf::as_path))?,
         node_logins: node_config_files(root_dir),
+        providers: providers::read(
+            flags.image_credential_provider_config.as_ref().or(file.image_credential_provider_config.as_ref()),
+            flags.image_credential_provider_bin_dir.as_ref().or(file.image_credential_provider_bin_dir.as_ref()),
+        )?,
         max_parallel_pulls: parallel(
             flags.serialize_image_pulls.or(file.serialize_image_pulls),
             flags.max_parallel_image_pulls.or(file.max_parallel_image_pulls),
         )?,
+        import_dir: Some(import_dir.cloned().unwrap_or_else(|| root_dir.join("images-import"))),
+        keep_blobs: flags.keep_blobs.or(file.keep_blobs).unwrap_or(false),
+        max_unpack_ratio: match flags.max_image_unpack_ratio.or(file.max_image_unpack_ratio) {
+            Some(0) => return wrong("maxImageUnpackRatio 0: nothing could be unpacked".to_owned()),
+            ratio => ratio,
+        },
     })
 }
 

@@ -13,6 +13,7 @@ use crate::runtime::Rotation;
 
 mod images;
 mod mistake;
+mod providers;
 mod settings;
 
 pub use settings::Settings;

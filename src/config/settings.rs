@@ -144,6 +144,26 @@ pub struct Settings {
     #[arg(long, value_name = "FILE")]
     #[serde(alias = "private-registry")]
     pub private_registry: Option<PathBuf>,
+    /// Keep compressed layers too: the store is a complete OCI image layout then, of about twice the size
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    #[serde(alias = "keep-blobs")]
+    pub keep_blobs: Option<bool>,
+    /// Times its size to which a layer or archive may unpack, if that is more than 256 MiB [default: 100]
+    #[arg(long, value_name = "NUMBER")]
+    #[serde(alias = "max-image-unpack-ratio")]
+    pub max_image_unpack_ratio: Option<u64>,
+    /// Folder of image archives that are imported at start [default: images-import in the root directory]
+    #[arg(long, value_name = "DIR")]
+    #[serde(alias = "image-import-dir")]
+    pub image_import_dir: Option<PathBuf>,
+    /// Credential provider programs: a file of kind `CredentialProviderConfig`
+    #[arg(long, value_name = "FILE", requires = "image_credential_provider_bin_dir")]
+    #[serde(alias = "image-credential-provider-config")]
+    pub image_credential_provider_config: Option<PathBuf>,
+    /// Folder of the credential provider programs
+    #[arg(long, value_name = "DIR", requires = "image_credential_provider_config")]
+    #[serde(alias = "image-credential-provider-bin-dir")]
+    pub image_credential_provider_bin_dir: Option<PathBuf>,
     /// Pull one image at a time
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub serialize_image_pulls: Option<bool>,

@@ -7,7 +7,7 @@ use serde_json::Value;
 use tracing::warn;
 
 /// One login at a registry.
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(Clone, Default, PartialEq, Eq, Hash)]
 pub struct Credential {
     /// `host[:port][/path]`, with `*` in parts of the host, as in docker's configuration file.
     pub registry: String,
@@ -17,6 +17,8 @@ pub struct Credential {
     pub password: String,
     /// Refresh token of the registry's token service; used instead of name and password.
     pub identity_token: Option<String>,
+    /// Bearer token, sent as it is; used instead of name and password.
+    pub registry_token: Option<String>,
 }
 
 impl std::fmt::Debug for Credential {
@@ -39,9 +41,11 @@ pub fn docker_config(config: &Value) -> Vec<Credential> {
     let login = |(registry, entry): (&String, &Value)| {
         let text = |key: &str| entry[key].as_str().filter(|t| !t.is_empty()).map(str::to_owned);
         let identity_token = text("identitytoken");
+        let registry_token = text("registrytoken");
         let pair = text("username").zip(text("password")).or_else(|| decode_auth(&text("auth")?));
-        let (username, password) = pair.or_else(|| identity_token.is_some().then(Default::default))?;
-        Some(Credential { registry: registry.clone(), username, password, identity_token })
+        let token = identity_token.is_some() || registry_token.is_some();
+        let (username, password) = pair.or_else(|| token.then(Default::default))?;
+        Some(Credential { registry: registry.clone(), username, password, identity_token, registry_token })
     };
     auths.as_object().into_iter().flatten().filter_map(login).collect()
 }
@@ -83,7 +87,7 @@ fn glob(pattern: &[u8], text: &[u8]) -> bool {
 }
 
 /// True if a login written for `registry` is meant for `repository` at `host`.
-fn matches(registry: &str, host: &str, repository: &str) -> bool {
+pub fn matches(registry: &str, host: &str, repository: &str) -> bool {
     let registry = registry.trim_start_matches("https://").trim_start_matches("http://");
     let (pattern, path) = registry.split_once('/').unwrap_or((registry, ""));
     let path = path.trim_end_matches('/');
@@ -128,12 +132,7 @@ mod tests {
         assert!(!matches("*.example", "a.b.example", "a") && !matches("r.example", "r.example:5000", "a"));
         assert!(matches("r.example/team", "r.example", "team/app") && !matches("r.example/team", "r.example", "x"));
         assert!(matches("https://index.docker.io/v1/", "docker.io", "library/busybox"));
-        let login = |r: &str| Credential {
-            registry: r.into(),
-            username: String::new(),
-            password: String::new(),
-            identity_token: None,
-        };
+        let login = |r: &str| Credential { registry: r.into(), ..Credential::default() };
         let found = choose(&[login("r.example"), login("r.example/team"), login("other")], "r.example", "team/app");
         assert_eq!(found.iter().map(|c| c.registry.as_str()).collect::<Vec<_>>(), ["r.example/team", "r.example"]);
     }

@@ -1,17 +1,15 @@
 //! One layer from a registry: downloaded, checked, decompressed and unpacked at once, resumed where the transfer breaks.
 
-use std::io::{self, Read};
-use std::sync::Arc;
+use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use bytes::Bytes;
 use tokio::sync::mpsc;
 use tracing::info;
 
-use super::layers::Layers;
 use super::manifest::Descriptor;
+use super::pieces::{Piece, Pieces};
 use super::registry::Registry;
-use super::unpack;
+use super::sink::Sink;
 use crate::errors::causes;
 
 /// Pieces of a download that may wait for the unpacker (a piece is at most a few hundred KiB).
@@ -26,9 +24,9 @@ const PAUSE: u64 = 8000;
 /// Bytes received of a layer.
 pub type Meter = AtomicU64;
 
-/// Puts a layer into the store.
+/// Puts a layer into the store, and its blob where those are kept.
 pub async fn fetch(
-    layers: Arc<Layers>,
+    sink: Sink,
     registry: &Registry,
     layer: Descriptor,
     diff_id: String,
@@ -36,9 +34,7 @@ pub async fn fetch(
 ) -> Result<(), String> {
     let (tx, rx) = mpsc::channel(PIECES);
     let (digest, size) = (layer.digest.clone(), layer.size);
-    let unpacking = tokio::task::spawn_blocking(move || {
-        layers.place(&diff_id, |dir| unpack::unpack(Pieces::new(rx), &layer, &diff_id, dir))
-    });
+    let unpacking = tokio::task::spawn_blocking(move || sink.take(Pieces::new(rx), &layer, &diff_id));
     let sent = send(registry, &digest, size, &tx, meter).await;
     if let Err(error) = &sent {
         // an unpacker that has given up says why itself
@@ -49,8 +45,6 @@ pub async fn fetch(
     drop(tx);
     unpacking.await.map_err(|e| format!("unpacking layer {digest}: {e}"))?
 }
-
-type Piece = Option<io::Result<Bytes>>;
 
 /// Sends the blob's bytes in order; after a break it goes on where it was.
 async fn send(
@@ -119,33 +113,5 @@ async fn part(
         if !piece.is_empty() && tx.send(Some(Ok(piece))).await.is_err() {
             return Ok(());
         }
-    }
-}
-
-/// A download as a blocking reader.
-struct Pieces {
-    rx: mpsc::Receiver<Piece>,
-    current: Bytes,
-    ended: bool,
-}
-
-impl Pieces {
-    fn new(rx: mpsc::Receiver<Piece>) -> Self {
-        Self { rx, current: Bytes::new(), ended: false }
-    }
-}
-
-impl Read for Pieces {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.current.is_empty() && !self.ended {
-            match self.rx.blocking_recv() {
-                Some(Some(piece)) => self.current = piece?,
-                Some(None) => self.ended = true,
-                None => return Err(io::Error::other("the pull was given up")),
-            }
-        }
-        let n = buffer.len().min(self.current.len());
-        buffer[..n].copy_from_slice(&self.current.split_to(n));
-        Ok(n)
     }
 }

@@ -64,9 +64,9 @@ fn to_free(capacity: u64, available: u64, policy: &GcPolicy) -> Option<u64> {
 
 /// The order in which images go: never one in use, nor one too young.
 fn eligible(mut images: Vec<(Image, Seen, bool)>, now: Instant, policy: &GcPolicy) -> Vec<(Image, Seen)> {
-    images.retain(|(_, seen, in_use)| {
+    images.retain(|(image, seen, in_use)| {
         let young = now.saturating_duration_since(seen.detected) < policy.min_age;
-        !in_use && !young && seen.used.is_none_or(|u| u < now)
+        !image.pinned && !in_use && !young && seen.used.is_none_or(|u| u < now)
     });
     images.sort_by_key(|(_, seen, _)| (seen.used, seen.detected));
     images.into_iter().map(|(image, seen, _)| (image, seen)).collect()

@@ -1,13 +1,14 @@
 //! Which images there are: an OCI image layout of the documents (`index.json`, `blobs/sha256`).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::digest::{hex, is_digest, is_hex};
+use super::blobs::Blobs;
+use super::digest::{hex, is_digest};
 use super::durable::{sync_dir, write_whole};
 use super::layers::Layers;
 use super::manifest::{ImageConfig, Manifest};
@@ -17,6 +18,8 @@ use super::types::{Image, ImageError, ImageProcess};
 
 /// Annotation of an entry: the name it was pulled by.
 const NAME: &str = "org.opencontainers.image.ref.name";
+/// Annotation of an entry: garbage collection leaves it alone.
+const PINNED: &str = "io.pikelet.image.pinned";
 /// Annotation of an entry: the digest its name led to.
 const PULLED: &str = "io.pikelet.image.digest";
 
@@ -27,38 +30,19 @@ fn io_error(what: String) -> impl FnOnce(io::Error) -> ImageError {
 /// The documents of a store. One writer at a time.
 pub struct Index {
     dir: PathBuf,
+    blobs: Blobs,
 }
 
 impl Index {
-    /// Opens (and where needed creates) the layout in `dir`; what an earlier run wrote half is removed.
-    pub fn open(dir: PathBuf) -> Result<Self, ImageError> {
-        let index = Self { dir };
-        let open = || {
-            fs::create_dir_all(index.blobs())?;
-            for dir in [index.dir.clone(), index.blobs()] {
-                for entry in fs::read_dir(dir)? {
-                    let path = entry?.path();
-                    if path.extension().is_some_and(|e| e == "tmp") {
-                        fs::remove_file(path)?;
-                    }
-                }
-            }
-            write_whole(&index.dir.join("oci-layout"), br#"{"imageLayoutVersion":"1.0.0"}"#)
-        };
-        open().map_err(io_error(format!("opening the image store {}", index.dir.display())))?;
-        Ok(index)
-    }
-
-    fn blobs(&self) -> PathBuf {
-        self.dir.join("blobs/sha256")
+    /// Opens (and where needed creates) the layout in `dir`.
+    pub fn open(dir: PathBuf, blobs: Blobs) -> Result<Self, ImageError> {
+        write_whole(&dir.join("oci-layout"), br#"{"imageLayoutVersion":"1.0.0"}"#)
+            .map_err(io_error(format!("opening the image store {}", dir.display())))?;
+        Ok(Self { dir, blobs })
     }
 
     fn path(&self) -> PathBuf {
         self.dir.join("index.json")
-    }
-
-    fn blob(&self, digest: &str) -> PathBuf {
-        self.blobs().join(hex(digest))
     }
 
     fn read(&self) -> Result<Vec<Value>, ImageError> {
@@ -79,15 +63,22 @@ impl Index {
         write(&self.path()).map_err(io_error(format!("writing {}", self.path().display())))
     }
 
+    /// An image's manifest and configuration.
+    fn documents(&self, digest: &str) -> Option<(Manifest, ImageConfig)> {
+        let manifest: Manifest = serde_json::from_slice(&self.blobs.read(digest).ok()?).ok()?;
+        let config = self.blobs.read(&manifest.config.as_ref()?.digest).ok()?;
+        Some((manifest, serde_json::from_slice(&config).ok()?))
+    }
+
     fn image(&self, layers: &Layers, entries: &[Value], digest: &str) -> Option<Image> {
-        let manifest: Manifest = serde_json::from_slice(&fs::read(self.blob(digest)).ok()?).ok()?;
+        let (manifest, config) = self.documents(digest)?;
         let id = manifest.config?.digest;
-        let config: ImageConfig = serde_json::from_slice(&fs::read(self.blob(&id)).ok()?).ok()?;
         let diff_ids = config.rootfs.diff_ids;
         let sizes: Option<Vec<u64>> = diff_ids.iter().map(|l| layers.size(l)).collect();
         let process = config.config.unwrap_or_default();
-        let (mut repo_tags, mut repo_digests) = (Vec::new(), Vec::new());
+        let (mut repo_tags, mut repo_digests, mut pinned) = (Vec::new(), Vec::new(), false);
         for entry in entries.iter().filter(|e| e["digest"] == json!(digest)) {
+            pinned |= is_pinned(entry);
             let annotation = |key: &str| entry["annotations"][key].as_str().map(str::to_owned);
             if let Some(name) = annotation(NAME) {
                 let repository = Reference::parse(&name).ok().map(|r| r.name()).unwrap_or_default();
@@ -101,6 +92,8 @@ impl Index {
         repo_digests.dedup();
         Some(Image {
             id,
+            manifest: digest.to_owned(),
+            pinned,
             repo_tags,
             repo_digests,
             size: sizes?.iter().sum(),
@@ -141,6 +134,7 @@ impl Index {
         let digests: BTreeSet<&str> = entries.iter().filter_map(|e| e["digest"].as_str()).collect();
         for image in digests.into_iter().filter_map(|d| self.image(layers, &entries, d)) {
             if let Some(known) = images.get_mut(&image.id) {
+                known.pinned |= image.pinned;
                 known.repo_tags.extend(image.repo_tags);
                 known.repo_digests.extend(image.repo_digests);
             } else {
@@ -150,22 +144,31 @@ impl Index {
         Ok(images.into_values().collect())
     }
 
-    /// Adds a pulled image under its name; its layers are in the store.
+    /// Adds an image under its name; its layers are in the store. What is pinned stays so.
     pub fn add(&self, name: &str, pulled: &Pulled) -> Result<(), ImageError> {
         for (digest, text) in [(&pulled.manifest_digest, &pulled.manifest), (&pulled.config_digest, &pulled.config)] {
-            let path = self.blob(digest);
-            write_whole(&path, text).map_err(io_error(format!("writing {}", path.display())))?;
+            let write = self.blobs.write(digest, text);
+            write.map_err(io_error(format!("writing {}", self.blobs.path(digest).display())))?;
         }
-        sync_dir(&self.blobs()).map_err(io_error(format!("writing {}", self.blobs().display())))?;
+        self.blobs.sync().map_err(io_error(format!("writing blobs of {}", self.dir.display())))?;
         let old = self.read()?;
+        let before = old.iter().find(|e| e["annotations"][NAME] == json!(name));
+        let mut annotations = json!({NAME: name});
+        if let Some(digest) = &pulled.top_digest {
+            annotations[PULLED] = json!(digest);
+        }
+        if pulled.pinned || before.is_some_and(is_pinned) {
+            annotations[PINNED] = json!("true");
+        }
+        let media_type = serde_json::from_slice(&pulled.manifest).ok().and_then(|m: Manifest| m.media_type);
         let entry = json!({
-            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "mediaType": media_type.as_deref().unwrap_or("application/vnd.oci.image.manifest.v1+json"),
             "digest": pulled.manifest_digest,
             "size": pulled.manifest.len(),
-            "annotations": {NAME: name, PULLED: pulled.top_digest},
+            "annotations": annotations,
         });
         // a name that led to the same before costs no write
-        if old.contains(&entry) {
+        if before == Some(&entry) {
             return Ok(());
         }
         let mut entries = old;
@@ -174,8 +177,20 @@ impl Index {
         self.write(&entries)
     }
 
-    /// Takes out the entries of which `gone` is true (by image, if it is whole, and name), and documents nobody needs.
-    pub fn remove(&self, layers: &Layers, gone: impl Fn(Option<&Image>, &str) -> bool) -> Result<(), ImageError> {
+    /// The layers whose compressed form is known from an image's manifest: blob digest to diff id.
+    pub fn known(&self) -> Result<HashMap<String, String>, ImageError> {
+        let mut known = HashMap::new();
+        for digest in self.read()?.iter().filter_map(|e| e["digest"].as_str()) {
+            let Some((manifest, config)) = self.documents(digest) else { continue };
+            let layers = manifest.layers.into_iter().map(|l| l.digest);
+            known.extend(layers.zip(config.rootfs.diff_ids));
+        }
+        Ok(known)
+    }
+
+    /// Takes out the entries of which `gone` is true (by image, if it is whole, and name), and the blobs nobody needs;
+    /// returns the bytes of those.
+    pub fn remove(&self, layers: &Layers, gone: impl Fn(Option<&Image>, &str) -> bool) -> Result<u64, ImageError> {
         let old = self.read()?;
         let mut kept = old.clone();
         kept.retain(|entry| {
@@ -183,22 +198,25 @@ impl Index {
             !gone(image.as_ref(), entry["annotations"][NAME].as_str().unwrap_or_default())
         });
         self.write(&kept)?;
-        let mut needed = BTreeSet::new();
-        for digest in kept.iter().filter_map(|e| e["digest"].as_str()) {
-            let manifest: Option<Manifest> =
-                fs::read(self.blob(digest)).ok().and_then(|t| serde_json::from_slice(&t).ok());
-            needed.extend(manifest.and_then(|m| m.config).map(|c| hex(&c.digest).to_owned()));
-            needed.insert(hex(digest).to_owned());
-        }
-        let sweep = || {
-            for entry in fs::read_dir(self.blobs())? {
-                let entry = entry?;
-                if entry.file_name().to_str().is_some_and(|n| is_hex(n) && !needed.contains(n)) {
-                    fs::remove_file(entry.path())?;
-                }
-            }
-            Ok(())
-        };
-        sweep().map_err(io_error(format!("removing documents from {}", self.blobs().display())))
+        self.sweep(layers)
     }
+
+    /// Removes the blobs of no image that nobody relies on; returns their bytes.
+    pub fn sweep(&self, layers: &Layers) -> Result<u64, ImageError> {
+        let mut needed = BTreeSet::new();
+        for digest in self.read()?.iter().filter_map(|e| e["digest"].as_str()) {
+            let manifest: Option<Manifest> =
+                self.blobs.read(digest).ok().and_then(|text| serde_json::from_slice(&text).ok());
+            needed.insert(hex(digest).to_owned());
+            let Some(manifest) = manifest else { continue };
+            let parts = manifest.config.iter().chain(&manifest.layers);
+            needed.extend(parts.map(|part| hex(&part.digest).to_owned()));
+        }
+        let freed = self.blobs.sweep(|name| needed.contains(name) || layers.pinned(name));
+        freed.map_err(io_error(format!("removing blobs of {}", self.dir.display())))
+    }
+}
+
+fn is_pinned(entry: &Value) -> bool {
+    entry["annotations"][PINNED] == json!("true")
 }

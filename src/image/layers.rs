@@ -14,6 +14,7 @@ use tracing::warn;
 
 use super::digest::{hex, is_hex};
 use super::durable::sync_dir;
+use super::unpack::Unpacked;
 
 const MARK: &str = "complete";
 
@@ -92,14 +93,58 @@ impl Layers {
         Pins { layers: self.clone(), names: diff_ids.iter().map(|i| hex(i).to_owned()).collect() }
     }
 
-    /// Makes a layer of what `fill` writes into the directory it is given; `fill` returns the bytes of its files.
-    pub fn place(&self, diff_id: &str, fill: impl FnOnce(&Path) -> Result<u64, String>) -> Result<(), String> {
+    /// True while something relies on it.
+    pub fn pinned(&self, hex: &str) -> bool {
+        self.pins().contains_key(hex)
+    }
+
+    /// Makes a layer of what `fill` writes into the directory it is given; `fill` returns what it found the layer to
+    /// be. The layer is kept while the pins live.
+    pub fn place(
+        self: &Arc<Self>,
+        fill: impl FnOnce(&Path) -> Result<Unpacked, String>,
+    ) -> Result<(Unpacked, Pins), String> {
         let temporary = self.temporary();
-        let result = fill_and_name(&temporary, &self.path(diff_id), fill);
+        let result = self.fill_and_name(&temporary, fill);
         if result.is_err() {
             clear(&temporary);
         }
         result
+    }
+
+    /// Files, their sync, the mark, its sync, the name: in this order.
+    fn fill_and_name(
+        self: &Arc<Self>,
+        temporary: &Path,
+        fill: impl FnOnce(&Path) -> Result<Unpacked, String>,
+    ) -> Result<(Unpacked, Pins), String> {
+        let failed = |e: io::Error| format!("storing a layer in {}: {e}", self.dir.display());
+        fs::create_dir_all(temporary.join("diff")).map_err(failed)?;
+        let got = fill(&temporary.join("diff"))?;
+        let pins = self.pin(std::slice::from_ref(&got.diff_id));
+        if self.size(&got.diff_id).is_some() {
+            // here already: what was not synced yet need not be
+            clear(temporary);
+            return Ok((got, pins));
+        }
+        let root = File::open(temporary).map_err(failed)?;
+        nix::unistd::syncfs(&root).map_err(|e| failed(e.into()))?;
+        let mut mark = File::create(temporary.join(MARK)).map_err(failed)?;
+        mark.write_all(got.size.to_string().as_bytes()).and_then(|()| mark.sync_all()).map_err(failed)?;
+        root.sync_all().map_err(failed)?;
+        let target = self.path(&got.diff_id);
+        match fs::rename(temporary, &target) {
+            // a pull that everybody gave up on has ended after all
+            Err(_) if target.join(MARK).exists() => clear(temporary),
+            other => other.map_err(failed)?,
+        }
+        Ok((got, pins))
+    }
+
+    /// All layers, by hex.
+    pub fn names(&self) -> io::Result<BTreeSet<String>> {
+        let names = fs::read_dir(&self.dir)?.map(|e| Ok(e?.file_name().to_string_lossy().into_owned()));
+        names.filter(|n: &io::Result<String>| n.as_ref().map_or(true, |n| is_hex(n))).collect()
     }
 
     /// Makes the names of all whole layers last.
@@ -107,14 +152,13 @@ impl Layers {
         sync_dir(&self.dir)
     }
 
-    /// Removes the layers that are not in `needed`, not pinned and not mounted; returns the bytes of their files.
-    pub fn discard_all_but(&self, needed: &BTreeSet<String>) -> io::Result<u64> {
+    /// Removes those of `candidates` (by hex) that are not in `needed`, not pinned and not mounted; returns the bytes of
+    /// their files.
+    pub fn discard(&self, candidates: BTreeSet<String>, needed: &BTreeSet<String>) -> io::Result<u64> {
         let mounted = mounted_layers()?;
         let mut freed = 0;
         let mut gone = Vec::new();
-        for entry in fs::read_dir(&self.dir)? {
-            let name = entry?.file_name();
-            let Some(name) = name.to_str().filter(|n| is_hex(n)) else { continue };
+        for name in candidates.iter().map(String::as_str) {
             if needed.contains(&format!("sha256:{name}")) || mounted.contains(name) {
                 continue;
             }
@@ -136,30 +180,6 @@ impl Layers {
             clear(&path);
         }
         Ok(freed)
-    }
-}
-
-/// Files, their sync, the mark, its sync, the name: in this order.
-fn fill_and_name(
-    temporary: &Path,
-    target: &Path,
-    fill: impl FnOnce(&Path) -> Result<u64, String>,
-) -> Result<(), String> {
-    let failed = |e: io::Error| format!("storing layer {}: {e}", target.display());
-    fs::create_dir_all(temporary.join("diff")).map_err(failed)?;
-    let size = fill(&temporary.join("diff"))?;
-    let root = File::open(temporary).map_err(failed)?;
-    nix::unistd::syncfs(&root).map_err(|e| failed(e.into()))?;
-    let mut mark = File::create(temporary.join(MARK)).map_err(failed)?;
-    mark.write_all(size.to_string().as_bytes()).and_then(|()| mark.sync_all()).map_err(failed)?;
-    root.sync_all().map_err(failed)?;
-    match fs::rename(temporary, target) {
-        // a pull that everybody gave up on has ended after all
-        Err(_) if target.join(MARK).exists() => {
-            clear(temporary);
-            Ok(())
-        }
-        other => other.map_err(failed),
     }
 }
 
@@ -218,9 +238,9 @@ mod tests {
         assert_eq!(fs::read_dir(&dir).unwrap().count(), 1);
         assert_eq!((layers.size(&whole), layers.size(&cut)), (Some(7), None));
         let pins = layers.pin(&[format!("sha256:{whole}")]);
-        assert_eq!(layers.discard_all_but(&BTreeSet::new()).unwrap(), 0);
+        assert_eq!(layers.discard(layers.names().unwrap(), &BTreeSet::new()).unwrap(), 0);
         drop(pins);
-        assert_eq!(layers.discard_all_but(&BTreeSet::new()).unwrap(), 7);
+        assert_eq!(layers.discard(layers.names().unwrap(), &BTreeSet::new()).unwrap(), 7);
         assert_eq!(fs::read_dir(&dir).unwrap().count(), 0);
         fs::remove_dir_all(dir).unwrap();
     }

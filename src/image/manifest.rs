@@ -32,7 +32,10 @@ pub struct Platform {
 
 /// A manifest or an index.
 #[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Manifest {
+    /// What it is, where it says so.
+    pub media_type: Option<String>,
     /// Image configuration; a manifest has one.
     pub config: Option<Descriptor>,
     /// Layers, lowest first.
@@ -46,6 +49,9 @@ pub struct Manifest {
 /// The part of an image configuration this store needs.
 #[derive(Debug, Deserialize)]
 pub struct ImageConfig {
+    /// Go name of the architecture.
+    #[serde(default)]
+    pub architecture: String,
     /// Process defaults.
     #[serde(default)]
     pub config: Option<ProcessConfig>,
@@ -87,6 +93,11 @@ fn acceptable(arch: &str) -> &'static [(&'static str, &'static str)] {
         "arm" => &[("arm", "v6"), ("arm", "v5")],
         _ => &[],
     }
+}
+
+/// True if a machine (`std::env::consts::ARCH`) can run programs for an architecture by its Go name.
+pub fn runs(arch: &str, architecture: &str) -> bool {
+    acceptable(arch).iter().any(|(a, _)| *a == architecture)
 }
 
 /// The entry of an index for a machine (`std::env::consts::ARCH`); the error names what there is.

@@ -2,30 +2,45 @@
 //!
 //! Knows nothing of pods.
 
+mod archive;
+mod blobs;
+mod compression;
 mod credentials;
 mod digest;
 mod download;
 mod durable;
 mod endpoints;
+mod export;
 mod flights;
 mod gc;
+mod guard;
 mod hashed;
+mod import;
 mod index;
 mod layers;
 mod manifest;
 mod mount;
+mod pieces;
+mod providers;
 mod pull;
 mod reference;
 mod registry;
+mod retar;
+mod sink;
 mod store;
+mod transfer;
+mod tree;
 mod types;
 mod unpack;
 mod xattr;
 
 pub use credentials::{Credential, docker_config, node_config_files};
 pub use endpoints::Registries;
+pub use export::{Export, Exported};
 pub use gc::{GcError, GcPolicy};
 pub use mount::probe as probe_mount;
+pub use pieces::Piece;
 pub use reference::registry_of;
 pub use store::{ImageStore, PULLS};
+pub use transfer::Imported;
 pub use types::*;

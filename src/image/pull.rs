@@ -16,8 +16,10 @@ use super::store::ImageStore;
 
 /// The documents of a pulled image; its layers are in the store.
 pub struct Pulled {
-    /// Digest the reference led to (an index or a manifest).
-    pub top_digest: String,
+    /// Digest the reference led to (an index or a manifest), where there is a registry that knows it.
+    pub top_digest: Option<String>,
+    /// Garbage collection is to leave it alone.
+    pub pinned: bool,
     /// Digest of the platform's manifest.
     pub manifest_digest: String,
     /// The platform's manifest.
@@ -26,11 +28,12 @@ pub struct Pulled {
     pub config_digest: String,
     /// The image configuration.
     pub config: Vec<u8>,
-    /// Keeps the layers until the image is in the index.
-    pub _pins: Pins,
+    /// Keeps layers and blobs until the image is in the index.
+    pub _pins: Vec<Pins>,
 }
 
-fn verified(bytes: Vec<u8>, digest: &str) -> Result<Vec<u8>, String> {
+/// Refuses a document that is not the one meant.
+pub fn verified(bytes: Vec<u8>, digest: &str) -> Result<Vec<u8>, String> {
     let got = digest_of(&bytes);
     if got == digest { Ok(bytes) } else { Err(format!("{digest} arrived as {got}: digest does not match")) }
 }
@@ -61,13 +64,15 @@ pub async fn pull(store: &ImageStore, reference: &Reference, registry: Registry)
             return Err(format!("layer {} / {diff_id}: not a sha256 digest", layer.digest));
         }
     }
-    let pins = store.layers().pin(&diff_ids);
+    let blobs: Vec<String> = manifest.layers.iter().map(|l| l.digest.clone()).collect();
+    let pins = vec![store.layers().pin(&diff_ids), store.layers().pin(&blobs)];
     store.wants(reference.canonical(), manifest.layers.iter().cloned().zip(diff_ids.iter().cloned()).collect());
     let registry = Arc::new(registry);
     let wanted = manifest.layers.iter().zip(&diff_ids);
     try_join_all(wanted.map(|(layer, diff_id)| obtain(store, &registry, layer, diff_id))).await?;
     Ok(Pulled {
-        top_digest,
+        top_digest: Some(top_digest),
+        pinned: false,
         manifest_digest: digest_of(&text),
         manifest: text,
         config_digest: config.digest,
@@ -79,26 +84,26 @@ pub async fn pull(store: &ImageStore, reference: &Reference, registry: Registry)
 /// Waits until a layer is in the store, by this pull or by another that needs it too.
 async fn obtain(store: &ImageStore, registry: &Arc<Registry>, layer: &Descriptor, diff_id: &str) -> Result<(), String> {
     loop {
-        if store.layers().size(diff_id).is_some() {
+        if store.sink().has(&layer.digest, diff_id) {
             return Ok(());
         }
         let start = || {
-            let (layers, slots) = (store.layers().clone(), store.layer_slots());
+            let (sink, slots) = (store.sink().clone(), store.layer_slots());
             let (registry, layer, diff_id) = (registry.clone(), layer.clone(), diff_id.to_owned());
             let meter = store.meter(&layer);
             async move {
                 let _slot = slots.acquire_owned().await.map_err(|e| e.to_string())?;
-                if layers.size(&diff_id).is_some() {
+                if sink.has(&layer.digest, &diff_id) {
                     return Ok(());
                 }
-                download::fetch(layers, &registry, layer, diff_id, &meter).await
+                download::fetch(sink, &registry, layer, diff_id, &meter).await
             }
             .boxed()
         };
         let (work, mine) = store.layer_flights().join(diff_id.to_owned(), start);
         match work.await {
-            // another pull's failure may be its login's
-            Err(_) if !mine => {}
+            // another pull may have needed less, and its failure may be its login's
+            _ if !mine => {}
             result => return result,
         }
     }

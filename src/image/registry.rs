@@ -45,10 +45,11 @@ struct Source {
     bearer: Mutex<Option<String>>,
 }
 
+/// The answer of a token service; some send both, which are the same then.
 #[derive(Deserialize)]
 struct Token {
-    #[serde(alias = "access_token")]
-    token: String,
+    token: Option<String>,
+    access_token: Option<String>,
 }
 
 impl Registry {
@@ -62,8 +63,8 @@ impl Registry {
             logins.into_iter().map(move |login| Source {
                 endpoint: endpoint.clone(),
                 client: client.clone(),
+                bearer: Mutex::new(login.as_ref().and_then(|l: &Credential| l.registry_token.clone())),
                 login,
-                bearer: Mutex::default(),
             })
         });
         Self { sources: sources.collect(), preferred: AtomicUsize::new(0) }
@@ -194,6 +195,10 @@ impl Source {
 
     /// Fetches a bearer token if the answer names a token service.
     async fn authorize(&self, response: &Response) -> Result<bool, String> {
+        // a token that was given for good has no other
+        if self.login.as_ref().is_some_and(|l| l.registry_token.is_some()) {
+            return Ok(false);
+        }
         let Some(challenge) = response.headers().get(WWW_AUTHENTICATE).and_then(|h| h.to_str().ok()) else {
             return Ok(false);
         };
@@ -234,7 +239,8 @@ impl Source {
         }
         let text = limited(answer).await.map_err(|(Broken::Transfer(e) | Broken::Size(e))| e)?;
         let token: Token = serde_json::from_slice(&text).map_err(|e| format!("token service {realm}: {e}"))?;
-        *self.bearer() = Some(token.token);
+        let token = token.token.or(token.access_token);
+        *self.bearer() = Some(token.ok_or_else(|| format!("token service {realm}: no token in its answer"))?);
         Ok(true)
     }
 }

@@ -1,25 +1,30 @@
 //! The store as others see it: what it has, pulls (side by side, each thing once), removal and mounts.
 
 use std::collections::{BTreeSet, HashMap};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
 
 use futures::FutureExt;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tracing::info;
 
+use super::blobs::Blobs;
 use super::credentials::{self, Credential};
 use super::download::Meter;
 use super::endpoints;
 use super::flights::Flights;
+use super::guard::RATIO;
 use super::index::Index;
 use super::layers::{self, Layers};
 use super::manifest::Descriptor;
-use super::pull;
+use super::providers::Providers;
+use super::pull::{self, Pulled};
 use super::reference::Reference;
 use super::registry::Registry;
+use super::sink::Sink;
 use super::types::{Image, ImageError, LayerProgress, StoreConfig};
 
 /// Images pulled at once unless the settings say another number.
@@ -40,10 +45,13 @@ pub(super) struct Seen {
 
 struct Inner {
     config: StoreConfig,
-    layers: Arc<Layers>,
+    sink: Sink,
     /// Changes of the index are made one at a time.
     index: Mutex<Index>,
     changed: watch::Sender<u64>,
+    /// The archives of the folder are not all in the store yet.
+    importing: watch::Sender<bool>,
+    providers: Providers,
     pulls: Flights<Key, Result<(), String>>,
     pull_slots: Semaphore,
     layer_flights: Flights<String, Result<(), String>>,
@@ -68,15 +76,19 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl ImageStore {
     /// Opens (and where needed creates) the store; what an earlier run left half done is removed.
     pub async fn open(config: StoreConfig) -> Result<Self, ImageError> {
-        let dir = config.dir.join("layers");
-        let index = Index::open(config.dir.clone())?;
-        let layers = Layers::open(dir.clone())
-            .map_err(|source| ImageError::Io { what: format!("opening {}", dir.display()), source })?;
+        let failed =
+            |source| ImageError::Io { what: format!("opening the image store {}", config.dir.display()), source };
+        let blobs = Blobs::open(&config.dir).map_err(failed)?;
+        let index = Index::open(config.dir.clone(), blobs.clone())?;
+        let layers = Layers::open(config.dir.join("layers")).map_err(failed)?;
+        let (keep_blobs, ratio) = (config.keep_blobs, config.max_unpack_ratio.unwrap_or(RATIO));
         Ok(Self {
             inner: Arc::new(Inner {
-                layers,
+                sink: Sink { layers, blobs, keep_blobs, ratio },
                 index: Mutex::new(index),
                 changed: watch::Sender::new(0),
+                importing: watch::Sender::new(config.import_dir.as_ref().is_some_and(|d| d.is_dir())),
+                providers: Providers::new(config.providers.clone()),
                 pulls: Flights::default(),
                 pull_slots: Semaphore::new(config.max_parallel_pulls.unwrap_or(PULLS).max(1)),
                 layer_flights: Flights::default(),
@@ -99,8 +111,31 @@ impl ImageStore {
         &self.inner.config.dir
     }
 
+    pub(super) fn import_dir(&self) -> Option<PathBuf> {
+        self.inner.config.import_dir.clone()
+    }
+
+    /// True until [`ImageStore::import_folder`] has ended.
+    pub fn is_importing(&self) -> bool {
+        *self.inner.importing.borrow()
+    }
+
+    /// Waits until [`ImageStore::import_folder`] has ended.
+    pub async fn imported(&self) {
+        // the sender lives as long as the store
+        let _ = self.inner.importing.subscribe().wait_for(|importing| !importing).await;
+    }
+
+    pub(super) fn settle(&self) {
+        self.inner.importing.send_replace(false);
+    }
+
     pub(super) fn layers(&self) -> &Arc<Layers> {
-        &self.inner.layers
+        &self.inner.sink.layers
+    }
+
+    pub(super) fn sink(&self) -> &Sink {
+        &self.inner.sink
     }
 
     pub(super) fn layer_flights(&self) -> &Flights<String, Result<(), String>> {
@@ -132,7 +167,7 @@ impl ImageStore {
         let meters = lock(&self.inner.meters);
         let of = |(layer, diff_id): (Descriptor, String)| LayerProgress {
             received: meters.get(&layer.digest).and_then(Weak::upgrade).map_or(0, |m| m.load(Ordering::Relaxed)),
-            done: self.inner.layers.size(&diff_id).is_some(),
+            done: self.inner.sink.layers.size(&diff_id).is_some(),
             digest: layer.digest,
             total: layer.size,
         };
@@ -152,12 +187,12 @@ impl ImageStore {
     /// The image a reference (tag, digest or image id) names, if it is whole in the store.
     pub async fn get(&self, reference: &str) -> Result<Option<Image>, ImageError> {
         let reference = reference.to_owned();
-        self.blocking(move |inner, index| index.get(&inner.layers, &reference)).await
+        self.blocking(move |inner, index| index.get(&inner.sink.layers, &reference)).await
     }
 
     /// Every whole image.
     pub async fn list(&self) -> Result<Vec<Image>, ImageError> {
-        self.blocking(|inner, index| index.list(&inner.layers)).await
+        self.blocking(|inner, index| index.list(&inner.sink.layers)).await
     }
 
     /// Pulls by tag or digest for this machine's platform, with those of `credentials` that belong to it, then the
@@ -179,22 +214,57 @@ impl ImageStore {
     }
 
     async fn pull_one(&self, reference: &Reference, mut credentials: Vec<Credential>) -> Result<(), String> {
-        let _slot = self.inner.pull_slots.acquire().await.map_err(|e| e.to_string())?;
+        let _slot = self.pull_slot().await.map_err(|e| e.to_string())?;
+        let (provided, problems) = self.inner.providers.logins(&reference.name()).await;
+        credentials.extend(provided);
         credentials.extend(credentials::of_node(&self.inner.config.node_logins));
         let registry = Registry::new(endpoints::of(reference, &self.inner.config, &credentials)?);
         let (name, arch) = (reference.canonical(), std::env::consts::ARCH);
         let pulled = pull::pull(self, reference, registry).await;
         lock(&self.inner.wanted).remove(&name);
-        let pulled = pulled?;
+        // a login that could not be had may be the one that was needed
+        let also = |error: String| [vec![error], problems].concat().join("; ");
+        let pulled = pulled.map_err(also)?;
         info!(image = name, digest = pulled.top_digest, arch, "pulled");
+        self.add(name, pulled).await.map_err(|e| e.to_string())
+    }
+
+    /// Names an image whose layers are in the store.
+    pub(super) async fn add(&self, name: String, pulled: Pulled) -> Result<(), ImageError> {
         let add = move |inner: &Inner, index: &Index| {
-            let synced = inner.layers.sync();
+            let synced = inner.sink.layers.sync();
             synced.map_err(|source| ImageError::Io { what: "syncing layers".to_owned(), source })?;
             index.add(&name, &pulled)
         };
-        self.blocking(add).await.map_err(|e| e.to_string())?;
+        self.blocking(add).await?;
         self.inner.changed.send_modify(|n| *n += 1);
         Ok(())
+    }
+
+    pub(super) async fn pull_slot(&self) -> Result<SemaphorePermit<'_>, ImageError> {
+        let slot = self.inner.pull_slots.acquire().await;
+        slot.map_err(|e| ImageError::Io { what: "waiting for other pulls".to_owned(), source: io::Error::other(e) })
+    }
+
+    /// The layers there are (by hex), and the diff ids of blobs that are known.
+    pub(super) async fn inventory(&self) -> Result<(BTreeSet<String>, HashMap<String, String>), ImageError> {
+        let look = |inner: &Inner, index: &Index| {
+            let names = inner.sink.layers.names();
+            let failed = |source| ImageError::Io { what: "listing layers".to_owned(), source };
+            Ok((names.map_err(failed)?, index.known()?))
+        };
+        self.blocking(look).await
+    }
+
+    /// Removes the layers of no image that were not there `before`, and blobs of no image.
+    pub(super) async fn tidy(&self, before: BTreeSet<String>) -> Result<(), ImageError> {
+        let tidy = move |inner: &Inner, index: &Index| {
+            let names = inner.sink.layers.names();
+            let names = names.map_err(|source| ImageError::Io { what: "listing layers".to_owned(), source })?;
+            discard(inner, index, Some(names.difference(&before).cloned().collect()))?;
+            index.sweep(&inner.sink.layers)
+        };
+        self.blocking(tidy).await.map(drop)
     }
 
     pub(super) fn touch(&self, id: &str) {
@@ -227,13 +297,13 @@ impl ImageStore {
     pub async fn remove(&self, reference: &str) -> Result<u64, ImageError> {
         let reference = reference.to_owned();
         let remove = move |inner: &Inner, index: &Index| {
-            let found = index.get(&inner.layers, &reference)?;
+            let found = index.get(&inner.sink.layers, &reference)?;
             let image = found.ok_or_else(|| ImageError::NotFound(reference.clone()))?;
             if image.is_under(&mounts()?) {
                 return Err(ImageError::InUse(reference.clone()));
             }
-            index.remove(&inner.layers, |other, _| other.is_some_and(|o| o.id == image.id))?;
-            discard(inner, index)
+            let blobs = index.remove(&inner.sink.layers, |other, _| other.is_some_and(|o| o.id == image.id))?;
+            Ok(blobs + discard(inner, index, None)?)
         };
         let freed = self.blocking(remove).await?;
         self.inner.changed.send_modify(|n| *n += 1);
@@ -242,18 +312,18 @@ impl ImageStore {
 
     /// Removes layers of no image, such as those of a pull that was never finished.
     pub(super) async fn discard(&self) -> Result<u64, ImageError> {
-        self.blocking(discard).await
+        self.blocking(|inner, index| discard(inner, index, None)).await
     }
 
     /// See [`super::mount::mount`].
     pub async fn mount(&self, image: &Image, dir: &Path) -> Result<PathBuf, ImageError> {
         // pinned, then looked at: no removal can come between
-        let _pins = self.inner.layers.pin(&image.layers);
-        if let Some(missing) = image.layers.iter().find(|l| self.inner.layers.size(l).is_none()) {
+        let _pins = self.inner.sink.layers.pin(&image.layers);
+        if let Some(missing) = image.layers.iter().find(|l| self.inner.sink.layers.size(l).is_none()) {
             return Err(ImageError::NotFound(format!("{} (layer {missing})", image.id)));
         }
         self.touch(&image.id);
-        let layers: Vec<PathBuf> = image.layers.iter().map(|l| self.inner.layers.diff(l)).collect();
+        let layers: Vec<PathBuf> = image.layers.iter().map(|l| self.inner.sink.layers.diff(l)).collect();
         super::mount::mount(&layers, dir)
     }
 
@@ -267,8 +337,11 @@ fn mounts() -> Result<Vec<Vec<String>>, ImageError> {
     layers::mounts().map_err(|source| ImageError::Io { what: "reading /proc/self/mountinfo".to_owned(), source })
 }
 
-fn discard(inner: &Inner, index: &Index) -> Result<u64, ImageError> {
-    let needed: BTreeSet<String> = index.list(&inner.layers)?.into_iter().flat_map(|i| i.layers).collect();
-    let freed = inner.layers.discard_all_but(&needed);
-    freed.map_err(|source| ImageError::Io { what: "removing layers".to_owned(), source })
+/// Removes layers of no image: those of `candidates` (by hex), or all.
+fn discard(inner: &Inner, index: &Index, candidates: Option<BTreeSet<String>>) -> Result<u64, ImageError> {
+    let failed = |source| ImageError::Io { what: "removing layers".to_owned(), source };
+    let layers = &inner.sink.layers;
+    let needed: BTreeSet<String> = index.list(layers)?.into_iter().flat_map(|i| i.layers).collect();
+    let candidates = candidates.map_or_else(|| layers.names(), Ok).map_err(failed)?;
+    layers.discard(candidates, &needed).map_err(failed)
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -20,8 +21,16 @@ pub struct StoreConfig {
     pub private: Registries,
     /// Docker configuration files of the node; the first there is counts.
     pub node_logins: Vec<PathBuf>,
+    /// Programs that know logins.
+    pub providers: Vec<Provider>,
     /// Images pulled at once; `None`: 3.
     pub max_parallel_pulls: Option<usize>,
+    /// Folder of archives that are imported at start.
+    pub import_dir: Option<PathBuf>,
+    /// Compressed layers are kept beside the unpacked ones.
+    pub keep_blobs: bool,
+    /// Times its size to which a layer or archive may unpack; `None`: 100.
+    pub max_unpack_ratio: Option<u64>,
 }
 
 /// How one registry is reached.
@@ -34,6 +43,27 @@ pub struct RegistryConfig {
     pub ca_file: Option<PathBuf>,
     /// Accept any certificate.
     pub insecure_skip_verify: bool,
+}
+
+/// A credential provider program of the kubelet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Provider {
+    /// Its name: that of the program.
+    pub name: String,
+    /// Where it is.
+    pub program: PathBuf,
+    /// Arguments.
+    pub args: Vec<String>,
+    /// What its environment has beside the agent's.
+    pub env: Vec<(String, String)>,
+    /// Images it is asked for: `host[:port][/path]` with `*` in parts of the host.
+    pub match_images: Vec<String>,
+    /// How long an answer counts that does not say it.
+    pub default_cache_duration: Duration,
+    /// Version of the protocol: `credentialprovider.kubelet.k8s.io/...`.
+    pub api_version: String,
+    /// How long it may take.
+    pub timeout: Duration,
 }
 
 /// How far a layer of a pull is.
@@ -54,6 +84,10 @@ pub struct LayerProgress {
 pub struct Image {
     /// `sha256:<hex>` of the image configuration.
     pub id: String,
+    /// Digest of its manifest for this machine's platform.
+    pub manifest: String,
+    /// Garbage collection leaves it alone.
+    pub pinned: bool,
     /// Names with tag.
     pub repo_tags: Vec<String>,
     /// Names with digest (`repo@sha256:...` of the index or manifest pulled).
@@ -113,6 +147,12 @@ pub enum ImageError {
         /// As written.
         reference: String,
         /// What was tried and what came back.
+        message: String,
+    },
+    /// An archive cannot be imported.
+    #[error("failed to import: {message}")]
+    Archive {
+        /// Why.
         message: String,
     },
     /// A local file operation failed.

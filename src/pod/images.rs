@@ -43,17 +43,21 @@ impl Worker {
         match (present, policy.as_str()) {
             (Some(image), "Never" | "IfNotPresent") => Ok(Some(image)),
             (Some(image), _) if fresh => Ok(Some(image)),
-            (None, "Never") => {
+            (None, "Never") if !self.shared.images.is_importing() => {
                 Err(("ErrImageNeverPull", format!("Container image {name:?} is not present with pull policy of Never")))
             }
             _ => {
-                self.pull(container, name).await;
+                self.pull(container, name, &policy).await;
                 Ok(None)
             }
         }
     }
 
-    async fn pull(&mut self, container: &Container, image: String) {
+    async fn pull(&mut self, container: &Container, image: String, policy: &str) {
+        if self.shared.images.is_importing() && policy != "Always" {
+            self.await_import(container);
+            return;
+        }
         self.event(Some(container), "Normal", "Pulling", format!("Pulling image {image:?}"));
         self.state(&container.name).pulling = true;
         let credentials = super::pull_secret::credentials(&self.pod, &*self.shared.objects).await;
@@ -63,6 +67,21 @@ impl Worker {
             // a worker that is gone no longer cares
             let _ = tx.send(Message::Pulled { container: name, result }).await;
         });
+    }
+
+    /// The image may be in an archive that is being imported: then it is there without a pull, else it is asked for again.
+    fn await_import(&mut self, container: &Container) {
+        self.state(&container.name).pulling = true;
+        let (images, tx, name) = (self.shared.images.clone(), self.tx.clone(), container.name.clone());
+        tokio::spawn(async move {
+            images.imported().await;
+            let _ = tx.send(Message::Imported { container: name }).await;
+        });
+    }
+
+    /// Takes the end of the import.
+    pub(super) fn imported(&mut self, name: &str) {
+        self.state(name).pulling = false;
     }
 
     /// Takes the end of a pull.

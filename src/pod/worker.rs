@@ -130,6 +130,11 @@ pub enum Message {
         /// Told when the sandbox is gone.
         done: oneshot::Sender<Result<(), String>>,
     },
+    /// The import of archives this worker waited for has ended.
+    Imported {
+        /// Container name.
+        container: String,
+    },
     /// A pull this worker asked for has ended.
     Pulled {
         /// Container name.
@@ -275,6 +280,7 @@ impl Worker {
             Message::MirrorChanged => self.writer.mirror_changed(),
             Message::Exited { container, exit } => self.exited(&container, &exit),
             Message::SandboxLost { sandbox } => self.sandbox_lost(&sandbox),
+            Message::Imported { container } => self.imported(&container),
             Message::Pulled { container, result } => self.pulled(&container, result),
             Message::PostStarted { container, result } => self.post_started(&container, result),
             Message::Probed { container, kind, success } => self.probed(&container, kind, success),

@@ -1,23 +1,34 @@
-//! Images for the commands of this machine: list, pull with progress, remove. Only on the agent's own socket, so that
+//! Images for the commands of this machine: list, pull with progress, remove, import, export. Only on the agent's own socket, so that
 //! the agent is the store's one writer.
 
+use std::io::{BufWriter, Write};
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::{Query, State};
+use axum::extract::{DefaultBodyLimit, Query, RawQuery, State};
 use axum::http::StatusCode;
+use axum::response::Response;
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
+use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
+use tracing::warn;
 
-use crate::image::{Credential, Image, ImageError, ImageStore, registry_of};
+use crate::image::{Credential, Image, ImageError, ImageStore, Imported, Piece, registry_of};
 
 /// How often a pull says how far it is.
 const TICK: Duration = Duration::from_millis(200);
+
+/// Bytes of an archive sent at a time, and ...
+const PIECE: usize = 128 << 10;
+/// ... how many may wait for a reader.
+const PIECES: usize = 4;
+/// Header of an exported archive: a list of [`crate::image::Exported`], in JSON.
+pub const EXPORTED: &str = "pikelet-exported";
 
 /// Which image is meant, by reference or id.
 #[derive(Deserialize)]
@@ -36,20 +47,27 @@ pub struct PullRequest {
 
 /// The routes.
 pub fn routes(images: ImageStore) -> Router {
-    Router::new().route("/images", get(list).delete(remove)).route("/images/pull", post(pull)).with_state(images)
+    let archives = Router::new().route("/images/import", post(import)).route("/images/export", get(export));
+    // an archive is as large as it is: it is read as a stream
+    let archives = archives.layer(DefaultBodyLimit::disable());
+    Router::new()
+        .route("/images", get(list).delete(remove))
+        .route("/images/pull", post(pull))
+        .merge(archives)
+        .with_state(images)
 }
 
 /// As the CRI's `Image` is written in JSON.
 fn written(image: &Image) -> Value {
     json!({"id": image.id, "repoTags": image.repo_tags, "repoDigests": image.repo_digests,
-        "size": image.size.to_string(), "username": image.config.user, "pinned": false})
+        "size": image.size.to_string(), "username": image.config.user, "pinned": image.pinned})
 }
 
 fn refused(error: &ImageError) -> (StatusCode, String) {
     let status = match error {
         ImageError::NotFound(_) => StatusCode::NOT_FOUND,
         ImageError::InUse(_) => StatusCode::CONFLICT,
-        ImageError::InvalidName { .. } => StatusCode::BAD_REQUEST,
+        ImageError::InvalidName { .. } | ImageError::Archive { .. } => StatusCode::BAD_REQUEST,
         ImageError::Pull { .. } | ImageError::Io { .. } => StatusCode::INTERNAL_SERVER_ERROR,
     };
     (status, error.to_string())
@@ -75,7 +93,7 @@ async fn pull(State(images): State<ImageStore>, Json(request): Json<PullRequest>
                 registry: registry_of(&request.image),
                 username: username.to_owned(),
                 password: password.to_owned(),
-                identity_token: None,
+                ..Credential::default()
             }
         });
         let logins: Vec<Credential> = login.into_iter().collect();
@@ -103,4 +121,66 @@ async fn pull(State(images): State<ImageStore>, Json(request): Json<PullRequest>
         }
     });
     Body::from_stream(ReceiverStream::new(rx))
+}
+
+/// What an archive's images are to be called.
+#[derive(Deserialize)]
+struct ImportQuery {
+    name: Option<String>,
+}
+
+/// Takes an archive as the body; answers with a list of [`Imported`].
+async fn import(
+    State(images): State<ImageStore>,
+    Query(query): Query<ImportQuery>,
+    body: Body,
+) -> Result<Json<Vec<Imported>>, (StatusCode, String)> {
+    let (tx, rx) = mpsc::channel::<Piece>(PIECES);
+    // goes on to its end when the client hangs up: what is half there is removed then
+    let work = tokio::spawn(async move { images.import(rx, query.name).await });
+    let mut body = body.into_data_stream();
+    while let Some(piece) = body.next().await {
+        // after an error the rest is read too: the answer waits for the end of the question
+        let _ = tx.send(Some(piece.map_err(std::io::Error::other))).await;
+    }
+    let _ = tx.send(None).await;
+    drop(tx);
+    let done = work.await.map_err(|e| (StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))?;
+    done.map(Json).map_err(|e| refused(&e))
+}
+
+/// Answers with an archive of the images named by `image=` (once or more); what it has is in the header [`EXPORTED`].
+async fn export(State(images): State<ImageStore>, RawQuery(query): RawQuery) -> Result<Response, (StatusCode, String)> {
+    let query = query.unwrap_or_default();
+    let pairs = form_urlencoded::parse(query.as_bytes());
+    let references: Vec<String> = pairs.filter(|(k, _)| k == "image").map(|(_, v)| v.into_owned()).collect();
+    let export = images.export(&references).await.map_err(|e| refused(&e))?;
+    let internal = |e: &dyn std::fmt::Display| (StatusCode::INTERNAL_SERVER_ERROR, e.to_string());
+    let exported = serde_json::to_string(&export.images).map_err(|e| internal(&e))?;
+    let (tx, rx) = mpsc::channel(PIECES);
+    tokio::task::spawn_blocking(move || {
+        let mut out = BufWriter::with_capacity(PIECE, Sent(tx.clone()));
+        // dropped without its rest: that would be taken for the end
+        if let Err(error) = export.write(&mut out) {
+            warn!(%error, "export broke off");
+            let _ = tx.blocking_send(Err(error));
+            let _ = out.into_parts();
+        }
+    });
+    let body = Body::from_stream(ReceiverStream::new(rx));
+    Response::builder().header(EXPORTED, exported).body(body).map_err(|e| internal(&e))
+}
+
+/// A body as something to write to.
+struct Sent(mpsc::Sender<std::io::Result<Bytes>>);
+
+impl Write for Sent {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let sent = self.0.blocking_send(Ok(Bytes::copy_from_slice(bytes)));
+        sent.map(|()| bytes.len()).map_err(|_| std::io::ErrorKind::BrokenPipe.into())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }

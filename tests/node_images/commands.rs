@@ -7,9 +7,10 @@ use serde_json::Value;
 
 use crate::scene::*;
 
-struct Agent {
+/// An agent without a control plane.
+pub struct Agent {
     process: Child,
-    state_dir: std::path::PathBuf,
+    pub state_dir: std::path::PathBuf,
 }
 
 impl Drop for Agent {
@@ -20,15 +21,17 @@ impl Drop for Agent {
 }
 
 impl Agent {
-    fn new(scene: &Scene, registry: &str) -> Self {
+    pub fn new(scene: &Scene, registry: &str, more: &[&str]) -> Self {
         let state_dir = scene.dir.join("run");
         let dir = |name: &str| scene.dir.join(name).display().to_string();
         let process = Command::new(env!("CARGO_BIN_EXE_pikelet"))
             .args(["run", "--healthz-port", "0", "--node-name", "n", "--insecure-registry", registry])
             .args(["--root-dir", &dir("root"), "--state-dir", &dir("run"), "--pod-logs-dir", &dir("logs")])
             .args(["--bridge", &format!("pki{}", std::process::id() % 100_000)])
+            .args(["--cgroup-root", &format!("pki{}", std::process::id())])
+            .args(more)
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
+            .stderr(std::fs::File::create(scene.dir.join("agent.log")).unwrap())
             .spawn()
             .unwrap();
         let agent = Self { process, state_dir };
@@ -40,18 +43,18 @@ impl Agent {
         agent
     }
 
-    fn run(&self, command: &str, args: &[&str]) -> Output {
+    pub fn run(&self, command: &str, args: &[&str]) -> Output {
         let mut program = Command::new(env!("CARGO_BIN_EXE_pikelet"));
-        program.arg(command).arg("--state-dir").arg(&self.state_dir).args(args).output().unwrap()
+        program.args(command.split(' ')).arg("--state-dir").arg(&self.state_dir).args(args).output().unwrap()
     }
 
-    fn says(&self, command: &str, args: &[&str]) -> String {
+    pub fn says(&self, command: &str, args: &[&str]) -> String {
         let output = self.run(command, args);
         assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     }
 
-    fn refuses(&self, command: &str, args: &[&str]) -> String {
+    pub fn refuses(&self, command: &str, args: &[&str]) -> String {
         let output = self.run(command, args);
         assert_eq!(output.status.code(), Some(1), "{command} {args:?}");
         String::from_utf8(output.stderr).unwrap()
@@ -64,7 +67,7 @@ fn images_are_pulled_listed_and_removed_by_hand() {
     let registry = scene.registry(false);
     push_image(&scene, &registry, "test/a:1", &[noise(1, 3, 1000), noise(2, 1, 1 << 20)]);
     push_image(&scene, &registry, "test/b:1", &[noise(1, 3, 1000)]);
-    let agent = Agent::new(&scene, &registry);
+    let agent = Agent::new(&scene, &registry, &[]);
     let (a, b) = (format!("{registry}/test/a:1"), format!("{registry}/test/b:1"));
     assert!(agent.says("pull", &[&a]).starts_with("Image is up to date for sha256:"));
     assert_eq!(agent.says("pull", &["--quiet", &b]), "");

@@ -142,7 +142,7 @@ async fn logins_come_from_pods_the_node_and_the_registries_file() {
         registry: registry.clone(),
         username: "pi".into(),
         password: password.into(),
-        identity_token: None,
+        ..Credential::default()
     };
     let error = store.pull(&name, &[login("wrong")]).await.unwrap_err().to_string();
     assert!(error.contains("login was refused"), "{error}");

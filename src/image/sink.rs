@@ -1,0 +1,83 @@
+//! Where the bytes of a layer go: unpacked into the store, and as they came into the blobs where those are kept.
+
+use std::io::{self, Read};
+use std::sync::Arc;
+
+use super::blobs::Blobs;
+use super::compression::Compression;
+use super::guard::Limit;
+use super::layers::{Layers, Pins};
+use super::manifest::Descriptor;
+use super::unpack::{Unpacked, unpack};
+
+/// The two places of a store; cheap to clone.
+#[derive(Clone)]
+pub struct Sink {
+    /// Unpacked layers.
+    pub layers: Arc<Layers>,
+    /// Blobs.
+    pub blobs: Blobs,
+    /// Compressed layers are kept too.
+    pub keep_blobs: bool,
+    /// Times its size to which something may unpack.
+    pub ratio: u64,
+}
+
+impl Sink {
+    /// True if nothing of a layer is missing.
+    pub fn has(&self, digest: &str, diff_id: &str) -> bool {
+        self.layers.size(diff_id).is_some() && (!self.keep_blobs || self.blobs.has(digest))
+    }
+
+    /// Takes the layer an image names.
+    pub fn take(&self, from: impl Read, layer: &Descriptor, diff_id: &str) -> Result<(), String> {
+        let compression = Compression::of_media_type(&layer.media_type)
+            .ok_or_else(|| format!("layer media type {:?} is not one this store can unpack", layer.media_type))?;
+        if self.layers.size(diff_id).is_some() {
+            return self.keep(from, layer).map_err(|e| format!("layer {}: {e}", layer.digest));
+        }
+        let check = |got: &Unpacked| got.check(&layer.digest, diff_id);
+        self.place(from, compression, layer.size, &check).map(drop).map_err(|e| format!("layer {}: {e}", layer.digest))
+    }
+
+    /// Takes only the blob: the layer is unpacked already.
+    fn keep(&self, from: impl Read, layer: &Descriptor) -> Result<(), String> {
+        let mut copied = self.blobs.copy(from).map_err(kept)?;
+        io::copy(&mut copied, &mut io::sink()).map_err(kept)?;
+        copied.keep_if(&self.blobs, &layer.digest).map_err(kept)
+    }
+
+    /// Takes whatever layer `from` is, if `check` agrees; it is kept while the pins live.
+    pub fn place(
+        &self,
+        from: impl Read,
+        compression: Compression,
+        size: u64,
+        check: &dyn Fn(&Unpacked) -> Result<(), String>,
+    ) -> Result<(Unpacked, Vec<Pins>), String> {
+        let limit = Limit::of(size, self.ratio);
+        let fill = |from: &mut dyn Read, dir: &std::path::Path| {
+            let got = unpack(from, compression, limit, dir)?;
+            check(&got).map(|()| got)
+        };
+        if !self.keep_blobs {
+            let mut from = from;
+            return self.layers.place(|dir| fill(&mut from, dir)).map(|(got, pins)| (got, vec![pins]));
+        }
+        let mut blob = Vec::new();
+        let (got, pins) = self.layers.place(|dir| {
+            let mut copied = self.blobs.copy(from).map_err(kept)?;
+            let got = fill(&mut copied, dir)?;
+            // before it gets its name: whoever removes blobs must know that it is wanted
+            blob.push(self.layers.pin(std::slice::from_ref(&got.digest)));
+            copied.keep_if(&self.blobs, &got.digest).map_err(kept)?;
+            Ok(got)
+        })?;
+        blob.push(pins);
+        Ok((got, blob))
+    }
+}
+
+fn kept(error: io::Error) -> String {
+    format!("keeping the blob: {error}")
+}
