@@ -14,6 +14,7 @@ use tracing::warn;
 
 use super::digest::{hex, is_hex};
 use super::durable::sync_dir;
+use super::mount;
 use super::unpack::Unpacked;
 
 const MARK: &str = "complete";
@@ -200,9 +201,16 @@ pub fn mounts() -> io::Result<Vec<Vec<String>>> {
 fn stack(line: &str) -> Option<Vec<String>> {
     let (_, rest) = line.split_once(" - overlay ")?;
     let options = rest.rsplit(' ').next()?;
-    let lower = options.split(',').find_map(|o| o.strip_prefix("lowerdir="))?;
+    let option = |name: &str| options.split(',').find_map(|o| o.strip_prefix(name));
+    let lower = option("lowerdir=")?;
     let layer = |path: &str| path.strip_suffix("/diff")?.rsplit('/').next().filter(|n| is_hex(n)).map(str::to_owned);
-    Some(lower.split(':').rev().filter_map(layer).collect())
+    let found = |name: &str| {
+        if name.starts_with('/') {
+            return layer(name);
+        }
+        layer(mount::behind(Path::new(option("upperdir=")?), name)?.to_str()?)
+    };
+    Some(lower.split(':').rev().filter_map(found).collect())
 }
 
 fn mounted_layers() -> io::Result<BTreeSet<String>> {

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -9,6 +10,11 @@ use nix::mount::{MntFlags, MsFlags, mount as mount_fs, umount2};
 use nix::sched::{CloneFlags, unshare};
 
 use super::types::ImageError;
+
+/// Bytes of options mount(2) takes, with the byte that ends them: a page of the smallest size.
+const OPTIONS: usize = 4096;
+/// Folder of the links with short names.
+const LOWER: &str = "lower";
 
 fn io_error(what: String) -> impl FnOnce(io::Error) -> ImageError {
     move |source| ImageError::Io { what, source }
@@ -24,11 +30,47 @@ pub fn mount(layers: &[PathBuf], dir: &Path) -> Result<PathBuf, ImageError> {
     if lower.is_empty() {
         lower.push(empty.display().to_string());
     }
-    let options = format!("lowerdir={},upperdir={},workdir={}", lower.join(":"), upper.display(), work.display());
-    mount_fs(Some("overlay"), &rootfs, Some("overlay"), MsFlags::empty(), Some(options.as_str())).map_err(|e| {
-        io_error(format!("mounting {} layers as overlayfs on {}", layers.len(), rootfs.display()))(e.into())
-    })?;
+    let write_layer = format!("upperdir={},workdir={}", upper.display(), work.display());
+    let options = format!("lowerdir={},{write_layer}", lower.join(":"));
+    let mounted = if options.len() < OPTIONS {
+        overlay(&rootfs, &options).map_err(io::Error::from)
+    } else {
+        mount_many(&lower, &dir.join(LOWER), &rootfs, &write_layer)
+    };
+    mounted.map_err(io_error(format!("mounting {} layers as overlayfs on {}", layers.len(), rootfs.display())))?;
     Ok(rootfs)
+}
+
+fn overlay(rootfs: &Path, options: &str) -> nix::Result<()> {
+    mount_fs(Some("overlay"), rootfs, Some("overlay"), MsFlags::empty(), Some(options))
+}
+
+/// Mounts by links with short names in `links`, highest first: the paths themselves would be too long together.
+fn mount_many(lower: &[String], links: &Path, rootfs: &Path, write_layer: &str) -> io::Result<()> {
+    // of an earlier mount that was not taken down
+    match fs::remove_dir_all(links) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => fs::create_dir(links)?,
+    }
+    for (number, layer) in lower.iter().enumerate() {
+        symlink(layer, links.join(number.to_string()))?;
+    }
+    let names: Vec<String> = (0..lower.len()).map(|number| number.to_string()).collect();
+    let options = format!("lowerdir={},{write_layer}", names.join(":"));
+    // with a working directory of its own, which the names are seen from
+    std::thread::scope(|scope| {
+        let mounting = scope.spawn(|| {
+            unshare(CloneFlags::CLONE_FS)?;
+            std::env::set_current_dir(links)?;
+            overlay(rootfs, &options).map_err(io::Error::from)
+        });
+        mounting.join().unwrap_or_else(|_| Err(io::Error::other("thread ended")))
+    })
+}
+
+/// The layers behind the short names of a mount, given by its write layer's directory.
+pub fn behind(upper: &Path, name: &str) -> Option<PathBuf> {
+    fs::read_link(upper.parent()?.join(LOWER).join(name)).ok()
 }
 
 /// Unmounts and removes `dir`. Safe to repeat.

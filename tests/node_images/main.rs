@@ -10,6 +10,7 @@ mod commands;
 mod cuts;
 mod forward;
 mod hostile;
+mod logins;
 mod pulls;
 mod scene;
 
@@ -63,6 +64,36 @@ async fn images_arrive_whole_over_https_with_an_own_authority() {
     let strict = scene.store("strict", &registry, RegistryConfig::default()).await;
     let error = strict.pull(&format!("{registry}/test/it:1"), &[]).await.unwrap_err().to_string();
     assert!(error.contains("certificate"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_may_have_127_layers() {
+    let Some(mut scene) = scene("many-layers") else { return };
+    let registry = scene.registry(false);
+    let store = scene.store("store", &registry, insecure()).await;
+    for count in [57, 127] {
+        let layer = |number: usize| {
+            let mut tar = tar::Builder::new(Vec::new());
+            entry(&mut tar, &format!("own/{number}"), 0o644, 0, tar::EntryType::Regular, "");
+            entry(&mut tar, "last", 0o644, 0, tar::EntryType::Regular, &number.to_string());
+            let tar = tar.into_inner().unwrap();
+            (GZIP, gzip(&tar), tar)
+        };
+        let name = format!("test/{count}:1");
+        push_image(&scene, &registry, &name, &(0..count).map(layer).collect::<Vec<_>>());
+        let name = format!("{registry}/{name}");
+        let image = store.pull(&name, &[]).await.unwrap();
+        let container = scene.dir.join("container");
+        let root = store.mount(&image, &container).await.unwrap();
+        assert_eq!(fs::read_dir(root.join("own")).unwrap().count(), count);
+        assert_eq!(fs::read_to_string(root.join("last")).unwrap(), (count - 1).to_string(), "the highest is on top");
+        fs::write(root.join("own/0"), "written").unwrap();
+        // whoever looks at the mounts sees what they stand on
+        let error = store.remove(&name).await.unwrap_err();
+        assert!(matches!(error, pikelet::image::ImageError::InUse(_)), "{error}");
+        store.unmount(&container).await.unwrap();
+        store.remove(&name).await.unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -65,6 +65,15 @@ impl Scene {
         })
     }
 
+    /// As [`Scene::registry`], with tokens of a service at `realm` (`token.crt`).
+    pub fn registry_with_tokens(&mut self, realm: &str, issuer: &str) -> String {
+        let certificate = self.dir.join("token.crt");
+        self.start("token", |config| {
+            config["auth"] = json!({"token": {"realm": realm, "service": "registry", "issuer": issuer,
+                "rootcertbundle": certificate}});
+        })
+    }
+
     /// As [`Scene::registry`] over HTTPS, for clients with a certificate (`client.crt`, `client.key`).
     pub fn registry_with_client_ca(&mut self) -> String {
         let mut certificates = self.certificates();
