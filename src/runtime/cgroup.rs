@@ -76,11 +76,13 @@ impl Hierarchies {
 
     /// The directory of the cgroup `path` that has the files of a controller; `None` when it is not mounted.
     pub fn dir_of(&self, controller: &str, path: &str) -> Option<PathBuf> {
-        let of = |mount: &&PathBuf| {
-            let name = mount.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-            self.unified || name.split(',').any(|c| c == controller)
-        };
+        let of = |mount: &&PathBuf| self.has(mount, controller);
         self.mounts.iter().find(of).map(|m| m.join(path.trim_start_matches('/')))
+    }
+
+    fn has(&self, mount: &Path, controller: &str) -> bool {
+        let name = mount.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+        self.unified || name.split(',').any(|c| c == controller)
     }
 
     /// Creates `path` with its parents. On version 2 a cgroup whose children have controllers takes no process, so only
@@ -89,19 +91,30 @@ impl Hierarchies {
         for mount in &self.mounts {
             let mut parent = mount.clone();
             for part in path.split('/').filter(|p| !p.is_empty()) {
-                if self.unified {
-                    delegate(&parent)?;
-                }
                 let dir = parent.join(part);
-                match fs::create_dir(&dir) {
-                    Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(at(&dir, &e)),
-                    _ => {}
-                }
-                if !self.unified {
-                    inherit_cpuset(&parent, &dir);
-                }
+                self.create_one(mount, &parent, &dir)?;
                 parent = dir;
             }
+        }
+        Ok(())
+    }
+
+    /// Creates the cgroup `name` in `parent`, which [`Hierarchies::create`] has made.
+    pub fn create_in(&self, parent: &str, name: &str) -> io::Result<()> {
+        let parents = self.mounts.iter().zip(self.dirs(parent));
+        parents.into_iter().try_for_each(|(mount, parent)| self.create_one(mount, &parent, &parent.join(name)))
+    }
+
+    fn create_one(&self, mount: &Path, parent: &Path, dir: &Path) -> io::Result<()> {
+        if self.unified {
+            delegate(parent)?;
+        }
+        match fs::create_dir(dir) {
+            Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(at(dir, &e)),
+            _ => {}
+        }
+        if !self.unified && self.has(mount, "cpuset") {
+            inherit_cpuset(parent, dir);
         }
         Ok(())
     }
@@ -109,6 +122,7 @@ impl Hierarchies {
     /// Sets the limits of `path`. One the kernel has no file for is left out: with a warning, if it is a limit that
     /// every kernel for containers has.
     pub fn apply(&self, path: &str, resources: &Resources) -> io::Result<()> {
+        let mut refused = Vec::new();
         for setting in settings(resources, &self.files(path), self.unified) {
             let Some(target) = self.dirs(path).map(|d| d.join(&setting.file)).find(|f| f.exists()) else {
                 if setting.expected {
@@ -119,9 +133,12 @@ impl Hierarchies {
                 }
                 continue;
             };
-            fs::write(&target, setting.value).map_err(|e| at(&target, &e))?;
+            if fs::write(&target, &setting.value).is_err() {
+                refused.push((target, setting.value));
+            }
         }
-        Ok(())
+        // some bound each other, such as memory and memory with swap, and which has to be first depends on what is there
+        refused.into_iter().try_for_each(|(target, value)| fs::write(&target, value).map_err(|e| at(&target, &e)))
     }
 
     /// Names of the hugetlb controller's files, which depend on the page sizes of the machine.
@@ -159,6 +176,10 @@ impl Hierarchies {
 
     /// Kills every process of `path` and removes it with everything below. A missing cgroup is fine.
     pub fn remove(&self, path: &str) -> io::Result<()> {
+        // mostly there is nothing in it any more, and the kernel knows
+        if self.dirs(path).all(|dir| fs::remove_dir(dir).is_ok()) {
+            return Ok(());
+        }
         let mut left = Ok(());
         for attempt in 0..REMOVE_TRIES {
             if attempt > 0 {

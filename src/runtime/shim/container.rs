@@ -12,7 +12,6 @@ use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use nix::sys::stat::{major, minor};
 use nix::unistd::{Pid, chdir, pipe2, read, write};
@@ -21,6 +20,7 @@ use super::console::ConsoleSocket;
 use super::devices;
 use super::executor::ProgramExecutor;
 use super::namespaces::{Held, send};
+use super::process::Process;
 use super::setup::context;
 use crate::runtime::cgroup::Hierarchies;
 use crate::runtime::cri_log::{LineSplitter, LogFile, Stream, timestamp};
@@ -32,7 +32,6 @@ use crate::runtime::types::{ContainerInfo, ContainerSpec, ExitRecord};
 
 /// How much of the log is searched for the cause of a failure.
 const LOGGED_CAUSE: u64 = 16 * 1024;
-const OOM_SCORE_ADJ: &str = "/proc/self/oom_score_adj";
 
 /// What all containers of a sandbox share.
 pub struct Pod {
@@ -44,12 +43,16 @@ pub struct Pod {
     pub hierarchies: Hierarchies,
     /// Namespaces the containers join.
     pub held: Held,
+    /// The shim's own process.
+    pub process: Process,
 }
 
 /// A container whose process exists or existed.
 pub struct Container {
     /// As told to the agent and kept in `info.json`.
     pub info: ContainerInfo,
+    /// libcontainer's handle, until it is started.
+    oci: Option<OciContainer>,
     cgroup: String,
     outputs: Vec<Output>,
     log: LogFile,
@@ -64,6 +67,9 @@ struct Viewer {
     stdout: Option<OwnedFd>,
     stderr: Option<OwnedFd>,
 }
+
+/// What libcontainer has made, and the shim's ends of its streams.
+type Built = (OciContainer, Vec<Output>, Option<OwnedFd>);
 
 struct Output {
     fd: OwnedFd,
@@ -86,8 +92,10 @@ impl Pod {
 
     fn try_create(&self, spec: ContainerSpec) -> Result<Container, String> {
         let bundle = store::container_dir(&self.dir, &spec.id);
-        // Left over when an earlier attempt was cut short.
-        self.discard(&spec.id)?;
+        // Left over when an earlier attempt was cut short: the directory is made first and goes last.
+        if bundle.exists() {
+            self.discard(&spec.id)?;
+        }
         fs::create_dir_all(&bundle).map_err(context("creating the container's directory"))?;
         let log = LogFile::open(&spec.log_path, spec.log_rotation)
             .map_err(|e| format!("opening the container's log {}: {e}", spec.log_path.display()))?;
@@ -95,9 +103,9 @@ impl Pod {
             tracing::warn!("creating the working directory {} in the container: {e}", spec.cwd);
         }
         let cgroup = self.sandbox.container_cgroup(&spec.id);
-        self.hierarchies.create(&cgroup).map_err(context("creating the container's cgroup"))?;
+        let made = self.hierarchies.create_in(&self.sandbox.pod_cgroup(), &spec.id);
+        made.map_err(context("creating the container's cgroup"))?;
         self.hierarchies.apply(&cgroup, &spec.resources).map_err(context("limiting the container's cgroup"))?;
-        let own_score = fs::read_to_string(OOM_SCORE_ADJ).map_err(context("reading the shim's oom_score_adj"))?;
         let around = Surroundings {
             network: self.held.network.clone(),
             ipc: self.held.ipc.clone(),
@@ -105,24 +113,26 @@ impl Pod {
             pid: self.pid_namespace(&spec)?,
             cgroup: cgroup.clone(),
             unified: self.hierarchies.unified(),
-            capabilities: bounding_set().map_err(context("reading own capabilities"))?,
-            oom_score_adj: settable_oom_score(spec.oom_score_adj, own_score.trim()),
+            capabilities: self.process.capabilities,
+            oom_score_adj: self.process.settable_oom_score(spec.oom_score_adj),
             devices: if spec.privileged { host_devices(Path::new("/dev")) } else { Vec::new() },
         };
         let config = oci_config(&spec, &around)?;
         devices::restrict(&self.hierarchies, &cgroup, &config)?;
-        store::write_json(&bundle.join("config.json"), &config).map_err(context("writing config.json"))?;
+        let text = serde_json::to_vec(&config).map_err(context("writing config.json"))?;
+        fs::write(bundle.join("config.json"), text).map_err(context("writing config.json"))?;
         let log_file = self.dir.join(store::LOG);
         let logged = fs::metadata(&log_file).map_or(0, |m| m.len());
         let built = self.build(&spec, &bundle);
-        restore_process(&self.dir, own_score.trim());
-        let (pid, outputs, stdin) = built.map_err(|e| match logged_cause(&log_file, logged) {
+        self.process.restore(&self.dir);
+        let (oci, outputs, stdin) = built.map_err(|e| match logged_cause(&log_file, logged) {
             Some(cause) if !e.starts_with("exec: ") && !e.contains(&cause) => format!("{e}: {cause}"),
             _ => e,
         })?;
+        let pid = oci.pid().ok_or("libcontainer created a container without a process")?.as_raw();
         let info = ContainerInfo { spec, pid, started_at: None, created_at: store::now(), exit: None };
         store::write_info(&self.dir, &info).map_err(context("writing info.json"))?;
-        Ok(Container { info, cgroup, outputs, log, stdin, viewers: Vec::new() })
+        Ok(Container { info, oci: Some(oci), cgroup, outputs, log, stdin, viewers: Vec::new() })
     }
 
     /// The pod's, or that of the container it targets.
@@ -136,7 +146,7 @@ impl Pod {
         Ok(PidNamespace::Join(format!("/proc/{pid}/ns/pid").into()))
     }
 
-    fn build(&self, spec: &ContainerSpec, bundle: &Path) -> Result<(i32, Vec<Output>, Option<OwnedFd>), String> {
+    fn build(&self, spec: &ContainerSpec, bundle: &Path) -> Result<Built, String> {
         let state = self.dir.join("youki");
         fs::create_dir_all(&state).map_err(context("creating the runtime's state directory"))?;
         let mut builder = ContainerBuilder::new(spec.id.clone(), SyscallType::default())
@@ -163,13 +173,12 @@ impl Pod {
         }
         let built =
             builder.as_init(bundle).with_systemd(false).with_detach(true).build().map_err(|e| root_cause(&e))?;
-        let pid = built.pid().ok_or("libcontainer created a container without a process")?.as_raw();
         if let Some(socket) = console {
             let fd = socket.receive()?;
             set_nonblocking(&fd)?;
             outputs.push(Output { fd, lines: LineSplitter::new(Stream::Stdout), open: true });
         }
-        Ok((pid, outputs, stdin))
+        Ok((built, outputs, stdin))
     }
 
     /// Lets the program run.
@@ -181,7 +190,8 @@ impl Pod {
         if let Some(started) = container.info.started_at {
             return Ok(started);
         }
-        let started = OciContainer::load(self.dir.join("youki").join(&id)).and_then(|mut c| c.start());
+        let mut oci = container.oci.take().ok_or_else(|| format!("container {id} could not be started before"))?;
+        let started = oci.start();
         let _ = chdir(&self.dir);
         started.map_err(|e| format!("starting container {id}: {}", root_cause(&e)))?;
         let now = store::now();
@@ -211,7 +221,10 @@ impl Pod {
     /// The first process has been reaped: ends the rest, drains the output and records the exit.
     pub fn finish(&self, container: &mut Container, code: i32, signal: Option<i32>, buffer: &mut [u8]) -> ExitRecord {
         let oom_killed = signal == Some(Signal::SIGKILL as i32) && self.hierarchies.oom_kills(&container.cgroup) > 0;
-        self.hierarchies.signal_all(&container.cgroup, Signal::SIGKILL);
+        // a PID namespace ends with its first process, and the kernel has seen to that
+        if container.info.spec.target.is_some() || self.held.pid != PidNamespace::New {
+            self.hierarchies.signal_all(&container.cgroup, Signal::SIGKILL);
+        }
         container.drain(buffer);
         let exit = ExitRecord { code, signal, oom_killed, finished_at: store::now() };
         container.info.exit = Some(exit.clone());
@@ -344,37 +357,6 @@ fn output(stream: Stream) -> Result<(Output, OwnedFd), String> {
 
 pub(super) fn set_nonblocking(fd: &OwnedFd) -> Result<(), String> {
     fcntl(fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map(drop).map_err(context("making an output non-blocking"))
-}
-
-/// libcontainer changes its caller: OOM score, dumpable flag, working directory.
-pub(super) fn restore_process(dir: &Path, oom_score: &str) {
-    if let Err(e) = fs::write(OOM_SCORE_ADJ, oom_score) {
-        tracing::warn!("restoring the shim's oom_score_adj to {oom_score}: {e}");
-    }
-    if let Err(e) = prctl::set_dumpable(true) {
-        tracing::warn!("restoring the shim's dumpable flag: {e}");
-    }
-    if let Err(e) = chdir(dir) {
-        tracing::warn!("returning to the sandbox directory: {e}");
-    }
-}
-
-/// Lowering the score takes `CAP_SYS_RESOURCE`, and libcontainer gives up without it.
-fn settable_oom_score(wanted: i32, own: &str) -> i32 {
-    match fs::write(OOM_SCORE_ADJ, wanted.to_string()) {
-        Ok(()) => wanted,
-        Err(e) => {
-            let own = own.parse().unwrap_or(0);
-            tracing::warn!("oom_score_adj {wanted}: {e}; using {own} (lowering it takes CAP_SYS_RESOURCE)");
-            wanted.max(own)
-        }
-    }
-}
-
-fn bounding_set() -> io::Result<u64> {
-    let status = fs::read_to_string("/proc/self/status")?;
-    let set = status.lines().find_map(|l| u64::from_str_radix(l.strip_prefix("CapBnd:")?.trim(), 16).ok());
-    set.ok_or_else(|| io::Error::other("no CapBnd in /proc/self/status"))
 }
 
 /// Device nodes of the host except those every container has of its own.

@@ -10,13 +10,11 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use super::console::ConsoleSocket;
-use super::container::{Container, Pod, restore_process, root_cause, set_nonblocking};
+use super::container::{Container, Pod, root_cause, set_nonblocking};
 use super::executor::{Confinement, ProgramExecutor};
 use super::setup::context;
 use crate::runtime::protocol::Wanted;
 use crate::runtime::store;
-
-const OOM_SCORE_ADJ: &str = "/proc/self/oom_score_adj";
 
 /// Starts `args` in `container` on the given ends of pipes; returns the process and, if asked for, its terminal.
 pub fn exec(
@@ -37,9 +35,8 @@ pub fn exec(
     let mut process = process(&config, args, tty);
     let executor = ProgramExecutor { confinement: confine(&config, &mut process)? };
     store::write_json(&file, &process).map_err(context("writing exec.json"))?;
-    let own_score = fs::read_to_string(OOM_SCORE_ADJ).map_err(context("reading the shim's oom_score_adj"))?;
     let built = build(pod, id, &file, executor, tty, wanted, ends);
-    restore_process(&pod.dir, own_score.trim());
+    pod.process.restore(&pod.dir);
     // only of use while the process is made
     let _ = fs::remove_file(&file);
     built

@@ -9,6 +9,7 @@ mod devices;
 mod exec;
 mod executor;
 mod namespaces;
+mod process;
 mod server;
 mod setup;
 

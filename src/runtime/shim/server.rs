@@ -17,6 +17,7 @@ use nix::unistd::Pid;
 use super::container::{Container, Pod};
 use super::exec;
 use super::namespaces::Held;
+use super::process::Process;
 use super::setup::context;
 use crate::runtime::cgroup::Hierarchies;
 use crate::runtime::descriptors;
@@ -88,7 +89,7 @@ impl Server {
         let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
         let children = SignalFd::with_flags(&mask, flags).map_err(context("watching for ended processes"))?;
         Ok(Self {
-            pod: Pod { dir, sandbox, hierarchies, held },
+            pod: Pod { dir, sandbox, hierarchies, held, process: Process::own()? },
             listener,
             children,
             clients: BTreeMap::new(),

@@ -1,0 +1,68 @@
+//! The shim's own process, which libcontainer changes whenever it makes another.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use nix::sys::prctl;
+use nix::unistd::chdir;
+use pathrs::procfs::ProcfsHandle;
+
+use super::setup::context;
+
+const OOM_SCORE_ADJ: &str = "/proc/self/oom_score_adj";
+
+/// What stays the same of it.
+pub struct Process {
+    oom_score: i32,
+    /// Bit set of the capabilities it may hand on.
+    pub capabilities: u64,
+}
+
+impl Process {
+    /// The calling one.
+    pub fn own() -> Result<Self, String> {
+        let score = fs::read_to_string(OOM_SCORE_ADJ).map_err(context("reading the shim's oom_score_adj"))?;
+        let oom_score = score.trim().parse().map_err(context("reading the shim's oom_score_adj"))?;
+        let capabilities = bounding_set().map_err(context("reading own capabilities"))?;
+        // pathrs keeps it, and the processes libcontainer forks find it: else each container would mount one for itself
+        if let Err(e) = ProcfsHandle::new() {
+            tracing::warn!("opening a /proc for libcontainer: {e}; containers start more slowly");
+        }
+        Ok(Self { oom_score, capabilities })
+    }
+
+    /// libcontainer changes its caller: OOM score, dumpable flag, working directory.
+    pub fn restore(&self, dir: &Path) {
+        if let Err(e) = fs::write(OOM_SCORE_ADJ, self.oom_score.to_string()) {
+            tracing::warn!("restoring the shim's oom_score_adj to {}: {e}", self.oom_score);
+        }
+        if let Err(e) = prctl::set_dumpable(true) {
+            tracing::warn!("restoring the shim's dumpable flag: {e}");
+        }
+        if let Err(e) = chdir(dir) {
+            tracing::warn!("returning to the sandbox directory: {e}");
+        }
+    }
+
+    /// Lowering the score takes `CAP_SYS_RESOURCE`, and libcontainer gives up without it.
+    pub fn settable_oom_score(&self, wanted: i32) -> i32 {
+        let own = self.oom_score;
+        if wanted >= own {
+            return wanted;
+        }
+        match fs::write(OOM_SCORE_ADJ, wanted.to_string()) {
+            Ok(()) => wanted,
+            Err(e) => {
+                tracing::warn!("oom_score_adj {wanted}: {e}; using {own} (lowering it takes CAP_SYS_RESOURCE)");
+                own
+            }
+        }
+    }
+}
+
+fn bounding_set() -> io::Result<u64> {
+    let status = fs::read_to_string("/proc/self/status")?;
+    let set = status.lines().find_map(|l| u64::from_str_radix(l.strip_prefix("CapBnd:")?.trim(), 16).ok());
+    set.ok_or_else(|| io::Error::other("no CapBnd in /proc/self/status"))
+}
