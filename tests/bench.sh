@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# make bench: figures of one node on a real control plane, beside crun in the same run, and of pulls (bench/images.sh).
-# Takes four minutes.
+# make bench: figures of one node on a real control plane, beside crun in the same run, of pulls (bench/images.sh) and of
+# single containers (bench/containers.sh). Takes five minutes.
 #
 #   tests/bench.sh           the release build, all figures
 #   tests/bench.sh --short   the debug build, few pods: whether every figure can be measured
@@ -10,6 +10,7 @@ cd "$(dirname "$0")"
 export PIKELET_CLUSTER_ID=${PIKELET_CLUSTER_ID:-b$(($$ % 9999))} PROFILE_DIR=release
 [ "${1:-}" != --short ] || export PROFILE_DIR=debug BENCH_SHORT=1
 bench/images.sh
+bench/containers.sh
 cluster=$PWD/scripts/cluster.sh
 work=$(mktemp -d)
 trap '$cluster down; rm -rf "$work"' EXIT

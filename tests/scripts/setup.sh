@@ -5,7 +5,8 @@
 set -euo pipefail
 
 packages=(busybox-static ca-certificates crun curl docker-registry e2fsprogs g++ gcc iproute2 iputils-ping jq libc6-dev
-  libseccomp-dev make nftables openssl pkg-config python3-kubernetes python3-prometheus-client skopeo umoci util-linux "$@")
+  libseccomp-dev make nftables openssl pkg-config python3-kubernetes python3-prometheus-client runc skopeo umoci
+  util-linux "$@")
 
 # fail MESSAGE: says what a person has to do
 fail() { echo "setup: $*" >&2; exit 1; }
