@@ -18,7 +18,7 @@ use crate::pod::manager::{Inputs, Manager};
 use crate::pod::order::Order;
 use crate::pod::table::PodTable;
 use crate::pod::worker::Shared;
-use crate::pod::{probe, source, weights};
+use crate::pod::{Memory, probe, source, weights};
 use crate::runtime::{Runtime, RuntimeConfig};
 use crate::server::access::Access;
 use crate::server::api::{self, Kubelet};
@@ -88,7 +88,8 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
         containers_dir: config.root_dir.join("containers"),
         logs_dir: config.logs_dir.clone(),
         log_rotation: config.log_rotation,
-        machine_memory: facts.memory_bytes,
+        limits: config.limits,
+        machine: Memory { memory: facts.memory_bytes, swap: facts.swap_bytes },
         cluster_dns: config.cluster_dns.clone(),
         cluster_domain: config.cluster_domain.clone(),
         services: client.clone().map_or_else(Services::none, Services::watch),

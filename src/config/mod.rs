@@ -8,10 +8,12 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Taint;
 
 use crate::image::{GcPolicy, StoreConfig};
+use crate::pod::LimitPolicy;
 use crate::quantity;
 use crate::runtime::Rotation;
 
 mod images;
+mod limits;
 mod mistake;
 mod providers;
 mod settings;
@@ -51,6 +53,8 @@ pub struct Config {
     pub seccomp_default: bool,
     /// Sysctls pods may set beside the safe ones.
     pub unsafe_sysctls: Vec<String>,
+    /// Limits of pods and containers.
+    pub limits: LimitPolicy,
     /// Cgroup that holds all pods.
     pub cgroup_root: String,
     /// Bridge of the pods.
@@ -124,6 +128,10 @@ impl Config {
             "streamingConnectionIdleTimeout": format!("{}s", self.api.idle_timeout.as_secs_f64()),
             "podLogsDir": self.logs_dir, "seccompDefault": self.seccomp_default,
             "allowedUnsafeSysctls": self.unsafe_sysctls, "cgroupRoot": self.cgroup_root, "enableServer": true,
+            "podPidsLimit": self.limits.pids.unwrap_or(-1), "cpuCFSQuota": self.limits.cpu_quota,
+            "cpuCFSQuotaPeriod": format!("{}s", Duration::from_micros(self.limits.cpu_period).as_secs_f64()),
+            "memorySwap": {"swapBehavior": if self.limits.limited_swap { "LimitedSwap" } else { "NoSwap" }},
+            "singleProcessOOMKill": self.limits.single_process_oom_kill,
             "containerLogMaxSize": self.log_rotation.max_size.to_string(),
             "containerLogMaxFiles": self.log_rotation.max_files,
             "nodeStatusUpdateFrequency": "10s", "nodeStatusReportFrequency": "5m0s", "nodeLeaseDurationSeconds": 40,
@@ -216,6 +224,7 @@ impl Config {
         let root_dir = flags.root_dir.as_ref().or(file.root_dir.as_ref());
         let root_dir = root_dir.cloned().unwrap_or_else(|| "/var/lib/pikelet".into());
         let (images, image_gc) = (images::store(&root_dir, &flags, &file)?, images::collection(&flags, &file)?);
+        let limits = limits::limits(&flags, &file)?;
         let bridge = flags.bridge.or(file.bridge).unwrap_or_else(|| "pikelet0".to_owned());
         if bridge.is_empty() || bridge.len() > 15 {
             return wrong(format!("bridge {bridge:?}: an interface name has 1 to 15 characters"));
@@ -280,6 +289,7 @@ impl Config {
             log_rotation,
             seccomp_default: flags.seccomp_default.or(file.seccomp_default).unwrap_or(false),
             unsafe_sysctls: list(flags.allowed_unsafe_sysctls, file.allowed_unsafe_sysctls),
+            limits,
             cgroup_root: flags.cgroup_root.or(file.cgroup_root).unwrap_or_else(|| "kubepods".to_owned()),
             bridge,
             api,

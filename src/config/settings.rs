@@ -114,6 +114,24 @@ pub struct Settings {
     /// Largest number of pods [default: 110]
     #[arg(long, value_name = "NUMBER")]
     pub max_pods: Option<u32>,
+    /// Processes a pod may have, -1 for any number [default: -1]
+    #[arg(long = "pod-max-pids", value_name = "NUMBER", allow_negative_numbers = true)]
+    pub pod_pids_limit: Option<i64>,
+    /// Enforce CPU limits [default: true]
+    #[arg(long = "cpu-cfs-quota", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    #[serde(rename = "cpuCFSQuota")]
+    pub cpu_cfs_quota: Option<bool>,
+    /// Period of CPU limits, 1ms to 1s [default: 100ms]
+    #[arg(long = "cpu-cfs-quota-period", value_name = "DURATION")]
+    #[serde(rename = "cpuCFSQuotaPeriod")]
+    pub cpu_cfs_quota_period: Option<String>,
+    /// Which pods may use swap
+    #[arg(skip)]
+    pub memory_swap: MemorySwap,
+    /// When a container's memory runs out, end one process rather than all of it (cgroup version 2)
+    #[arg(skip)]
+    #[serde(rename = "singleProcessOOMKill")]
+    pub single_process_oom_kill: Option<bool>,
     /// Use the seccomp profile `RuntimeDefault` where a container names none
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub seccomp_default: Option<bool>,
@@ -193,6 +211,14 @@ pub struct Settings {
     #[arg(short, long = "v", value_name = "LEVEL")]
     #[serde(alias = "v")]
     pub verbosity: Option<u8>,
+}
+
+/// `memorySwap` of a `KubeletConfiguration`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct MemorySwap {
+    /// `NoSwap` (or nothing) or `LimitedSwap`.
+    pub swap_behavior: String,
 }
 
 /// `authentication` of a `KubeletConfiguration`.

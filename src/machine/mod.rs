@@ -13,6 +13,8 @@ pub struct MachineInfo {
     pub cpus: u64,
     /// Memory in bytes.
     pub memory_bytes: u64,
+    /// Swap space in bytes, as the agent found it at its start.
+    pub swap_bytes: u64,
     /// Size of the file system that holds the agent's data, in bytes.
     pub disk_bytes: u64,
     /// `/etc/machine-id`.
@@ -55,9 +57,9 @@ pub fn has_apparmor() -> bool {
 
 /// Reads the facts; `root` is where the agent's data lies.
 pub fn inspect(root: &Path) -> MachineInfo {
-    let memory = sysinfo::System::new().map_or(0, |mut system| {
+    let (memory_bytes, swap_bytes) = sysinfo::System::new().map_or((0, 0), |mut system| {
         system.refresh_memory();
-        system.total_memory()
+        (system.total_memory(), system.total_swap())
     });
     let disk = nix::sys::statvfs::statvfs(root).map_or(0, |s| s.blocks() * s.fragment_size());
     let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
@@ -65,7 +67,8 @@ pub fn inspect(root: &Path) -> MachineInfo {
     let machine_id = line("/etc/machine-id").unwrap_or_default();
     MachineInfo {
         cpus: std::thread::available_parallelism().map_or(1, |n| n.get() as u64),
-        memory_bytes: memory,
+        memory_bytes,
+        swap_bytes,
         disk_bytes: disk,
         system_uuid: line("/sys/class/dmi/id/product_uuid").unwrap_or_else(|| machine_id.clone()),
         machine_id,

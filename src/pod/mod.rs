@@ -32,11 +32,14 @@ mod health;
 mod hook;
 mod identity;
 mod images;
+mod limit_policy;
 mod log_links;
 mod pull_secret;
 mod sandbox;
 mod stop;
 mod writer;
+
+pub use limit_policy::{LimitPolicy, Memory};
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 

@@ -7,12 +7,11 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::{Container, Pod};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
+use super::limit_policy::{LimitPolicy, Memory};
 use super::{PodExt, is_sidecar};
 use crate::quantity;
 use crate::runtime::Resources;
 
-/// CFS period in microseconds.
-const CPU_PERIOD: u64 = 100_000;
 /// Smallest CFS quota in microseconds.
 const MIN_QUOTA: i64 = 1_000;
 /// Smallest number of CPU shares.
@@ -68,29 +67,31 @@ fn shares(milli: i64) -> u64 {
     ((milli.max(0) as u64) * 1024 / 1000).clamp(MIN_SHARES, MAX_SHARES)
 }
 
-fn quota(milli: i64) -> i64 {
-    (milli * CPU_PERIOD as i64 / 1000).max(MIN_QUOTA)
-}
-
-fn resources(cpu_request: Option<i64>, cpu_limit: Option<i64>, memory_limit: Option<i64>) -> Resources {
+fn resources(
+    cpu_request: Option<i64>,
+    cpu_limit: Option<i64>,
+    memory_limit: Option<i64>,
+    policy: &LimitPolicy,
+) -> Resources {
+    let cpu_limit = cpu_limit.filter(|_| policy.cpu_quota);
     Resources {
         cpu_shares: Some(cpu_request.map_or(MIN_SHARES, shares)),
-        cpu_quota: cpu_limit.map(quota),
-        cpu_period: cpu_limit.map(|_| CPU_PERIOD),
+        cpu_quota: cpu_limit.map(|milli| (milli * policy.cpu_period as i64 / 1000).max(MIN_QUOTA)),
+        cpu_period: cpu_limit.map(|_| policy.cpu_period),
         memory_limit,
         ..Resources::default()
     }
 }
 
-/// Limits of one container. As with the kubelet it gets no swap, and when its memory runs out all of it ends.
-pub fn container_resources(container: &Container) -> Resources {
+/// Limits of one container of the pod.
+pub fn container_resources(pod: &Pod, container: &Container, policy: &LimitPolicy, machine: Memory) -> Resources {
     let hugepages = hugepage_sizes(std::iter::once(container));
     let hugepages = hugepages.filter_map(|(name, size)| Some((size, limit(container, name)?)));
     Resources {
-        swap_limit: Some(0),
-        oom_group: true,
+        swap_limit: Some(policy.swap(pod, container, machine)),
+        oom_group: !policy.single_process_oom_kill,
         hugepage_limits: Some(hugepages.collect()),
-        ..resources(request(container, "cpu"), limit(container, "cpu"), limit(container, "memory"))
+        ..resources(request(container, "cpu"), limit(container, "cpu"), limit(container, "memory"), policy)
     }
 }
 
@@ -129,16 +130,18 @@ fn pod_sum(pod: &Pod, name: &str, of: fn(&Container, &str) -> Option<i64>, needs
     any.then(|| running.max(init_peak))
 }
 
-/// Limits of the pod cgroup; a limit only when every container has one.
-pub fn pod_resources(pod: &Pod) -> Resources {
+/// Limits of the pod cgroup; of memory and CPU only when every container has one.
+pub fn pod_resources(pod: &Pod, policy: &LimitPolicy) -> Resources {
     let hugepages = hugepage_sizes(super::containers(pod));
     let hugepages = hugepages.filter_map(|(name, size)| Some((size, pod_sum(pod, name, limit, false)?)));
     Resources {
+        pids_limit: policy.pids,
         hugepage_limits: Some(hugepages.collect()),
         ..resources(
             pod_sum(pod, "cpu", request, false),
             pod_sum(pod, "cpu", limit, true),
             pod_sum(pod, "memory", limit, true),
+            policy,
         )
     }
 }
@@ -180,17 +183,17 @@ mod tests {
         let none = pod(serde_json::json!({"containers": [{"name": "a"}]}));
         assert_eq!(qos_class(&none), "BestEffort");
         assert_eq!(pod_cgroup(&none), "besteffort/podu");
-        assert_eq!(pod_resources(&none).cpu_shares, Some(2));
+        assert_eq!(pod_resources(&none, &LimitPolicy::default()).cpu_shares, Some(2));
         let full = pod(serde_json::json!({"containers": [
             {"name": "a", "resources": {"limits": {"cpu": "500m", "memory": "64Mi"}}}]}));
         assert_eq!(qos_class(&full), "Guaranteed");
-        let r = pod_resources(&full);
+        let r = pod_resources(&full, &LimitPolicy::default());
         assert_eq!((r.cpu_shares, r.cpu_quota, r.memory_limit), (Some(512), Some(50_000), Some(67_108_864)));
         assert_eq!(oom_score_adj(&full, &full.app_containers()[0], 1 << 30), -997);
         let some = pod(serde_json::json!({"containers": [
             {"name": "a", "resources": {"requests": {"memory": "512Mi"}}}, {"name": "b"}]}));
         assert_eq!(qos_class(&some), "Burstable");
-        assert_eq!(pod_resources(&some).memory_limit, None);
+        assert_eq!(pod_resources(&some, &LimitPolicy::default()).memory_limit, None);
         assert_eq!(oom_score_adj(&some, &some.app_containers()[0], 1 << 30), 500);
     }
 
@@ -213,11 +216,12 @@ mod tests {
         let pod = pod(serde_json::json!({"containers": [
             {"name": "a", "resources": {"limits": {"hugepages-2Mi": "4Mi", "memory": "8Mi"}}},
             {"name": "b", "resources": {"limits": {"hugepages-2Mi": "2Mi"}}}, {"name": "c"}]}));
-        let containers: Vec<_> = pod.app_containers().iter().map(container_resources).collect();
+        let resources = |c: &Container| container_resources(&pod, c, &LimitPolicy::default(), Memory::default());
+        let containers: Vec<_> = pod.app_containers().iter().map(resources).collect();
         assert!(containers.iter().all(|r| r.swap_limit == Some(0) && r.oom_group));
         assert_eq!(containers[0].hugepage_limits, Some([(2 << 20, 4 << 20)].into()));
         assert_eq!(containers[2].hugepage_limits, Some([].into()));
-        let all = pod_resources(&pod);
+        let all = pod_resources(&pod, &LimitPolicy::default());
         assert_eq!(all.hugepage_limits, Some([(2 << 20, 6 << 20)].into()));
         assert_eq!((all.swap_limit, all.oom_group), (None, false));
     }

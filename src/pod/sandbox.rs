@@ -48,7 +48,7 @@ impl Worker {
             host_pid: spec.host_pid.unwrap_or(false),
             share_process_namespace: spec.share_process_namespace.unwrap_or(false),
             cgroup: qos::pod_cgroup(pod),
-            resources: qos::pod_resources(pod),
+            resources: qos::pod_resources(pod, &self.shared.limits),
             sysctls: sysctls(spec),
         };
         let id = sandbox.id.clone();

@@ -16,6 +16,7 @@ use super::adopt::adopt;
 use super::backoff::{Backoff, RESET_AFTER};
 use super::container::ContainerState;
 use super::ending::Ending;
+use super::limit_policy::{LimitPolicy, Memory};
 use super::stop::Stopping;
 use super::table::PodTable;
 use super::{PodExt, checkpoint, ephemeral, probe, references, restart_policy, status, termination, writer};
@@ -69,8 +70,10 @@ pub struct Shared {
     pub logs_dir: PathBuf,
     /// When a container's log file is put aside.
     pub log_rotation: Rotation,
-    /// Memory of the machine in bytes.
-    pub machine_memory: u64,
+    /// Limits the node's settings put on pods.
+    pub limits: LimitPolicy,
+    /// What the machine has.
+    pub machine: Memory,
     /// Name servers for `ClusterFirst`.
     pub cluster_dns: Vec<IpAddr>,
     /// Cluster domain.
