@@ -10,11 +10,22 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use node::{Node, alive, exit_of, run};
-use pikelet::runtime::{Resources, Runtime, SandboxSpec, Wanted};
+use pikelet::runtime::{ContainerSpec, Resources, Runtime, SandboxSpec, Wanted};
+use tokio::io::AsyncWriteExt;
 
 /// The machine's cgroups are version 2.
 fn unified() -> bool {
     Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
+}
+
+async fn wait_for(condition: impl Fn() -> bool) {
+    for _ in 0..600 {
+        if condition() {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    panic!("not within 30 s");
 }
 
 /// What a file of the cgroup `path` below the node's root says; `None` when there is no such file.
@@ -90,6 +101,48 @@ async fn limits_are_in_the_kernels_files() {
         is_if_there(container, "hugetlb.2MB.limit_in_bytes", "4194304");
         is_if_there(pod, "hugetlb.2MB.limit_in_bytes", "8388608");
     }
+    runtime.remove_sandbox("s1").await.unwrap();
+}
+
+#[tokio::test]
+async fn limits_change_in_place() {
+    let Some(node) = Node::new("resize") else { return };
+    let (runtime, mut events) = Runtime::open(node.config.clone()).unwrap();
+    runtime.create_sandbox(node.sandbox("s1")).await.unwrap();
+    let limits = |memory: i64, quota: i64| Resources {
+        cpu_shares: Some(quota as u64 / 100),
+        cpu_quota: Some(quota),
+        cpu_period: Some(100_000),
+        memory_limit: Some(memory << 20),
+        swap_limit: Some(0),
+        ..Default::default()
+    };
+    // it takes 12 MB whenever it is told to
+    let script = "while read line; do head -c 12000000 /dev/zero >/dev/shm/file; echo $?; done";
+    let mut spec = ContainerSpec { stdin: true, ..node.shell("c1", script) };
+    spec.resources = limits(8, 20_000);
+    let pid = runtime.create_container("s1", spec).await.unwrap();
+    runtime.start_container("s1", "c1").await.unwrap();
+    let (pod, container) = ("burstable/pods1", "burstable/pods1/c1");
+    let (memory, quota) =
+        if unified() { ("memory.max", "cpu.max") } else { ("memory.limit_in_bytes", "cpu.cfs_quota_us") };
+    // up, further up, and down: memory and swap bound each other on version 1
+    for (megabytes, micros) in [(8, 20_000), (32, 50_000), (48, 10_000), (32, 20_000)] {
+        if megabytes > 8 {
+            runtime.limit(container, &limits(megabytes, micros)).unwrap();
+        }
+        assert_eq!(value(&node, container, memory), Some((megabytes << 20).to_string()));
+        let expected = if unified() { format!("{micros} 100000") } else { micros.to_string() };
+        assert_eq!(value(&node, container, quota), Some(expected));
+    }
+    let mut streams = runtime.attach("s1", "c1", Wanted { stdin: true, ..Wanted::default() }).await.unwrap();
+    streams.stdin.as_mut().unwrap().write_all(b"go\n").await.unwrap();
+    wait_for(|| node.output("c1") == ["stdout F 0"]).await;
+    assert!(alive(pid), "the same process as before");
+    runtime.limit(pod, &Resources { memory_limit: Some(40 << 20), ..Default::default() }).unwrap();
+    assert_eq!(value(&node, pod, memory), Some((40 << 20).to_string()));
+    runtime.kill_container("s1", "c1", 9, true).await.unwrap();
+    exit_of(&mut events, "c1").await;
     runtime.remove_sandbox("s1").await.unwrap();
 }
 
