@@ -3,11 +3,15 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
 /// Longest text of one log line; longer output lines are split.
 pub const MAX_LINE: usize = 16 * 1024;
+
+/// How often it is said that a log cannot be written.
+const REMINDER: Duration = Duration::from_secs(60);
 
 /// Which output a line came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,7 +91,8 @@ impl LineSplitter {
 #[derive(Debug)]
 pub struct LogFile {
     file: File,
-    failed: bool,
+    /// When an error was told last.
+    failed: Option<Instant>,
     path: PathBuf,
     size: u64,
     rotation: Rotation,
@@ -129,29 +134,50 @@ impl LogFile {
         }
         let file = OpenOptions::new().create(true).append(true).open(path)?;
         let size = file.metadata()?.len();
-        Ok(Self { file, failed: false, path: path.to_owned(), size, rotation })
+        Ok(Self { file, failed: None, path: path.to_owned(), size, rotation })
     }
 
-    /// Appends finished lines. Output must go on when the disk is full: only the first error of a row is returned.
+    /// Appends finished lines. Output must go on when the disk is full: an error is returned once in a while only.
     pub fn append(&mut self, lines: &[u8]) -> io::Result<()> {
-        let mut result = self.file.write_all(lines);
-        self.size += lines.len() as u64;
-        if result.is_ok() && self.size >= self.rotation.max_size {
-            result = self.rotate();
+        match self.write(lines) {
+            Err(e) if self.failed.is_none_or(|last| last.elapsed() >= REMINDER) => {
+                self.failed = Some(Instant::now());
+                Err(e)
+            }
+            _ => Ok(()),
         }
-        let before = std::mem::replace(&mut self.failed, result.is_err());
-        if before { Ok(()) } else { result }
     }
-}
 
-impl LogFile {
+    fn write(&mut self, lines: &[u8]) -> io::Result<()> {
+        if let Err(e) = self.file.write_all(lines) {
+            // half a line would spoil the one that is written after it
+            if self.file.metadata().is_ok_and(|m| m.len() > self.size) {
+                self.file.set_len(self.size)?;
+            }
+            return Err(e);
+        }
+        self.size += lines.len() as u64;
+        if self.size >= self.rotation.max_size { self.rotate() } else { Ok(()) }
+    }
+
     /// Puts the file aside, begins a new one and removes those beyond the limit.
     fn rotate(&mut self) -> io::Result<()> {
         let time = jiff::Timestamp::now().strftime("%Y%m%d-%H%M%S.%9f").to_string();
         let mut aside = self.path.clone().into_os_string();
         aside.push(format!(".{time}"));
-        std::fs::rename(&self.path, aside)?;
-        self.file = OpenOptions::new().create(true).append(true).open(&self.path)?;
+        match std::fs::rename(&self.path, &aside) {
+            // removed by somebody
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        match OpenOptions::new().create(true).append(true).open(&self.path) {
+            Ok(file) => self.file = file,
+            Err(e) => {
+                // on a full disk: it goes on where readers look for it
+                std::fs::rename(aside, &self.path)?;
+                return Err(e);
+            }
+        }
         self.size = 0;
         let old = rotated_files(&self.path);
         let kept = (self.rotation.max_files.max(2) - 1) as usize;
