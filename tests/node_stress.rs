@@ -28,7 +28,7 @@ fn memory(pid: i32) -> u64 {
 async fn exec(runtime: &Runtime, container: &str, script: &str) -> i32 {
     let args = ["sh", "-c", script].map(str::to_owned).to_vec();
     let mut streams = runtime.exec("s1", container, args, false, Wanted::default()).await.unwrap();
-    timeout(Duration::from_secs(60), streams.ending.wait()).await.expect("no end").unwrap()
+    timeout(Duration::from_mins(1), streams.ending.wait()).await.expect("no end").unwrap()
 }
 
 #[tokio::test]
@@ -130,6 +130,8 @@ async fn a_full_disk_stops_nothing_and_is_recovered_from() {
             source: disk.0.join("data"),
             destination: "/data".into(),
             read_only: false,
+            recursive_read_only: false,
+            no_exec: false,
             propagation: Propagation::None,
         }],
         ..node.shell("c1", script)

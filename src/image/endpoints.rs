@@ -178,11 +178,31 @@ pub fn of(reference: &Reference, config: &StoreConfig, given: &[Credential]) -> 
     tls.insecure_skip_verify |= insecure_skip_verify;
     let mut logins = credentials::choose(given, name, &repository);
     logins.extend(auth.and_then(|a| login(name, &a)));
-    let base = format!("{}://{host}/v2", if insecure { "http" } else { "https" });
-    if !endpoints.iter().any(|e| e.base == base && e.repository == repository) {
-        endpoints.push(Endpoint { base, repository, stands_for: None, tls, logins });
+    // a registry of this machine itself needs no certificate, and may speak plain HTTP, as with containerd
+    let local = !insecure && is_loopback(host) && tls.ca_file.is_none();
+    tls.insecure_skip_verify |= local;
+    let schemes: &[&str] = match (insecure, local) {
+        (true, _) => &["http"],
+        (false, true) => &["https", "http"],
+        (false, false) => &["https"],
+    };
+    for scheme in schemes {
+        let base = format!("{scheme}://{host}/v2");
+        if !endpoints.iter().any(|e| e.base == base && e.repository == repository) {
+            let (repository, tls, logins) = (repository.clone(), tls.clone(), logins.clone());
+            endpoints.push(Endpoint { base, repository, stands_for: None, tls, logins });
+        }
     }
     Ok(endpoints)
+}
+
+/// Whether `host[:port]` is this machine.
+fn is_loopback(host: &str) -> bool {
+    let name = match host.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => host.split(':').next().unwrap_or_default(),
+    };
+    name == "localhost" || name.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 /// The repository after the first expression that changes it.
@@ -204,6 +224,15 @@ mod tests {
     fn bases(image: &str, config: &StoreConfig) -> Vec<String> {
         let endpoints = of(&Reference::parse(image).unwrap(), config, &[]).unwrap();
         endpoints.into_iter().map(|e| format!("{}/{}", e.base, e.repository)).collect()
+    }
+
+    #[test]
+    fn a_registry_of_this_machine_may_speak_http() {
+        let config = StoreConfig::default();
+        assert_eq!(bases("localhost:5000/x", &config), ["https://localhost:5000/v2/x", "http://localhost:5000/v2/x"]);
+        assert_eq!(bases("127.0.0.1/x", &config).len(), 2);
+        assert_eq!(bases("localhost.example/x", &config), ["https://localhost.example/v2/x"]);
+        assert!(is_loopback("[::1]:5000") && !is_loopback("[2001:db8::1]:5000"));
     }
 
     fn config(yaml: &str) -> StoreConfig {

@@ -33,8 +33,8 @@ pub struct ContainerState {
     pub crash: Backoff,
     /// ImagePullBackOff.
     pub pull: Backoff,
-    /// Why the last pull failed.
-    pub pull_error: Option<String>,
+    /// The image of the last pull, and why that failed.
+    pub pull_error: Option<(String, String)>,
     /// A pull is under way.
     pub pulling: bool,
     /// Number the next run gets.

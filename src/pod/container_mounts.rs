@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{Container, VolumeMount};
 
-use super::env;
 use super::worker::Worker;
+use super::{PodExt, env};
 use crate::runtime::{Mount, Propagation};
 use crate::volume;
 
@@ -24,6 +24,7 @@ impl Worker {
             destination: destination.to_owned(),
             read_only: false,
             recursive_read_only: false,
+            no_exec: false,
             propagation: Propagation::None,
         };
         let dir = self.pod_dir();
@@ -42,10 +43,11 @@ impl Worker {
             let volume = self.volumes.as_ref().and_then(|v| v.get(&mount.name)).ok_or_else(|| {
                 format!("cannot find volume {:?} to mount into container {:?}", mount.name, container.name)
             })?;
+            let is_image = self.is_image_volume(&mount.name);
             let source = match sub_path(mount, variables)? {
                 Some(sub) => {
                     let place = self.sub_paths_dir(id).join(index.to_string());
-                    volume::sub_path(volume, &sub, &place)
+                    volume::sub_path(volume, &sub, &place, !is_image)
                         .map_err(|e| format!("failed to prepare subPath for volumeMount {:?}: {e}", mount.name))?;
                     place
                 }
@@ -54,8 +56,9 @@ impl Worker {
             mounts.push(Mount {
                 source,
                 destination: mount.mount_path.clone(),
-                read_only: mount.read_only.unwrap_or(false),
+                read_only: is_image || mount.read_only.unwrap_or(false),
                 recursive_read_only: matches!(mount.recursive_read_only.as_deref(), Some("Enabled" | "IfPossible")),
+                no_exec: is_image,
                 propagation: match mount.mount_propagation.as_deref() {
                     Some("HostToContainer") => Propagation::HostToContainer,
                     Some("Bidirectional") => Propagation::Bidirectional,
@@ -64,6 +67,11 @@ impl Worker {
             });
         }
         Ok(mounts)
+    }
+
+    fn is_image_volume(&self, name: &str) -> bool {
+        let volumes = self.pod.pod_spec().and_then(|s| s.volumes.as_deref()).unwrap_or_default();
+        volumes.iter().any(|v| v.name == name && v.image.is_some())
     }
 
     fn sub_paths_dir(&self, id: &str) -> PathBuf {

@@ -166,6 +166,7 @@ impl Worker {
     async fn start(&mut self, container: &Container, image: &Image) -> Result<(), Refused> {
         let sandbox = self.sandbox.as_ref().map(|s| (s.id.clone(), s.ips.clone()));
         let Some((sandbox, ips)) = sandbox else { return Ok(()) };
+        self.pulled_fresh.retain(|(name, _)| *name != container.name);
         self.forget_oldest(&container.name, &sandbox).await;
         let id = new_id();
         let dir = self.shared.containers_dir.join(&id);

@@ -1,19 +1,40 @@
-//! Images of a pod's containers: pull policy, pulls, and their backoff.
+//! Images of a pod's containers and image volumes: pull policy, pulls, and their backoff.
 
+use std::path::Path;
 use std::time::Instant;
 
-use k8s_openapi::api::core::v1::Container;
+use k8s_openapi::api::core::v1::{Container, Pod};
 
+use super::PodExt;
 use super::create::Refused;
 use super::ephemeral::all_containers;
 use super::worker::{Message, Worker};
 use crate::image::{Image, ImageError};
+use crate::volume;
 
 impl Worker {
+    /// Containers whose image was changed in the spec are started again from the new one, whatever held them back.
+    pub(super) fn replace_images(&mut self, before: &Pod) {
+        let pod = self.pod.clone();
+        for container in super::containers(&pod) {
+            let old = super::containers(before).find(|c| c.name == container.name);
+            if old.is_none_or(|old| old.image == container.image) {
+                continue;
+            }
+            let state = self.state(&container.name);
+            state.crash.reset();
+            state.pull.reset();
+            state.pull_error = None;
+            let Some(run) = self.run_of(container) else { continue };
+            let message = format!("Container {} definition changed, will be restarted", container.name);
+            self.event(Some(container), "Normal", "Killing", message);
+            tokio::spawn(run.end(self.grace()));
+        }
+    }
+
     pub(super) fn image_backoff(&mut self, container: &Container) {
-        let image = container.image.clone().unwrap_or_default();
         let state = self.state(&container.name);
-        let Some(error) = state.pull_error.clone() else { return };
+        let Some((image, error)) = state.pull_error.clone() else { return };
         if state.pull.pending(Instant::now()).is_none() {
             return;
         }
@@ -23,31 +44,56 @@ impl Worker {
         }
     }
 
-    /// The container's image by its pull policy; `None` while a pull is under way.
+    /// The image of a container's next run, once all it needs is there: its image volumes are mounted too.
+    /// `None` while a pull is under way.
     pub(super) async fn image(&mut self, container: &Container) -> Result<Option<Image>, Refused> {
         let name = container.image.clone().unwrap_or_default();
-        let policy = container.image_pull_policy.clone().unwrap_or_else(|| "IfNotPresent".to_owned());
-        let present = match self.shared.images.get(&name).await {
+        let Some(image) = self.present(container, &name, container.image_pull_policy.as_deref()).await? else {
+            return Ok(None);
+        };
+        let pod = self.pod.clone();
+        for source in pod.pod_spec().iter().flat_map(|s| s.volumes.iter().flatten()) {
+            let Some(wanted) = &source.image else { continue };
+            let place = self.volumes.as_ref().and_then(|v| v.get(&source.name)?.parent().map(Path::to_owned));
+            let Some(place) = place.filter(|place| !volume::is_mounted(&place.join("rootfs"))) else { continue };
+            let reference = wanted.reference.clone().unwrap_or_default();
+            let Some(image) = self.present(container, &reference, wanted.pull_policy.as_deref()).await? else {
+                return Ok(None);
+            };
+            let mounted = self.shared.images.mount(&image, &place).await;
+            mounted.map_err(|e| ("CreateContainerError", format!("volume {:?}: {e}", source.name)))?;
+        }
+        Ok(Some(image))
+    }
+
+    /// An image by its pull policy; `None` while a pull is under way.
+    async fn present(
+        &mut self,
+        container: &Container,
+        name: &str,
+        policy: Option<&str>,
+    ) -> Result<Option<Image>, Refused> {
+        let present = match self.shared.images.get(name).await {
             Ok(present) => present,
             Err(ImageError::InvalidName { message, .. }) => {
                 return Err(("InvalidImageName", format!("Failed to apply default image tag {name:?}: {message}")));
             }
             Err(error) => return Err(("ImageInspectError", error.to_string())),
         };
-        let fresh = self
-            .pulled_fresh
-            .iter()
-            .position(|n| *n == container.name)
-            .map(|i| self.pulled_fresh.swap_remove(i))
-            .is_some();
-        match (present, policy.as_str()) {
-            (Some(image), "Never" | "IfNotPresent") => Ok(Some(image)),
+        let policy = policy.unwrap_or("IfNotPresent");
+        let fresh = self.pulled_fresh.iter().any(|(c, i)| *c == container.name && i == name);
+        match (present, policy) {
             (Some(image), _) if fresh => Ok(Some(image)),
+            (Some(image), "Never" | "IfNotPresent") => {
+                let message = format!("Container image {name:?} already present on machine");
+                self.event(Some(container), "Normal", "Pulled", message);
+                Ok(Some(image))
+            }
             (None, "Never") if !self.shared.images.is_importing() => {
                 Err(("ErrImageNeverPull", format!("Container image {name:?} is not present with pull policy of Never")))
             }
             _ => {
-                self.pull(container, name, &policy).await;
+                self.pull(container, name.to_owned(), policy).await;
                 Ok(None)
             }
         }
@@ -65,7 +111,7 @@ impl Worker {
         tokio::spawn(async move {
             let result = images.pull(&image, &credentials).await;
             // a worker that is gone no longer cares
-            let _ = tx.send(Message::Pulled { container: name, result }).await;
+            let _ = tx.send(Message::Pulled { container: name, image, result }).await;
         });
     }
 
@@ -85,23 +131,22 @@ impl Worker {
     }
 
     /// Takes the end of a pull.
-    pub(super) fn pulled(&mut self, name: &str, result: Result<Image, ImageError>) {
+    pub(super) fn pulled(&mut self, name: &str, image: String, result: Result<Image, ImageError>) {
         let pod = self.pod.clone();
         let Some(container) = all_containers(&pod).find(|c| c.name == name) else { return };
-        let image = container.image.clone().unwrap_or_default();
         let state = self.state(name);
         state.pulling = false;
         match result {
             Ok(_) => {
                 state.pull.reset();
                 state.pull_error = None;
-                self.pulled_fresh.push(name.to_owned());
                 self.event(Some(&container), "Normal", "Pulled", format!("Successfully pulled image {image:?}"));
+                self.pulled_fresh.push((name.to_owned(), image));
             }
             Err(error) => {
                 let message = error.to_string();
                 state.pull.fail(Instant::now());
-                state.pull_error = Some(message.clone());
+                state.pull_error = Some((image, message.clone()));
                 state.wait("ErrImagePull", message.clone());
                 self.event(Some(&container), "Warning", "Failed", message);
                 self.event(Some(&container), "Warning", "Failed", "Error: ErrImagePull".to_owned());

@@ -142,6 +142,8 @@ pub enum Message {
     Pulled {
         /// Container name.
         container: String,
+        /// What was asked for.
+        image: String,
         /// The image, or why there is none.
         result: Result<Image, ImageError>,
     },
@@ -177,8 +179,8 @@ pub struct Worker {
     /// Somebody waits for the sandbox to be removed.
     pub(super) renewal: Option<oneshot::Sender<Result<(), String>>>,
     pub(super) failed: Option<(String, String)>,
-    /// Containers whose image was pulled for their coming run.
-    pub(super) pulled_fresh: Vec<String>,
+    /// Containers and the images that were pulled for their coming run.
+    pub(super) pulled_fresh: Vec<(String, String)>,
     status: PodStatus,
     writer: writer::StatusWriter,
 }
@@ -277,14 +279,15 @@ impl Worker {
                 if !ephemeral::same(&self.pod, &pod) {
                     self.shared.objects.hold(&self.uid, references::references(&pod));
                 }
-                self.pod = Arc::new(pod);
+                let before = std::mem::replace(&mut self.pod, Arc::new(pod));
+                self.replace_images(&before);
             }
             Message::Removed => self.removed = true,
             Message::MirrorChanged => self.writer.mirror_changed(),
             Message::Exited { container, exit } => self.exited(&container, &exit),
             Message::SandboxLost { sandbox } => self.sandbox_lost(&sandbox),
             Message::Imported { container } => self.imported(&container),
-            Message::Pulled { container, result } => self.pulled(&container, result),
+            Message::Pulled { container, image, result } => self.pulled(&container, image, result),
             Message::PostStarted { container, result } => self.post_started(&container, result),
             Message::Probed { container, kind, success } => self.probed(&container, kind, success),
             Message::Stop { containers, grace } => self.stop_runs(|id| containers.iter().any(|c| c == id), grace),

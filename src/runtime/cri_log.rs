@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 pub const MAX_LINE: usize = 16 * 1024;
 
 /// How often it is said that a log cannot be written.
-const REMINDER: Duration = Duration::from_secs(60);
+const REMINDER: Duration = Duration::from_mins(1);
 
 /// Which output a line came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -294,8 +294,9 @@ fn mounts(spec: &ContainerSpec, around: &Surroundings) -> Vec<Value> {
             (true, false) => "ro",
             (true, true) => "rro",
         };
-        out.push(json!({ "destination": m.destination, "type": "bind", "source": m.source,
-                         "options": ["rbind", propagation, access] }));
+        let mut options = vec!["rbind", propagation, access];
+        options.extend(m.no_exec.then_some("noexec"));
+        out.push(json!({ "destination": m.destination, "type": "bind", "source": m.source, "options": options }));
     }
     out
 }
@@ -344,6 +345,7 @@ mod tests {
             destination: "/dev/shm".into(),
             read_only: true,
             recursive_read_only: false,
+            no_exec: false,
             propagation: Propagation::HostToContainer,
         }];
         let around = Surroundings {

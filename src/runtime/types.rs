@@ -86,6 +86,9 @@ pub struct Mount {
     /// With `read_only`: what is mounted below the source is read-only too (kernel 5.12).
     #[serde(default)]
     pub recursive_read_only: bool,
+    /// Programs in it cannot be started.
+    #[serde(default)]
+    pub no_exec: bool,
     /// `None`, `HostToContainer` or `Bidirectional` (Kubernetes' mountPropagation).
     #[serde(default)]
     pub propagation: Propagation,

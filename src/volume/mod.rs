@@ -179,6 +179,10 @@ impl Volumes {
         if let Some(mounted) = self.persistent(pod, volume).await {
             return mounted;
         }
+        if volume.image.is_some() {
+            // mounted by who has the images; this is where
+            return Ok(self.place(pod, "kubernetes.io~image", &volume.name)?.join("rootfs"));
+        }
         let dir = self.volume_dir(pod, volume, kind)?;
         let group = fs_group(pod);
         if let Some(source) = &volume.empty_dir {
@@ -249,6 +253,11 @@ fn written_kind(volume: &Volume) -> String {
     let value = serde_json::to_value(volume).unwrap_or_default();
     let kind = value.as_object().and_then(|fields| fields.keys().find(|k| *k != "name").cloned());
     kind.unwrap_or_else(|| "kindless".into())
+}
+
+/// Whether something is mounted on `path`; where nothing is, nothing is mounted.
+pub fn is_mounted(path: &Path) -> bool {
+    path.exists() && mounts::is_mount_point(path).unwrap_or(false)
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, String> + Send + 'static) -> Result<T, String> {

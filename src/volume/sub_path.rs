@@ -23,15 +23,17 @@ pub fn stays_inside(path: &str) -> bool {
     Path::new(path).components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir))
 }
 
-/// Binds `sub` of a volume to `place`; a path that is missing is made a directory with the volume's own mode.
-/// One that leads out of the volume is refused.
-pub fn sub_path(volume: &Path, sub: &str, place: &Path) -> Result<(), String> {
+/// Binds `sub` of a volume to `place`; a path that is missing is made a directory with the volume's own mode if
+/// `create` says so. One that leads out of the volume is refused.
+pub fn sub_path(volume: &Path, sub: &str, place: &Path, create: bool) -> Result<(), String> {
     if !stays_inside(sub) {
         return Err(format!("subPath {sub:?} must be relative and must not contain .."));
     }
     let failed = |what: &str, e: &dyn std::fmt::Display| format!("{what} subPath {sub:?} of {}: {e}", volume.display());
     let root = File::open(volume).map_err(|e| failed("opening", &e))?;
-    let found = open_or_make(&root, Path::new(sub)).map_err(|e| match e {
+    let path = Path::new(sub);
+    let found = if create { open_or_make(&root, path) } else { open_beneath(&root, path) };
+    let found = found.map_err(|e| match e {
         Errno::EXDEV | Errno::ELOOP => format!("subPath {sub:?} leads out of its volume: refused"),
         e => failed("opening", &e),
     })?;

@@ -152,7 +152,10 @@ async fn what_is_missing_is_named_as_kubelet_does() {
             serde_json::json!({"name": "v", "configMap": {"name": "cm", "items": [{"key": "k", "path": "k"}]}}),
             "references non-existent config key: k",
         ),
-        (serde_json::json!({"name": "v", "nfs": {"server": "s", "path": "/"}}), "this agent has no nfs volumes"),
+        (
+            serde_json::json!({"name": "v", "iscsi": {"targetPortal": "s", "iqn": "i", "lun": 0}}),
+            "this agent has no iscsi volumes",
+        ),
     ] {
         let error = volumes.prepare(&with_volume(volume)).await.unwrap_err();
         assert_eq!(error.to_string(), format!("MountVolume.SetUp failed for volume \"v\" : {message}"));

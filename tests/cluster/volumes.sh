@@ -187,3 +187,32 @@ spec:
 YAML
 check "fileKeyRef: a variable from a file of a volume" logs filed "dark green"
 k delete pod filed --timeout=30s >/dev/null
+
+# an image as a volume
+mkdir -p "$layout/files/sub"; echo "of an image" >"$layout/files/sub/file"; cp "$(command -v busybox)" "$layout/files/tool"
+pack_image "$layout/oci" files "$layout/files" >/dev/null 2>&1
+push_image "pk$PIKELET_CLUSTER_ID-cp" "$layout/oci" files "${image%/*}/files:1"
+imaged() { # NAME REFERENCE MOUNT-FIELDS COMMAND
+  k apply -f - >/dev/null <<YAML
+apiVersion: v1
+kind: Pod
+metadata: {name: $1}
+spec:
+  nodeName: n2
+  restartPolicy: Never
+  volumes: [{name: v, image: {reference: "$2", pullPolicy: IfNotPresent}}]
+  containers: [{name: c, image: "$image", command: [sh, -c, "$4"], volumeMounts: [{name: v, mountPath: /v$3}]}]
+YAML
+}
+imaged whole "${image%/*}/files:1" "" "cat /v/sub/file; touch /v/x 2>/dev/null || echo read-only; /v/tool true 2>/dev/null || echo noexec"
+imaged part "${image%/*}/files:1" ", subPath: sub" "cat /v/file"
+imaged absent "${image%/*}/files:none" "" "true"
+imaged nosuch "${image%/*}/files:1" ", subPath: other" "true"
+check "an image as a volume is there, read-only and without programs" logs whole "of an image read-only noexec"
+check "  or a part of it" logs part "of an image"
+check "one that cannot be pulled keeps the container waiting" soon is absent "$waiting" ImagePullBackOff
+check "a part it does not have is said" soon event nosuch "No such file"
+k delete pod part absent nosuch --timeout=30s >/dev/null
+k delete pod whole --timeout=30s >/dev/null
+gone() { ! on n2 grep -q "kubernetes.io~image" /proc/self/mountinfo; }
+check "nothing of them stays mounted" gone
