@@ -124,6 +124,16 @@ mod tests {
     }
 
     #[test]
+    fn archives_blobs_and_limits_are_set() {
+        let of = |text: &str| store(Path::new("/r"), &Settings::default(), &parse(text));
+        let default = of("port: 1").unwrap();
+        assert_eq!((default.import_dir, default.keep_blobs), (Some("/r/images-import".into()), false));
+        let set = of("imageImportDir: /i\nkeepBlobs: true\nmaxImageUnpackRatio: 500").unwrap();
+        assert_eq!((set.import_dir, set.keep_blobs, set.max_unpack_ratio), (Some("/i".into()), true, Some(500)));
+        assert!(of("maxImageUnpackRatio: 0").unwrap_err().to_string().contains("maxImageUnpackRatio"));
+    }
+
+    #[test]
     fn garbage_collection_is_spelled_as_the_kubelet_does() {
         let of = |text: &str| collection(&Settings::default(), &parse(text));
         let policy = of("imageGCHighThresholdPercent: 70\nimageGCLowThresholdPercent: 60\nimageMinimumGCAge: 1m0s\n\

@@ -16,8 +16,12 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
         return Ok(());
     }
     let temporary = path.with_extension("tmp");
-    let mut file = File::create(&temporary)?;
-    file.write_all(bytes)?;
-    file.sync_data()?;
-    fs::rename(&temporary, path)
+    let write = || {
+        let mut file = File::create(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_data()?;
+        fs::rename(&temporary, path)
+    };
+    // half a file takes room that a full disk needs
+    write().inspect_err(|_| drop(fs::remove_file(&temporary)))
 }

@@ -6,6 +6,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -51,6 +52,8 @@ impl Layers {
     /// Opens the layers in `dir`; half-unpacked ones of an earlier run are removed.
     pub fn open(dir: PathBuf) -> io::Result<Arc<Self>> {
         fs::create_dir_all(&dir)?;
+        // an image's programs that run as root, and its devices, are not for the users of this machine
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o700))?;
         let layers = Self { dir, pins: Mutex::default(), next: AtomicU64::new(0) };
         for entry in fs::read_dir(&layers.dir)? {
             let entry = entry?;

@@ -7,7 +7,8 @@ use pikelet::image::{GcError, GcPolicy, ImageError, ImageStore, StoreConfig};
 
 use crate::scene::*;
 
-struct Disk(std::path::PathBuf);
+/// A mount that goes with the test.
+pub struct Disk(pub std::path::PathBuf);
 
 impl Drop for Disk {
     fn drop(&mut self) {

@@ -91,10 +91,14 @@ async fn a_pull_killed_at_any_moment_leaves_a_good_store() {
     let Some(mut scene) = scene("kills") else { return };
     let (reference, registry) = Reference::new(&mut scene).await;
     let dir = scene.dir.join("store");
-    let start = Instant::now();
-    assert!(puller(&dir, &reference.image, &registry).output().unwrap().status.success());
-    let whole = start.elapsed();
-    reference.finish(&dir, &registry).await;
+    // the quickest of three: others may be at work here too
+    let mut whole = Duration::MAX;
+    for _ in 0..3 {
+        let start = Instant::now();
+        assert!(puller(&dir, &reference.image, &registry).output().unwrap().status.success());
+        whole = whole.min(start.elapsed());
+        reference.finish(&dir, &registry).await;
+    }
     let cuts = std::env::var("PIKELET_TEST_CUTS").ok().map_or(60, |n| n.parse().unwrap());
     let mut unfinished = 0;
     for cut in 0..cuts {

@@ -15,6 +15,8 @@ pub enum Fault {
     Cut { bytes: u64, times: usize },
     /// The first requests are answered with this status and `Retry-After: 1`.
     Busy { status: u16, times: usize },
+    /// Each piece of an answer takes so many milliseconds.
+    Slow { pause: u64 },
     /// Nothing is ever answered.
     Silent,
 }
@@ -50,7 +52,7 @@ fn connection(mut client: TcpStream, registry: &str, fault: Fault, bytes: &Atomi
         |times: usize| faults.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| (n < times).then_some(n + 1));
     let mut left = u64::MAX;
     match fault {
-        Fault::None => {}
+        Fault::None | Fault::Slow { .. } => {}
         Fault::Silent => {
             faults.fetch_add(1, Ordering::SeqCst);
             let _ = client.read_to_end(&mut Vec::new());
@@ -82,6 +84,9 @@ fn connection(mut client: TcpStream, registry: &str, fault: Fault, bytes: &Atomi
     while let Ok(n) = server.read(&mut piece) {
         if n == 0 || client.write_all(&piece[..n.min(left as usize)]).is_err() {
             break;
+        }
+        if let Fault::Slow { pause } = fault {
+            thread::sleep(std::time::Duration::from_millis(pause));
         }
         bytes.fetch_add(n as u64, Ordering::SeqCst);
         left = left.saturating_sub(n as u64);
