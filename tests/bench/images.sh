@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# make bench: pulls of a 100 MB image of 5 layers from a registry on loopback, beside `skopeo copy` and `umoci unpack`
-# in the same run. The layers hold this machine's own /usr: programs, libraries and texts as images have them.
+# make bench: pulls of a 100 MB image of 5 layers from a registry on loopback, beside `skopeo copy` and `umoci unpack`,
+# and beside `ctr image pull` of a containerd of its own, in the same run. The layers hold this machine's own /usr: programs, libraries and texts as images have them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . harness/common.sh
@@ -9,7 +9,7 @@ rounds=5 megabytes=20
 pikelet=$(pikelet_bin)
 work=$(mktemp -d)
 mkdir "$work/pids" "$work/registry"
-trap 'proc_stop "$work/pids" agent; proc_stop "$work/pids" registry; rm -rf "$work"' EXIT
+trap 'proc_stop "$work/pids" agent; proc_stop "$work/pids" containerd; proc_stop "$work/pids" registry; rm -rf "$work"' EXIT
 
 # five layers of the files of /usr, in order, each of so many megabytes
 find /usr/bin /usr/lib /usr/share -xdev -type f -size -2M -printf '%s %p\n' 2>/dev/null | sort -k 2 |
@@ -35,6 +35,26 @@ proc_start "$work/pids" "$work" agent "$pikelet" run --root-dir "$work/root" --s
 until_true 10 test -S "$work/run/agent.sock" || { tail -n 5 "$work/agent.log" >&2; fail "the agent is not up"; }
 agent=$(proc_pid "$work/pids" agent)
 
+# a containerd whose mounts nobody else sees; what it is missing is said in the table
+ctr=(ctr --address "$work/containerd.sock")
+cat >"$work/containerd.toml" <<TOML
+version = 2
+root = "$work/containerd/root"
+state = "$work/containerd/state"
+disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"]
+[grpc]
+address = "$work/containerd.sock"
+[ttrpc]
+address = "$work/containerd.sock.ttrpc"
+TOML
+without=
+if ! command -v ctr containerd >/dev/null; then
+  without="containerd is not installed"
+else
+  proc_start "$work/pids" "$work" containerd unshare --mount --propagation private containerd --config "$work/containerd.toml"
+  until_true 10 "${ctr[@]}" version || without="containerd does not start here: $(tail -n 1 "$work/containerd.log")"
+fi
+
 # timed COMMAND...: prints seconds
 timed() {
   local start end
@@ -45,6 +65,7 @@ beside() {
   skopeo --insecure-policy copy --quiet --src-tls-verify=false "docker://$address/bench:1" "oci:$work/copy:1" &&
     umoci unpack --image "$work/copy:1" "$work/bundle"
 }
+ctr_pull() { "${ctr[@]}" image pull --plain-http --snapshotter overlayfs "$address/bench:1"; }
 written() { awk '/^write_bytes/ { print $2 }' "/proc/$agent/io"; }
 median() { sort -g | awk '{ v[NR] = $1 } END { print v[int((NR + 1) / 2)] }'; }
 
@@ -52,6 +73,10 @@ bytes=$(written)
 for _ in $(seq "$rounds"); do
   rm -rf "$work/copy" "$work/bundle"
   timed beside >>"$work/theirs"
+  if [ -z "$without" ]; then
+    timed ctr_pull >>"$work/ctrs" || without="ctr image pull failed here"
+    "${ctr[@]}" image rm --sync "$address/bench:1" >/dev/null 2>&1 || true
+  fi
   [ ! -s "$work/ours" ] || "$pikelet" rmi --state-dir "$work/run" "$address/bench:1" >/dev/null
   timed "$pikelet" pull --quiet --state-dir "$work/run" "$address/bench:1" >>"$work/ours"
   [ -n "${size:-}" ] || { bytes=$(($(written) - bytes)); size=$(du -s --block-size=1 "$work/root/images/layers" | cut -f 1); }
@@ -62,5 +87,12 @@ row() { printf '%-52s %24s   %s\n' "$@"; }
 row "skopeo copy + umoci unpack, $((megabytes * 5)) MB in 5 layers, p50" "$(printf '%.2f s' "$theirs")" ""
 row "pikelet pull of the same, synced to disk, p50" "$(printf '%.2f s' "$ours")" ""
 row "  in times of the other" "$(awk "BEGIN { printf \"%.2f\", $ours / $theirs }")" "0.80"
+if [ -z "$without" ]; then
+  containerd=$(median <"$work/ctrs")
+  row "containerd's ctr image pull of the same, p50" "$(printf '%.2f s' "$containerd")" ""
+  row "  pikelet in times of containerd" "$(awk "BEGIN { printf \"%.2f\", $ours / $containerd }")" "0.80"
+else
+  row "containerd's ctr image pull of the same" "skipped" "$without"
+fi
 row "peak memory of the agent" "$(printf '%.1f MiB' "$peak")" "32 MiB"
 row "bytes written, in times of the unpacked size" "$(awk "BEGIN { printf \"%.3f\", $bytes / $size }")" "1.05"
