@@ -34,6 +34,8 @@ seeds() {
   esac
 }
 
+# layers are unpacked on tmpfs where there is one
+[ ! -w /dev/shm ] || export TMPDIR=/dev/shm
 count=0
 for target in spdy_frames spdy_headers image_reference image_manifest image_layer registries \
   shim_protocol; do
