@@ -1,5 +1,6 @@
 //! Builds the parts of the agent, starts and stops them in order.
 
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -14,6 +15,9 @@ use crate::config::Config;
 use crate::image::{Image, ImageStore};
 use crate::machine;
 use crate::network::{Network, NetworkConfig};
+use crate::pod::eviction::storage::Places;
+use crate::pod::eviction::threshold::Signal;
+use crate::pod::eviction::{Evictions, Pressures};
 use crate::pod::manager::{Inputs, Manager};
 use crate::pod::order::Order;
 use crate::pod::table::PodTable;
@@ -64,6 +68,7 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
     let objects = Arc::new(Objects::new(client.clone(), objects_tx.clone()));
     let table = PodTable::default();
     let (network_tx, network_ready) = watch::channel(false);
+    let (pressures_tx, pressures) = watch::channel(Pressures::new());
     let pods_dir = config.root_dir.join("pods");
     let probe_counts = probe::Counts::default();
     let shared = Arc::new(Shared {
@@ -79,6 +84,7 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
         volumes: Volumes::new(pods_dir.clone(), objects.clone()),
         objects,
         objects_changed,
+        pressures: pressures.clone(),
         events: EventRecorder::new(client.clone(), &config.node.name),
         table: table.clone(),
         client: client.clone(),
@@ -98,13 +104,32 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
     let (cidrs_tx, cidrs) = watch::channel(config.pod_cidrs.iter().map(ToString::to_string).collect::<Vec<_>>());
     let (state_tx, state) = watch::channel(NodeState::default());
     tokio::spawn(keep_network(network.clone(), cidrs, network_tx, state_tx.clone()));
-    tokio::spawn(list_images(images.clone(), state_tx));
+    tokio::spawn(list_images(images.clone(), state_tx.clone()));
+    tokio::spawn(tell_pressures(pressures, state_tx));
     let images_of_commands = images.clone();
     let (images_of_folder, events_of_node) = (images.clone(), shared.events.clone());
     tokio::spawn(async move {
         images_of_folder.import_folder(|reason, message| events_of_node.node_event("Warning", reason, message)).await;
     });
     let events_of_node = shared.events.clone();
+    let (orders_tx, orders) = mpsc::channel(1);
+    let evictions = Evictions {
+        policy: config.eviction.clone(),
+        table: table.clone(),
+        runtime: runtime.clone(),
+        images: images.clone(),
+        image_gc: config.image_gc,
+        root: config.root_dir.clone(),
+        places: Places {
+            pods: shared.pods_dir.clone(),
+            containers: shared.containers_dir.clone(),
+            logs: config.logs_dir.clone(),
+        },
+        orders: orders_tx.clone(),
+        pressures: pressures_tx,
+        events: shared.events.clone(),
+    };
+    tokio::spawn(evictions.keep());
     tokio::spawn(images.keep_room(config.image_gc, move |reason, message| {
         events_of_node.node_event("Warning", reason, message);
     }));
@@ -118,7 +143,6 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
         });
     }
     tokio::spawn(weights::keep(runtime.clone(), table.clone()));
-    let (orders_tx, orders) = mpsc::channel(1);
     let kubelet = kubelet(&config, table, runtime.clone(), probe_counts);
     tokio::spawn(serve_local(config.state_dir.clone(), kubelet.clone(), images_of_commands, orders_tx));
     serve_api(&config, client.clone(), kubelet, &host_ips)?;
@@ -135,7 +159,7 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
             node_ips: host_ips,
             kubelet_port: config.api.port,
             max_pods: config.node.max_pods,
-            reserved: config.node.reserved.clone(),
+            reserved: kept(&config, &facts),
         };
         tokio::spawn(cluster::keep_node(client.clone(), settings, facts, state, cidrs_tx.clone()));
         tokio::spawn(cluster::keep_lease(client, config.node.name.clone()));
@@ -161,6 +185,26 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
     // lets an answer to a drain reach its asker
     tokio::time::sleep(Duration::from_millis(50)).await;
     Ok(())
+}
+
+/// What pods cannot have: what is reserved, and what evictions keep free.
+fn kept(config: &Config, facts: &machine::MachineInfo) -> BTreeMap<String, u64> {
+    let mut kept = config.node.reserved.clone();
+    for (name, signal, capacity) in [
+        ("memory", Signal::MemoryAvailable, facts.memory_bytes),
+        ("ephemeral-storage", Signal::NodefsAvailable, facts.disk_bytes),
+    ] {
+        *kept.entry(name.to_owned()).or_default() += config.eviction.kept(signal, capacity);
+    }
+    kept
+}
+
+/// Tells the Node what it runs short of.
+async fn tell_pressures(mut pressures: watch::Receiver<Pressures>, state: watch::Sender<NodeState>) {
+    while pressures.changed().await.is_ok() {
+        let names = pressures.borrow_and_update().iter().map(|p| p.name()).collect();
+        state.send_modify(|s| s.pressures = names);
+    }
 }
 
 /// What the kubelet API answers from.

@@ -42,6 +42,16 @@ pub fn whole(text: &str) -> Option<i128> {
     Some(milli.div_euclid(1000) + i128::from(milli.rem_euclid(1000) != 0))
 }
 
+/// Bytes with the largest binary suffix that needs no fraction, as `resource.Quantity` writes them.
+pub fn binary(bytes: u64) -> String {
+    let suffixes = [("Ei", 60), ("Pi", 50), ("Ti", 40), ("Gi", 30), ("Mi", 20), ("Ki", 10)];
+    let fits = |(_, shift): &&(&str, u32)| bytes > 0 && bytes.is_multiple_of(1 << shift);
+    suffixes
+        .iter()
+        .find(fits)
+        .map_or_else(|| bytes.to_string(), |(suffix, shift)| format!("{}{suffix}", bytes >> shift))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -53,6 +63,9 @@ mod tests {
         }
         for (text, want) in [("64Mi", 67_108_864), ("1.5Ki", 1536), ("1n", 1), ("128M", 128_000_000), ("1e-1", 1)] {
             assert_eq!(whole(text), Some(want), "{text}");
+        }
+        for (bytes, want) in [(0, "0"), (1000, "1000"), (1536, "1536"), (100 << 20, "100Mi"), (3 << 30, "3Gi")] {
+            assert_eq!(binary(bytes), want);
         }
         for text in ["1Q", "", "Mi", "e", "1..2", "9999999999999999999999999999999999999999"] {
             assert_eq!(milli(text), None, "{text}");

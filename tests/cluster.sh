@@ -38,6 +38,16 @@ on() {
   nsenter --target "$holder" --mount --net "$@"
 }
 
+# agent_with NODE [FLAG...]: the node's agent, started again with those flags as well
+agent_with() {
+  local node=$1; shift
+  $cluster stop "agent-$node"
+  rm -f "$dir/$node/flags"
+  [ $# = 0 ] || printf '%s\n' "$@" >"$dir/$node/flags"
+  $cluster start "agent-$node"
+  k wait --for=condition=Ready "node/$node" --timeout=30s >/dev/null
+}
+
 # what of a container's status the cases ask for
 waiting='.status.containerStatuses[0].state.waiting.reason'
 ended='.status.containerStatuses[0].state.terminated.exitCode'
@@ -55,7 +65,7 @@ push_image "pk$PIKELET_CLUSTER_ID-cp" "$layout/oci" usr1 "10.77.0.1:5000/busybox
 check "every node becomes Ready" k wait --for=condition=Ready node/n1 node/n2 node/n3 --timeout=30s
 
 subjects=("$@")
-[ $# != 0 ] || subjects=(workloads rollouts containers mistakes logs streams stats certificates security probes hooks sidecars identity volumes ephemeral cli mirror outage kills node)
+[ $# != 0 ] || subjects=(workloads rollouts containers mistakes logs streams stats certificates security probes hooks sidecars identity volumes ephemeral cli mirror outage kills node eviction)
 for subject in "${subjects[@]}"; do
   echo "     -- $subject"
   # shellcheck source=/dev/null

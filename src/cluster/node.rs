@@ -1,6 +1,6 @@
 //! The Node object: created, kept complete, created again when somebody deletes it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -37,7 +37,7 @@ pub struct NodeSettings {
     pub kubelet_port: u16,
     /// Largest number of pods.
     pub max_pods: u32,
-    /// Kept from pods: cpu in thousandths, memory and ephemeral-storage in bytes.
+    /// Kept from pods (reserved, and what evictions keep free): cpu in thousandths, memory and ephemeral-storage in bytes.
     pub reserved: BTreeMap<String, u64>,
 }
 
@@ -46,14 +46,11 @@ pub struct NodeSettings {
 pub struct NodeState {
     /// Pods can be attached to the network.
     pub network_ready: bool,
+    /// Types of the conditions that are true for want of something.
+    pub pressures: BTreeSet<&'static str>,
     /// Names (tags and digests) and size of each image.
     pub images: Vec<(Vec<String>, u64)>,
 }
-
-/// Memory in bytes below which pods are evicted, as kubelet's default `memory.available<100Mi`: kept from pods.
-const EVICTION_MEMORY: u64 = 100 << 20;
-/// Share of the disk below which pods are evicted, as kubelet's default `nodefs.available<10%`: kept from pods.
-const EVICTION_DISK: u64 = 10;
 
 fn capacity(machine: &MachineInfo, settings: &NodeSettings) -> Value {
     json!({
@@ -64,12 +61,12 @@ fn capacity(machine: &MachineInfo, settings: &NodeSettings) -> Value {
     })
 }
 
-/// Capacity less what is reserved and less the eviction thresholds (Kubernetes "Reserve Compute Resources").
+/// Capacity less what is kept from pods (Kubernetes "Reserve Compute Resources").
 fn allocatable(machine: &MachineInfo, settings: &NodeSettings) -> Value {
     let reserved = |name: &str| settings.reserved.get(name).copied().unwrap_or(0);
     let cpu = (machine.cpus * 1000).saturating_sub(reserved("cpu"));
-    let memory = machine.memory_bytes.saturating_sub(reserved("memory") + EVICTION_MEMORY);
-    let disk = machine.disk_bytes.saturating_sub(reserved("ephemeral-storage") + machine.disk_bytes / EVICTION_DISK);
+    let memory = machine.memory_bytes.saturating_sub(reserved("memory"));
+    let disk = machine.disk_bytes.saturating_sub(reserved("ephemeral-storage"));
     json!({
         "cpu": if cpu % 1000 == 0 { (cpu / 1000).to_string() } else { format!("{cpu}m") },
         "memory": format!("{}Ki", memory / 1024),
@@ -86,6 +83,10 @@ fn status(settings: &NodeSettings, machine: &MachineInfo, state: &NodeState, old
         json!({"type": kind, "status": status, "reason": reason, "message": message,
             "lastHeartbeatTime": now, "lastTransitionTime": since})
     };
+    let pressure = |kind: &str, short: (&str, &str), enough: (&str, &str)| {
+        let (status, (reason, what)) = if state.pressures.contains(kind) { ("True", short) } else { ("False", enough) };
+        condition(kind, status, &format!("KubeletHas{reason}"), &format!("kubelet has {what}"))
+    };
     let ready = if state.network_ready {
         condition("Ready", "True", "KubeletReady", "kubelet is posting ready status")
     } else {
@@ -100,9 +101,17 @@ fn status(settings: &NodeSettings, machine: &MachineInfo, state: &NodeState, old
         "capacity": capacity(machine, settings),
         "allocatable": allocatable(machine, settings),
         "conditions": [
-            condition("MemoryPressure", "False", "KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
-            condition("DiskPressure", "False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
-            condition("PIDPressure", "False", "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
+            pressure(
+                "MemoryPressure",
+                ("InsufficientMemory", "insufficient memory available"),
+                ("SufficientMemory", "sufficient memory available"),
+            ),
+            pressure("DiskPressure", ("DiskPressure", "disk pressure"), ("NoDiskPressure", "no disk pressure")),
+            pressure(
+                "PIDPressure",
+                ("InsufficientPID", "insufficient PID available"),
+                ("SufficientPID", "sufficient PID available"),
+            ),
             ready,
         ],
         "addresses": addresses,

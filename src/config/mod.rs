@@ -9,9 +9,12 @@ use k8s_openapi::api::core::v1::Taint;
 
 use crate::image::{GcPolicy, StoreConfig};
 use crate::pod::LimitPolicy;
+use crate::pod::backoff;
+use crate::pod::eviction::threshold::Policy;
 use crate::quantity;
 use crate::runtime::Rotation;
 
+mod eviction;
 mod images;
 mod limits;
 mod mistake;
@@ -69,6 +72,10 @@ pub struct Config {
     pub images: StoreConfig,
     /// When images are removed by themselves.
     pub image_gc: GcPolicy,
+    /// When pods are evicted.
+    pub eviction: Policy,
+    /// Longest wait of a CrashLoopBackOff.
+    pub max_restart_period: Duration,
     /// Logs as JSON.
     pub json_logs: bool,
     /// How much is logged, as `--v`.
@@ -114,8 +121,9 @@ pub struct ApiConfig {
 impl Config {
     /// The settings as a `KubeletConfiguration` (v1beta1), for `/configz`.
     pub fn configuration(&self) -> serde_json::Value {
+        let mut configuration = eviction::written(&self.eviction);
         let reserved = |key: &str, unit: &str| self.node.reserved.get(key).map(|n| format!("{n}{unit}"));
-        serde_json::json!({
+        let rest = serde_json::json!({
             "kind": "KubeletConfiguration", "apiVersion": "kubelet.config.k8s.io/v1beta1",
             "staticPodPath": self.manifests, "address": self.api.address, "port": self.api.port,
             "healthzPort": self.api.healthz_port, "healthzBindAddress": "127.0.0.1",
@@ -143,8 +151,14 @@ impl Config {
             "imageGCLowThresholdPercent": self.image_gc.low_percent,
             "imageMinimumGCAge": format!("{}s", self.image_gc.min_age.as_secs_f64()),
             "imageMaximumGCAge": format!("{}s", self.image_gc.max_age.as_secs_f64()),
+            "crashLoopBackOff": {
+                "maxContainerRestartPeriod": format!("{}s", self.max_restart_period.as_secs_f64())},
             "logging": {"format": if self.json_logs { "json" } else { "text" }, "verbosity": self.verbosity},
-        })
+        });
+        if let (Some(all), serde_json::Value::Object(rest)) = (configuration.as_object_mut(), rest) {
+            all.extend(rest);
+        }
+        configuration
     }
 }
 
@@ -188,23 +202,6 @@ fn duration(name: &str, written: &str) -> Result<Duration, ConfigError> {
         .ok_or_else(|| ConfigError(format!("{name} {written:?}: it is a duration such as 4h or 90s")))
 }
 
-/// The sum of `kubeReserved` and `systemReserved`.
-fn reserved(maps: [&BTreeMap<String, String>; 2]) -> Result<BTreeMap<String, u64>, ConfigError> {
-    let mut sums = BTreeMap::new();
-    for (name, text) in maps.into_iter().flatten() {
-        let value = match name.as_str() {
-            "cpu" => quantity::milli(text),
-            "memory" | "ephemeral-storage" => quantity::whole(text),
-            _ => return wrong(format!("reserved {name:?}: cpu, memory and ephemeral-storage can be reserved")),
-        };
-        let Some(value) = value.and_then(|v| u64::try_from(v).ok()) else {
-            return wrong(format!("reserved {name}: {text:?} is no quantity such as 100m or 64Mi"));
-        };
-        *sums.entry(name.clone()).or_default() += value;
-    }
-    Ok(sums)
-}
-
 impl Config {
     /// Settings from a file (the default one may be missing) and flags, which win.
     pub fn load(file: Option<&Path>, flags: Settings) -> Result<Self, ConfigError> {
@@ -220,6 +217,12 @@ impl Config {
     fn resolve(flags: Settings, file: Settings) -> Result<Self, ConfigError> {
         if let Some(kind) = file.kind.as_ref().filter(|k| *k != "KubeletConfiguration") {
             return wrong(format!("kind {kind:?}: it is KubeletConfiguration, or left out"));
+        }
+        let policy = eviction::policy(&flags, &file)?;
+        let period = file.crash_loop_back_off.max_container_restart_period.as_ref();
+        let max_restart_period = period.map_or(Ok(backoff::MAX), |text| duration("maxContainerRestartPeriod", text))?;
+        if max_restart_period < Duration::from_secs(1) || max_restart_period > backoff::MAX {
+            return wrong("crashLoopBackOff.maxContainerRestartPeriod: it is from 1s to 300s".to_owned());
         }
         let root_dir = flags.root_dir.as_ref().or(file.root_dir.as_ref());
         let root_dir = root_dir.cloned().unwrap_or_else(|| "/var/lib/pikelet".into());
@@ -247,7 +250,10 @@ impl Config {
             labels: labels(&list(flags.node_labels, file.node_labels))?,
             taints: taints.iter().map(|t| taint(t)).collect::<Result<_, _>>()?,
             max_pods: flags.max_pods.or(file.max_pods).unwrap_or(110),
-            reserved: reserved([&file.kube_reserved, &file.system_reserved])?,
+            reserved: eviction::reserved([
+                &list(flags.kube_reserved, file.kube_reserved),
+                &list(flags.system_reserved, file.system_reserved),
+            ])?,
         };
         let idle = flags.streaming_connection_idle_timeout.or(file.streaming_connection_idle_timeout);
         let api = ApiConfig {
@@ -297,6 +303,8 @@ impl Config {
             cluster_domain: flags.cluster_domain.or(file.cluster_domain).unwrap_or_else(|| "cluster.local".to_owned()),
             images,
             image_gc,
+            eviction: policy,
+            max_restart_period,
             json_logs: format == "json",
             verbosity: flags.verbosity.or(file.verbosity).unwrap_or(0),
         })

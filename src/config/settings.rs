@@ -145,11 +145,42 @@ pub struct Settings {
     #[arg(long, value_name = "NUMBER")]
     pub container_log_max_files: Option<u32>,
     /// Kept from pods for Kubernetes' own parts (cpu, memory, ephemeral-storage)
-    #[arg(skip)]
-    pub kube_reserved: BTreeMap<String, String>,
+    #[arg(long, value_delimiter = ',', value_name = "RESOURCE=QUANTITY")]
+    #[serde(deserialize_with = "labels")]
+    pub kube_reserved: Vec<String>,
     /// Kept from pods for the system (cpu, memory, ephemeral-storage)
+    #[arg(long, value_delimiter = ',', value_name = "RESOURCE=QUANTITY")]
+    #[serde(deserialize_with = "labels")]
+    pub system_reserved: Vec<String>,
+    /// Pods are evicted at once below these [default: memory.available<100Mi (a tenth of less than 1 GB),
+    /// nodefs.available<10%, nodefs.inodesFree<5%, imagefs.available<15%, imagefs.inodesFree<5%]
+    #[arg(long, value_delimiter = ',', value_name = "SIGNAL<AMOUNT")]
+    #[serde(deserialize_with = "below")]
+    pub eviction_hard: Option<Vec<String>>,
+    /// Pods are evicted below these when it lasts
+    #[arg(long, value_delimiter = ',', value_name = "SIGNAL<AMOUNT")]
+    #[serde(deserialize_with = "below")]
+    pub eviction_soft: Option<Vec<String>>,
+    /// How long each soft threshold may be passed
+    #[arg(long, value_delimiter = ',', value_name = "SIGNAL=DURATION")]
+    #[serde(deserialize_with = "equal")]
+    pub eviction_soft_grace_period: Option<Vec<String>>,
+    /// How much more than its threshold must be free again
+    #[arg(long, value_delimiter = ',', value_name = "SIGNAL=AMOUNT")]
+    #[serde(deserialize_with = "equal")]
+    pub eviction_minimum_reclaim: Option<Vec<String>>,
+    /// Most seconds a pod has to end that a soft threshold evicts [default: 0]
+    #[arg(long, value_name = "SECONDS")]
+    pub eviction_max_pod_grace_period: Option<u32>,
+    /// How long a pressure condition stays after its cause [default: 5m]
+    #[arg(long, value_name = "DURATION")]
+    pub eviction_pressure_transition_period: Option<String>,
+    /// Thresholds that `evictionHard` does not name keep their default
     #[arg(skip)]
-    pub system_reserved: BTreeMap<String, String>,
+    pub merge_default_eviction_settings: Option<bool>,
+    /// CrashLoopBackOff
+    #[arg(skip)]
+    pub crash_loop_back_off: CrashLoopBackOff,
     /// Registries that may be reached by plain HTTP
     #[arg(long = "insecure-registry", value_name = "HOST[:PORT]")]
     #[serde(rename = "insecureRegistries")]
@@ -238,6 +269,14 @@ pub struct X509 {
     pub client_ca_file: Option<PathBuf>,
 }
 
+/// `crashLoopBackOff` of a `KubeletConfiguration`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct CrashLoopBackOff {
+    /// Longest wait before a container is started again, 1s to 5m.
+    pub max_container_restart_period: Option<String>,
+}
+
 /// A list, or one value, or values with commas between them (k3s writes each of these).
 mod one_or_many {
     use std::fmt::Display;
@@ -274,6 +313,21 @@ fn labels<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<String>, D::E
         Written::Map(map) => map.into_iter().map(|(k, v)| format!("{k}={v}")).collect(),
         Written::List(list) => list,
     })
+}
+
+fn pairs<'de, D: serde::Deserializer<'de>>(from: D, sign: char) -> Result<Option<Vec<String>>, D::Error> {
+    let map = Option::<BTreeMap<String, String>>::deserialize(from)?;
+    Ok(map.map(|map| map.into_iter().map(|(k, v)| format!("{k}{sign}{v}")).collect()))
+}
+
+/// `{signal: amount}` as flags write it.
+fn below<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Vec<String>>, D::Error> {
+    pairs(from, '<')
+}
+
+/// `{signal: value}` as flags write it.
+fn equal<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Vec<String>>, D::Error> {
+    pairs(from, '=')
 }
 
 /// `{key, value, effect}` objects as the kubelet's file has them, or `key=value:effect`.

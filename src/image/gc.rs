@@ -101,6 +101,13 @@ impl ImageStore {
         if freed < wanted { Err(GcError::NotEnough { wanted, freed }) } else { Ok(total + freed) }
     }
 
+    /// Removes every image nobody uses, but those too young, and what is left of others; returns the bytes of the
+    /// files that were removed.
+    pub async fn remove_unused(&self, policy: &GcPolicy) -> Result<u64, ImageError> {
+        let images = eligible(self.seen().await?, Instant::now(), policy);
+        Ok(self.discard().await? + self.remove_until(images, u64::MAX, "the node is low on disk space").await?)
+    }
+
     async fn remove_until(&self, images: Vec<(Image, Seen)>, wanted: u64, why: &str) -> Result<u64, ImageError> {
         let mut freed = 0;
         for (image, _) in images {

@@ -23,6 +23,8 @@ pub struct NodeUsage {
     pub total: u64,
     /// Used swap in bytes.
     pub swap: u64,
+    /// Bytes in memory that are on their way to a disk.
+    pub unwritten: u64,
     /// Boot time in seconds since the epoch.
     pub booted: u64,
 }
@@ -53,6 +55,11 @@ pub fn node_usage() -> NodeUsage {
     // user, nice, system, (idle, iowait,) irq, softirq, steal; guests are in user already
     let busy: u64 = cpu.iter().take(8).enumerate().filter(|(i, _)| !matches!(i, 3 | 4)).map(|(_, n)| n).sum();
     let booted = stat.lines().find_map(|l| l.strip_prefix("btime ")?.trim().parse().ok()).unwrap_or_default();
+    NodeUsage { cpu: busy * (1_000_000_000 / TICKS), booted, ..memory() }
+}
+
+/// The same without CPU time and boot time.
+pub fn memory() -> NodeUsage {
     let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let of = |key: &str| {
         let line = memory.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(':'));
@@ -60,14 +67,34 @@ pub fn node_usage() -> NodeUsage {
     };
     let used = of("MemTotal").saturating_sub(of("MemFree"));
     NodeUsage {
-        cpu: busy * (1_000_000_000 / TICKS),
         memory: used,
         working_set: used.saturating_sub(of("Inactive(file)")),
         rss: of("AnonPages"),
         total: of("MemTotal"),
         swap: of("SwapTotal").saturating_sub(of("SwapFree")),
-        booted,
+        unwritten: of("Dirty") + of("Writeback"),
+        ..NodeUsage::default()
     }
+}
+
+/// Processes and threads on this machine, and how many there may be.
+pub fn processes() -> (u64, u64) {
+    let read = |file: &str| fs::read_to_string(file).unwrap_or_default();
+    let limit = |file: &str| read(file).trim().parse::<u64>().ok();
+    let now = read("/proc/loadavg").split(['/', ' ']).nth(4).and_then(|n| n.parse().ok());
+    let most = ["/proc/sys/kernel/pid_max", "/proc/sys/kernel/threads-max"].into_iter().filter_map(limit).min();
+    (now.unwrap_or_default(), most.unwrap_or_default())
+}
+
+/// Bytes written since boot to the disk that holds `path`; `None` where the kernel counts none (a file system of
+/// several disks, or of none).
+pub fn written(path: &Path) -> Option<u64> {
+    use std::os::unix::fs::MetadataExt;
+    let device = fs::metadata(path).ok()?.dev();
+    let (major, minor) = (libc::major(device), libc::minor(device));
+    let stat = fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/stat")).ok()?;
+    // kernel: block/stat; sectors of 512 bytes
+    stat.split_whitespace().nth(6)?.parse::<u64>().ok().map(|sectors| sectors * 512)
 }
 
 /// Reads the file system that holds `path`.

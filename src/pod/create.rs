@@ -9,7 +9,7 @@ use super::admission::{self, Node};
 use super::ephemeral::ephemeral;
 use super::sandbox::new_id;
 use super::worker::{Worker, now_nanos};
-use super::{PodExt, is_sidecar, log_links, restart_policy};
+use super::{PodExt, eviction, is_sidecar, log_links, restart_policy};
 use crate::image::Image;
 use crate::machine;
 use crate::runtime::ContainerInfo;
@@ -62,7 +62,8 @@ impl Worker {
             return false;
         }
         let node = Node { unsafe_sysctls: &self.shared.unsafe_sysctls, apparmor: machine::has_apparmor() };
-        let Some((reason, message)) = admission::refuse(&self.pod, &node) else { return false };
+        let short = || Some(("Evicted", eviction::refuse(&self.pod, &self.shared.pressures.borrow())?));
+        let Some((reason, message)) = short().or_else(|| admission::refuse(&self.pod, &node)) else { return false };
         self.event(None, "Warning", reason, message.clone());
         self.failed = Some((reason.to_owned(), message));
         true

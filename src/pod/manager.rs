@@ -275,6 +275,22 @@ impl Manager {
                 }
             }
             Order::Stop { uid, containers, grace } => self.tell(&uid, Message::Stop { containers, grace }).await,
+            Order::Evict { uid, reason, message, grace } => {
+                self.tell(&uid, Message::Evict { reason, message, grace }).await;
+            }
+            Order::Clean(done) => {
+                let (each, mut all) = mpsc::channel(1);
+                for worker in self.workers.values() {
+                    // one that just ended has nothing to remove
+                    let _ = worker.send(Message::Clean(each.clone())).await;
+                }
+                tokio::spawn(async move {
+                    drop(each);
+                    all.recv().await;
+                    // the one who asked may have gone away
+                    let _ = done.send(());
+                });
+            }
             Order::Renew { uid, grace, done } => self.tell(&uid, Message::Renew { grace, done }).await,
         }
     }

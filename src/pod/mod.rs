@@ -4,11 +4,12 @@
 //! stopped and reported. Knows nothing of libcontainer, netlink or HTTP.
 
 mod admission;
-mod backoff;
+pub mod backoff;
 pub mod container;
 pub mod env;
 mod env_file;
 pub mod ephemeral;
+pub mod eviction;
 pub mod manager;
 pub mod order;
 pub mod probe;
@@ -17,6 +18,7 @@ pub mod references;
 pub mod source;
 pub mod status;
 pub mod table;
+mod taints;
 mod termination;
 pub mod weights;
 pub mod worker;
@@ -28,6 +30,7 @@ mod container_spec;
 mod create;
 mod deadline;
 mod ending;
+mod evict;
 mod health;
 mod hook;
 mod identity;

@@ -25,6 +25,19 @@ pub enum Order {
         /// Time between SIGTERM and SIGKILL; `None`: the pod's own.
         grace: Option<Duration>,
     },
+    /// End a pod for the sake of others.
+    Evict {
+        /// The pod.
+        uid: String,
+        /// Reason of its status: `Evicted`, `Preempting`.
+        reason: &'static str,
+        /// Message of its status.
+        message: String,
+        /// Time between SIGTERM and SIGKILL.
+        grace: Duration,
+    },
+    /// Remove what ended containers of all pods have written; answered when that is done.
+    Clean(oneshot::Sender<()>),
     /// Stop all containers of a pod and remove its sandbox; a pod that is still wanted gets another one.
     Renew {
         /// The pod.

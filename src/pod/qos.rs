@@ -130,6 +130,11 @@ fn pod_sum(pod: &Pod, name: &str, of: fn(&Container, &str) -> Option<i64>, needs
     any.then(|| running.max(init_peak))
 }
 
+/// What the pod requests of a resource (milli CPU or bytes), as the scheduler counts it.
+pub fn pod_request(pod: &Pod, name: &str) -> i64 {
+    pod_sum(pod, name, request, false).unwrap_or(0)
+}
+
 /// Limits of the pod cgroup; of memory and CPU only when every container has one.
 pub fn pod_resources(pod: &Pod, policy: &LimitPolicy) -> Resources {
     let hugepages = hugepage_sizes(super::containers(pod));

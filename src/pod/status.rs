@@ -34,6 +34,8 @@ pub struct Facts<'a> {
     pub failed: Option<(&'a str, &'a str)>,
     /// Why its containers cannot be made yet.
     pub waits_for: Option<&'a str>,
+    /// Message of a pod this node has given up to help others.
+    pub evicted: Option<&'a str>,
     /// Being deleted.
     pub terminating: bool,
 }
@@ -301,6 +303,10 @@ pub fn compute(facts: &Facts) -> PodStatus {
         },
         condition(facts.previous, "ContainersReady", all_ready, reason, message),
     ];
+    conditions.extend(facts.evicted.map(|message| {
+        let reason = Some("TerminationByKubelet");
+        condition(facts.previous, "DisruptionTarget", true, reason, Some(message.to_owned()))
+    }));
     for other in facts.pod.status.iter().flat_map(|s| s.conditions.iter().flatten()) {
         if !conditions.iter().any(|c| c.type_ == other.type_) {
             conditions.push(other.clone());
@@ -358,6 +364,7 @@ mod tests {
             host_ips: &[],
             failed: None,
             waits_for: None,
+            evicted: None,
             terminating: false,
         };
         compute(&facts).phase.unwrap()

@@ -65,13 +65,19 @@ impl Worker {
         stopping.retry.pending(now)
     }
 
-    /// Gives back sandbox, addresses and write layers; statuses and logs stay.
+    /// Gives back sandbox, addresses, write layers and volumes; statuses and logs stay.
     pub(super) async fn end_of_life(&mut self) {
-        if self.sandbox.is_some() {
-            let errors = self.drop_sandbox().await;
-            if !errors.is_empty() {
-                warn!(pod = %self.uid, errors = errors.join("; "), "ended pod not wholly taken down");
-            }
+        if self.released && self.sandbox.is_none() {
+            return;
+        }
+        let mut errors = self.drop_sandbox().await;
+        if errors.is_empty() {
+            errors.extend(self.shared.volumes.release(&self.uid).await);
+            self.volumes = None;
+        }
+        self.released = errors.is_empty();
+        if !errors.is_empty() {
+            warn!(pod = %self.uid, errors = errors.join("; "), "ended pod not wholly taken down");
         }
     }
 

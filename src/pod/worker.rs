@@ -17,6 +17,8 @@ use super::backoff::{Backoff, RESET_AFTER};
 use super::container::ContainerState;
 use super::ending::Ending;
 use super::limit_policy::{LimitPolicy, Memory};
+use super::evict::Evicted;
+use super::eviction::Pressures;
 use super::stop::Stopping;
 use super::table::PodTable;
 use super::{PodExt, checkpoint, ephemeral, probe, references, restart_policy, status, termination, writer};
@@ -52,6 +54,8 @@ pub struct Shared {
     pub objects: Arc<dyn ObjectSource>,
     /// Wakes when an object some pod uses has changed.
     pub objects_changed: watch::Receiver<u64>,
+    /// What the node runs short of.
+    pub pressures: watch::Receiver<Pressures>,
     /// Events.
     pub events: EventRecorder,
     /// Where every room reads pods.
@@ -138,6 +142,17 @@ pub enum Message {
         /// Container name.
         container: String,
     },
+    /// This node can or will not go on with the pod.
+    Evict {
+        /// Such as `Evicted`.
+        reason: &'static str,
+        /// For the pod's status.
+        message: String,
+        /// Time between SIGTERM and SIGKILL.
+        grace: Duration,
+    },
+    /// Remove what ended containers have written; dropped when done.
+    Clean(mpsc::Sender<()>),
     /// A pull this worker asked for has ended.
     Pulled {
         /// Container name.
@@ -181,6 +196,9 @@ pub struct Worker {
     pub(super) failed: Option<(String, String)>,
     /// Containers and the images that were pulled for their coming run.
     pub(super) pulled_fresh: Vec<(String, String)>,
+    pub(super) evicted: Option<Evicted>,
+    /// The volumes of the ended pod are given back.
+    pub(super) released: bool,
     status: PodStatus,
     writer: writer::StatusWriter,
 }
@@ -227,6 +245,8 @@ impl Worker {
             removed: false,
             renewal: None,
             failed: None,
+            evicted: None,
+            released: false,
             pulled_fresh: Vec::new(),
             status,
             writer,
@@ -252,7 +272,7 @@ impl Worker {
             };
             tokio::select! {
                 message = self.rx.recv() => match message {
-                    Some(message) => self.take(message),
+                    Some(message) => self.take(message).await,
                     None => return,
                 },
                 () = sleep => {}
@@ -260,7 +280,7 @@ impl Worker {
                 Ok(()) = objects.changed() => self.refresh().await,
             }
             while let Ok(message) = self.rx.try_recv() {
-                self.take(message);
+                self.take(message).await;
             }
         }
         self.shared.objects.release(&self.uid);
@@ -269,7 +289,7 @@ impl Worker {
         self.shared.probe_counts.remove(&self.uid);
     }
 
-    fn take(&mut self, message: Message) {
+    async fn take(&mut self, message: Message) {
         match message {
             Message::Update(pod) => {
                 let mut pod = *pod;
@@ -292,6 +312,8 @@ impl Worker {
             Message::Probed { container, kind, success } => self.probed(&container, kind, success),
             Message::Stop { containers, grace } => self.stop_runs(|id| containers.iter().any(|c| c == id), grace),
             Message::Renew { grace, done } => self.renew(grace, done),
+            Message::Evict { reason, message, grace } => self.evict(reason, message, grace),
+            Message::Clean(done) => self.clean(done).await,
         }
     }
 
@@ -354,8 +376,7 @@ impl Worker {
 
     /// One step towards the wanted state; returns when something is due by itself.
     async fn sync(&mut self) -> Option<Instant> {
-        let deleted = self.removed || self.pod.metadata.deletion_timestamp.is_some();
-        if deleted || self.stopping.is_some() {
+        if self.deleted() || self.stopping.is_some() {
             return self.stop().await;
         }
         if self.terminal() {
@@ -370,7 +391,7 @@ impl Worker {
         }
         let deadline = self.keep_deadline();
         let wake = if self.decided() {
-            let grace = self.grace();
+            let grace = self.evicted.as_ref().map_or_else(|| self.grace(), |e| e.grace);
             self.end_containers(grace).await
         } else {
             let wake = self.create().await;
@@ -382,6 +403,11 @@ impl Worker {
             self.end_of_life().await;
         }
         [wake, deadline].into_iter().flatten().min()
+    }
+
+    /// True when somebody wants the pod gone.
+    pub(super) fn deleted(&self) -> bool {
+        self.removed || self.pod.metadata.deletion_timestamp.is_some()
     }
 
     /// When this node began to take care of the pod (`status.startTime`).
@@ -418,6 +444,7 @@ impl Worker {
             host_ips: &self.shared.host_ips,
             failed: self.failed.as_ref().map(|(r, m)| (r.as_str(), m.as_str())),
             waits_for: self.setup_error.as_deref(),
+            evicted: self.evicted.as_ref().map(|e| e.message.as_str()),
             terminating: self.stopping.is_some() || self.pod.metadata.deletion_timestamp.is_some(),
         }
     }

@@ -160,14 +160,26 @@ impl Volumes {
         first_error
     }
 
+    /// Unmounts and removes the volumes of a pod that has ended; what else is kept of it stays. Safe to repeat.
+    pub async fn release(&self, uid: &str) -> Vec<String> {
+        self.forget_tokens(uid);
+        match pod_dir(&self.root, uid) {
+            Ok(dir) => remove(dir.join("volumes")).await,
+            Err(message) => vec![message],
+        }
+    }
+
     /// Unmounts and removes everything of the pod; returns what could not be done. Safe to repeat.
     pub async fn teardown(&self, uid: &str) -> Vec<String> {
+        self.forget_tokens(uid);
+        match pod_dir(&self.root, uid) {
+            Ok(dir) => remove(dir).await,
+            Err(message) => vec![message],
+        }
+    }
+
+    fn forget_tokens(&self, uid: &str) {
         self.tokens.lock().unwrap_or_else(PoisonError::into_inner).retain(|(of, _, _), _| of != uid);
-        let dir = match pod_dir(&self.root, uid) {
-            Ok(dir) => dir,
-            Err(message) => return vec![message],
-        };
-        tokio::task::spawn_blocking(move || mounts::remove_tree(&dir)).await.unwrap_or_else(|e| vec![e.to_string()])
     }
 
     async fn set_up(&self, pod: &Pod, volume: &Volume) -> Result<PathBuf, String> {
@@ -225,6 +237,10 @@ impl Volumes {
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
         Ok(pod_dir(&self.root, uid)?.join("volumes").join(plugin).join(name))
     }
+}
+
+async fn remove(dir: PathBuf) -> Vec<String> {
+    tokio::task::spawn_blocking(move || mounts::remove_tree(&dir)).await.unwrap_or_else(|e| vec![e.to_string()])
 }
 
 fn pod_dir(root: &Path, uid: &str) -> Result<PathBuf, String> {

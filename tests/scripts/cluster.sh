@@ -155,6 +155,8 @@ launch() {
         n2) own+=(--rotate-server-certificates) ;;
         n3) own=() ;;
       esac
+      # what a case wants of this node: one argument a line
+      [ ! -f "$dir/$node/flags" ] || mapfile -t -O ${#own[@]} own <"$dir/$node/flags"
       proc_start "$pids" "$logs" "$name" nsenter --target "$(proc_pid "$pids" "mounts-$node")" --mount --net \
         "$(cat "$dir/pikelet")" run --kubeconfig "$dir/$node/kubeconfig" --node-name "$node" \
         --node-ip "$(node_ip "$node")" --root-dir "$dir/$node/lib" --state-dir "$dir/$node/run" \

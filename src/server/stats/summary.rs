@@ -78,17 +78,10 @@ fn compute(kubelet: &Kubelet, only: bool) -> Value {
         summary["node"]["fs"] = fs(root, root.used, root.inodes.saturating_sub(root.inodes_free), &time);
         let image_fs = fs(root, images, 0, &time);
         summary["node"]["runtime"] = json!({"imageFs": image_fs, "containerFs": image_fs});
-        let (now, most) = processes();
+        let (now, most) = usage::processes();
         summary["node"]["rlimit"] = json!({"time": time, "maxpid": most, "curproc": now});
     }
     summary
-}
-
-/// Processes and threads on this machine, and how many there may be.
-fn processes() -> (u64, u64) {
-    let read = |file: &str| std::fs::read_to_string(file).unwrap_or_default();
-    let now = read("/proc/loadavg").split(['/', ' ']).nth(4).and_then(|n| n.parse().ok());
-    (now.unwrap_or_default(), read("/proc/sys/kernel/pid_max").trim().parse().unwrap_or_default())
 }
 
 fn cpu_memory(kubelet: &Kubelet, key: &str, usage: &Usage, time: &str) -> (Value, Value) {
