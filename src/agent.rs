@@ -1,6 +1,5 @@
 //! Builds the parts of the agent, starts and stops them in order.
 
-use std::collections::BTreeMap;
 use std::error::Error;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -10,11 +9,13 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
-use crate::cluster::{self, EventRecorder, NodeSettings, NodeState, Objects, Services};
+use crate::cluster::{self, EventRecorder, NodeSeen, NodeSettings, NodeState, Objects, Services};
 use crate::config::Config;
 use crate::image::{Image, ImageStore};
 use crate::machine;
 use crate::network::{Network, NetworkConfig};
+use crate::pod::allocation::Allocations;
+use crate::pod::allocation::fit::{Allocatable, NodeView};
 use crate::pod::eviction::storage::Places;
 use crate::pod::eviction::threshold::Signal;
 use crate::pod::eviction::{Evictions, Pressures};
@@ -69,6 +70,15 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
     let table = PodTable::default();
     let (network_tx, network_ready) = watch::channel(false);
     let (pressures_tx, pressures) = watch::channel(Pressures::new());
+    let (orders_tx, orders) = mpsc::channel(1);
+    let allocatable = allocatable(&config, &facts);
+    let own = NodeView {
+        name: config.node.name.clone(),
+        labels: cluster::own_labels(&config.node.name, &facts.architecture, &config.node.labels),
+        taints: config.node.taints.clone(),
+    };
+    let (seen_tx, seen) = watch::channel(None);
+    let node_seen = node_view(config.node.name.clone(), seen);
     let pods_dir = config.root_dir.join("pods");
     let probe_counts = probe::Counts::default();
     let shared = Arc::new(Shared {
@@ -84,8 +94,11 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
         volumes: Volumes::new(pods_dir.clone(), objects.clone()),
         objects,
         objects_changed,
+        allocations: Allocations::new(allocatable.clone(), node_seen, own),
+        orders: orders_tx.clone(),
+        max_restart_period: config.max_restart_period,
         pressures: pressures.clone(),
-        events: EventRecorder::new(client.clone(), &config.node.name),
+        events: EventRecorder::new(client.clone(), &config.node.name, config.event_rate),
         table: table.clone(),
         client: client.clone(),
         node_name: config.node.name.clone(),
@@ -112,7 +125,6 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
         images_of_folder.import_folder(|reason, message| events_of_node.node_event("Warning", reason, message)).await;
     });
     let events_of_node = shared.events.clone();
-    let (orders_tx, orders) = mpsc::channel(1);
     let evictions = Evictions {
         policy: config.eviction.clone(),
         table: table.clone(),
@@ -158,10 +170,9 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
             taints: config.node.taints.clone(),
             node_ips: host_ips,
             kubelet_port: config.api.port,
-            max_pods: config.node.max_pods,
-            reserved: kept(&config, &facts),
+            allocatable,
         };
-        tokio::spawn(cluster::keep_node(client.clone(), settings, facts, state, cidrs_tx.clone()));
+        tokio::spawn(cluster::keep_node(client.clone(), settings, facts, state, cidrs_tx.clone(), seen_tx));
         tokio::spawn(cluster::keep_lease(client, config.node.name.clone()));
     }
     let inputs = Inputs {
@@ -187,16 +198,36 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
     Ok(())
 }
 
-/// What pods cannot have: what is reserved, and what evictions keep free.
-fn kept(config: &Config, facts: &machine::MachineInfo) -> BTreeMap<String, u64> {
-    let mut kept = config.node.reserved.clone();
-    for (name, signal, capacity) in [
-        ("memory", Signal::MemoryAvailable, facts.memory_bytes),
-        ("ephemeral-storage", Signal::NodefsAvailable, facts.disk_bytes),
-    ] {
-        *kept.entry(name.to_owned()).or_default() += config.eviction.kept(signal, capacity);
-    }
-    kept
+/// What pods may have: capacity less what is reserved, and less what evictions keep free (Kubernetes "Reserve Compute
+/// Resources").
+fn allocatable(config: &Config, facts: &machine::MachineInfo) -> Allocatable {
+    let left = |name: &'static str, capacity: u64, kept: u64| {
+        let reserved = config.node.reserved.get(name).copied().unwrap_or(0);
+        (name, capacity.saturating_sub(reserved + kept))
+    };
+    let (memory, disk) = (facts.memory_bytes, facts.disk_bytes);
+    Allocatable::from([
+        left("cpu", facts.cpus * 1000, 0),
+        left("memory", memory, config.eviction.kept(Signal::MemoryAvailable, memory)),
+        left("ephemeral-storage", disk, config.eviction.kept(Signal::NodefsAvailable, disk)),
+        ("pods", config.node.max_pods.into()),
+    ])
+}
+
+/// The Node as admission looks at it.
+fn node_view(name: String, mut seen: watch::Receiver<Option<NodeSeen>>) -> watch::Receiver<Option<NodeView>> {
+    let (tx, rx) = watch::channel(None);
+    tokio::spawn(async move {
+        while seen.changed().await.is_ok() {
+            let view = seen.borrow_and_update().clone().map(|NodeSeen { labels, taints }| NodeView {
+                name: name.clone(),
+                labels,
+                taints,
+            });
+            tx.send_replace(view);
+        }
+    });
+    rx
 }
 
 /// Tells the Node what it runs short of.

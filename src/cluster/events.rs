@@ -1,6 +1,6 @@
 //! Events about pods and the node, with kubelet's reasons; sent in the background, never blocking, repeats counted on one object.
 
-use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
@@ -10,12 +10,20 @@ use serde_json::json;
 use tokio::sync::mpsc;
 use tracing::{debug, info};
 
+use super::event_filter::{Bucket, Correlator, Verdict};
 use crate::errors::causes;
 
 /// Events that may wait; more are dropped, as they are for people only.
 const QUEUE: usize = 512;
-/// Distinct events remembered for counting.
-const REMEMBERED: usize = 1024;
+
+/// How many events are written (`eventRecordQPS`, `eventBurst`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EventRate {
+    /// In a second; 0: as many as there are.
+    pub per_second: u32,
+    /// At once.
+    pub burst: u32,
+}
 
 /// Records events; cheap to clone.
 #[derive(Clone)]
@@ -26,9 +34,9 @@ pub struct EventRecorder {
 
 impl EventRecorder {
     /// A recorder; without a client events go to the log only.
-    pub fn new(client: Option<Client>, node: &str) -> Self {
+    pub fn new(client: Option<Client>, node: &str, rate: EventRate) -> Self {
         let (queue, events) = mpsc::channel(QUEUE);
-        tokio::spawn(send_all(client, events));
+        tokio::spawn(send_all(client, rate, events));
         Self { queue, node: node.to_owned() }
     }
 
@@ -101,31 +109,43 @@ impl EventRecorder {
     }
 }
 
-async fn send_all(client: Option<Client>, mut events: mpsc::Receiver<Event>) {
-    let mut seen: HashMap<String, (String, i32)> = HashMap::new();
-    while let Some(event) = events.recv().await {
+async fn send_all(client: Option<Client>, rate: EventRate, mut events: mpsc::Receiver<Event>) {
+    let mut correlator = Correlator::default();
+    let pause = (rate.per_second > 0).then(|| Duration::from_secs(1) / rate.per_second);
+    let mut bucket = pause.map(|pause| Bucket::new(f64::from(rate.burst.max(1)), pause, Instant::now()));
+    while let Some(mut event) = events.recv().await {
         let Some(client) = &client else { continue };
-        let namespace = event.metadata.namespace.clone().unwrap_or_else(|| "default".to_owned());
-        let api: Api<Event> = Api::namespaced(client.clone(), &namespace);
-        let object = &event.involved_object;
-        let key = format!("{:?}/{:?}/{:?}/{:?}", object.uid, object.field_path, event.reason, event.message);
-        if seen.len() >= REMEMBERED {
-            seen.clear();
+        let verdict = correlator.judge(&mut event, Instant::now());
+        if verdict == Verdict::Drop {
+            debug!(object = event.involved_object.name, "event dropped: there were too many about this object");
+            continue;
         }
-        let result = match seen.get_mut(&key) {
-            Some((name, count)) => {
-                *count += 1;
-                let patch = json!({"count": *count, "lastTimestamp": event.last_timestamp});
-                api.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await
-            }
-            None => api.create(&PostParams::default(), &event).await,
-        };
-        match result {
-            Ok(created) => drop(seen.entry(key).or_insert((created.metadata.name.unwrap_or_default(), 1))),
-            Err(error) => {
-                seen.remove(&key);
-                debug!(error = causes(&error), "event not written");
-            }
+        while let Some(Err(pause)) = bucket.as_mut().map(|b| b.take(Instant::now())) {
+            tokio::time::sleep(pause).await;
+        }
+        if let Err(error) = write(client, &event, &verdict, &mut correlator).await {
+            debug!(error = causes(&error), "event not written");
         }
     }
+}
+
+async fn write(
+    client: &Client,
+    event: &Event,
+    verdict: &Verdict,
+    correlator: &mut Correlator,
+) -> Result<(), kube::Error> {
+    let namespace = event.metadata.namespace.clone().unwrap_or_else(|| "default".to_owned());
+    let api: Api<Event> = Api::namespaced(client.clone(), &namespace);
+    let own = event.metadata.name.clone().unwrap_or_default();
+    if let Verdict::Count(name, count) = verdict {
+        let patch = json!({"count": count, "lastTimestamp": event.last_timestamp, "message": event.message});
+        match api.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await {
+            // events are kept for an hour: one that is gone begins anew
+            Err(kube::Error::Api(answer)) if answer.code == 404 => correlator.forget(name),
+            written => return written.map(drop),
+        }
+    }
+    let created = api.create(&PostParams::default(), event).await;
+    created.map(drop).inspect_err(|_| correlator.forget(&own))
 }

@@ -35,10 +35,39 @@ pub struct NodeSettings {
     pub node_ips: Vec<IpAddr>,
     /// Port of the kubelet API.
     pub kubelet_port: u16,
-    /// Largest number of pods.
-    pub max_pods: u32,
-    /// Kept from pods (reserved, and what evictions keep free): cpu in thousandths, memory and ephemeral-storage in bytes.
-    pub reserved: BTreeMap<String, u64>,
+    /// What pods may have: cpu in thousandths, memory and ephemeral-storage in bytes, pods.
+    pub allocatable: BTreeMap<&'static str, u64>,
+}
+
+/// What others say of the Node.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct NodeSeen {
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Its taints.
+    pub taints: Vec<Taint>,
+}
+
+impl NodeSeen {
+    fn of(node: &Node) -> Self {
+        let taints = node.spec.as_ref().and_then(|s| s.taints.clone()).unwrap_or_default();
+        Self { labels: node.metadata.labels.clone().unwrap_or_default(), taints }
+    }
+}
+
+/// The labels a Node registers with: a person's, and what it is.
+pub fn own_labels(name: &str, architecture: &str, more: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let mut labels = more.clone();
+    for (key, value) in [
+        ("kubernetes.io/hostname", name),
+        ("kubernetes.io/os", "linux"),
+        ("kubernetes.io/arch", architecture),
+        ("beta.kubernetes.io/os", "linux"),
+        ("beta.kubernetes.io/arch", architecture),
+    ] {
+        labels.insert(key.to_owned(), value.to_owned());
+    }
+    labels
 }
 
 /// What changes while the agent runs.
@@ -57,21 +86,18 @@ fn capacity(machine: &MachineInfo, settings: &NodeSettings) -> Value {
         "cpu": machine.cpus.to_string(),
         "memory": format!("{}Ki", machine.memory_bytes / 1024),
         "ephemeral-storage": format!("{}Ki", machine.disk_bytes / 1024),
-        "pods": settings.max_pods.to_string(),
+        "pods": settings.allocatable.get("pods").copied().unwrap_or(0).to_string(),
     })
 }
 
-/// Capacity less what is kept from pods (Kubernetes "Reserve Compute Resources").
-fn allocatable(machine: &MachineInfo, settings: &NodeSettings) -> Value {
-    let reserved = |name: &str| settings.reserved.get(name).copied().unwrap_or(0);
-    let cpu = (machine.cpus * 1000).saturating_sub(reserved("cpu"));
-    let memory = machine.memory_bytes.saturating_sub(reserved("memory"));
-    let disk = machine.disk_bytes.saturating_sub(reserved("ephemeral-storage"));
+fn allocatable(settings: &NodeSettings) -> Value {
+    let of = |name: &str| settings.allocatable.get(name).copied().unwrap_or(0);
+    let cpu = of("cpu");
     json!({
         "cpu": if cpu % 1000 == 0 { (cpu / 1000).to_string() } else { format!("{cpu}m") },
-        "memory": format!("{}Ki", memory / 1024),
-        "ephemeral-storage": disk.to_string(),
-        "pods": settings.max_pods.to_string(),
+        "memory": format!("{}Ki", of("memory") / 1024),
+        "ephemeral-storage": of("ephemeral-storage").to_string(),
+        "pods": of("pods").to_string(),
     })
 }
 
@@ -99,7 +125,7 @@ fn status(settings: &NodeSettings, machine: &MachineInfo, state: &NodeState, old
     let images: Vec<Value> = state.images.iter().take(50).map(|(n, s)| json!({"names": n, "sizeBytes": s})).collect();
     json!({
         "capacity": capacity(machine, settings),
-        "allocatable": allocatable(machine, settings),
+        "allocatable": allocatable(settings),
         "conditions": [
             pressure(
                 "MemoryPressure",
@@ -134,30 +160,17 @@ fn status(settings: &NodeSettings, machine: &MachineInfo, state: &NodeState, old
     })
 }
 
-fn labels(settings: &NodeSettings, machine: &MachineInfo) -> BTreeMap<String, String> {
-    let mut labels = settings.labels.clone();
-    for (key, value) in [
-        ("kubernetes.io/hostname", settings.name.as_str()),
-        ("kubernetes.io/os", "linux"),
-        ("kubernetes.io/arch", &machine.architecture),
-        ("beta.kubernetes.io/os", "linux"),
-        ("beta.kubernetes.io/arch", &machine.architecture),
-    ] {
-        labels.insert(key.to_owned(), value.to_owned());
-    }
-    labels
-}
-
 const ATTACH: &str = "volumes.kubernetes.io/controller-managed-attach-detach";
 
 async fn register(api: &Api<Node>, settings: &NodeSettings, machine: &MachineInfo) -> Result<(), kube::Error> {
-    let metadata = json!({"name": settings.name, "labels": labels(settings, machine), "annotations": {ATTACH: "true"}});
+    let labels = own_labels(&settings.name, &machine.architecture, &settings.labels);
+    let metadata = json!({"name": settings.name, "labels": labels, "annotations": {ATTACH: "true"}});
     let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": metadata, "spec": {"taints": settings.taints}});
     let node: Node = serde_json::from_value(node).map_err(kube::Error::SerdeError)?;
     match api.create(&PostParams::default(), &node).await {
         Ok(_) => info!(node = settings.name, "registered"),
         Err(kube::Error::Api(answer)) if answer.code == 409 => {
-            let patch = json!({"metadata": {"labels": labels(settings, machine), "annotations": {ATTACH: "true"}}});
+            let patch = json!({"metadata": {"labels": labels, "annotations": {ATTACH: "true"}}});
             api.patch(&settings.name, &PatchParams::default(), &Patch::Merge(patch)).await?;
         }
         Err(error) => return Err(error),
@@ -185,13 +198,14 @@ fn overruled(node: &Node, written: &Value) -> bool {
     ours.any(|c| present.iter().any(|p| c["type"] == p.type_ && c["status"] != p.status))
 }
 
-/// Registers and keeps the Node for ever; its pod CIDRs go to `pod_cidrs`.
+/// Registers and keeps the Node for ever; its pod CIDRs go to `pod_cidrs`, its labels and taints to `seen`.
 pub async fn keep_node(
     client: Client,
     settings: NodeSettings,
     machine: MachineInfo,
     mut state: watch::Receiver<NodeState>,
     pod_cidrs: watch::Sender<Vec<String>>,
+    seen: watch::Sender<Option<NodeSeen>>,
 ) {
     let api: Api<Node> = Api::all(client);
     let fields = format!("metadata.name={}", settings.name);
@@ -236,6 +250,8 @@ pub async fn keep_node(
                     if overruled(&node, &written) {
                         written = Value::Null;
                     }
+                    let now = NodeSeen::of(&node);
+                    seen.send_if_modified(|old| old.as_ref() != Some(&now) && { *old = Some(now); true });
                     let cidrs = node.spec.and_then(|s| s.pod_cidrs).unwrap_or_default();
                     pod_cidrs.send_if_modified(|old| !cidrs.is_empty() && *old != cidrs && { *old = cidrs; true });
                 }

@@ -8,14 +8,15 @@ use crate::machine::usage;
 use crate::pod::eviction::threshold::{Amount, Policy, Signal, Threshold};
 use crate::quantity;
 
-/// The kubelet's hard thresholds. 100Mi would be a quarter of a board with 512 MB: a tenth of it is enough there.
+/// The kubelet's hard thresholds, but what suits a board: 100Mi would be a quarter of one with 512 MB, where a tenth is
+/// enough; and of a card 5 % are left, as k3s has it, since images are collected long before.
 fn default_hard() -> BTreeMap<Signal, Amount> {
     let memory = (usage::memory().total / 10).min(100 << 20) & !0xfffff;
     BTreeMap::from([
         (Signal::MemoryAvailable, Amount::Quantity(memory)),
-        (Signal::NodefsAvailable, Amount::Percent(10.0)),
+        (Signal::NodefsAvailable, Amount::Percent(5.0)),
         (Signal::NodefsInodesFree, Amount::Percent(5.0)),
-        (Signal::ImagefsAvailable, Amount::Percent(15.0)),
+        (Signal::ImagefsAvailable, Amount::Percent(5.0)),
         (Signal::ImagefsInodesFree, Amount::Percent(5.0)),
     ])
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Taint;
 
+use crate::cluster::EventRate;
 use crate::image::{GcPolicy, StoreConfig};
 use crate::pod::LimitPolicy;
 use crate::pod::backoff;
@@ -74,6 +75,8 @@ pub struct Config {
     pub image_gc: GcPolicy,
     /// When pods are evicted.
     pub eviction: Policy,
+    /// How many events are written.
+    pub event_rate: EventRate,
     /// Longest wait of a CrashLoopBackOff.
     pub max_restart_period: Duration,
     /// Logs as JSON.
@@ -151,6 +154,7 @@ impl Config {
             "imageGCLowThresholdPercent": self.image_gc.low_percent,
             "imageMinimumGCAge": format!("{}s", self.image_gc.min_age.as_secs_f64()),
             "imageMaximumGCAge": format!("{}s", self.image_gc.max_age.as_secs_f64()),
+            "eventRecordQPS": self.event_rate.per_second, "eventBurst": self.event_rate.burst,
             "crashLoopBackOff": {
                 "maxContainerRestartPeriod": format!("{}s", self.max_restart_period.as_secs_f64())},
             "logging": {"format": if self.json_logs { "json" } else { "text" }, "verbosity": self.verbosity},
@@ -304,6 +308,10 @@ impl Config {
             images,
             image_gc,
             eviction: policy,
+            event_rate: EventRate {
+                per_second: flags.event_qps.or(file.event_qps).unwrap_or(50),
+                burst: flags.event_burst.or(file.event_burst).unwrap_or(100),
+            },
             max_restart_period,
             json_logs: format == "json",
             verbosity: flags.verbosity.or(file.verbosity).unwrap_or(0),

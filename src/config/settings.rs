@@ -153,7 +153,7 @@ pub struct Settings {
     #[serde(deserialize_with = "labels")]
     pub system_reserved: Vec<String>,
     /// Pods are evicted at once below these [default: memory.available<100Mi (a tenth of less than 1 GB),
-    /// nodefs.available<10%, nodefs.inodesFree<5%, imagefs.available<15%, imagefs.inodesFree<5%]
+    /// nodefs.available<5%, nodefs.inodesFree<5%, imagefs.available<5%, imagefs.inodesFree<5%]
     #[arg(long, value_delimiter = ',', value_name = "SIGNAL<AMOUNT")]
     #[serde(deserialize_with = "below")]
     pub eviction_hard: Option<Vec<String>>,
@@ -178,6 +178,13 @@ pub struct Settings {
     /// Thresholds that `evictionHard` does not name keep their default
     #[arg(skip)]
     pub merge_default_eviction_settings: Option<bool>,
+    /// Events written in a second, 0 for as many as there are [default: 50]
+    #[arg(long, value_name = "NUMBER")]
+    #[serde(rename = "eventRecordQPS")]
+    pub event_qps: Option<u32>,
+    /// Events written at once [default: 100]
+    #[arg(long, value_name = "NUMBER")]
+    pub event_burst: Option<u32>,
     /// CrashLoopBackOff
     #[arg(skip)]
     pub crash_loop_back_off: CrashLoopBackOff,

@@ -24,6 +24,12 @@ impl Backoff {
         Self { initial, max, next: initial, until: None }
     }
 
+    /// The same with another longest delay, which the first one does not pass either.
+    pub fn bounded(self, max: Duration) -> Self {
+        let (initial, next) = (self.initial.min(max), self.next.min(max));
+        Self { initial, max, next, until: self.until }
+    }
+
     /// Counts a failure: nothing may be tried before the returned delay has passed.
     pub fn fail(&mut self, now: Instant) -> Duration {
         let delay = self.next;
@@ -63,6 +69,10 @@ mod tests {
         let delays: Vec<u64> = (0..7).map(|_| backoff.fail(now).as_secs()).collect();
         assert_eq!(delays, [10, 20, 40, 80, 160, 300, 300]);
         assert!(backoff.pending(now).is_some());
+        let mut short = Backoff::new(INITIAL, MAX).bounded(Duration::from_secs(15));
+        assert_eq!((short.fail(now).as_secs(), short.fail(now).as_secs(), short.fail(now).as_secs()), (10, 15, 15));
+        let mut shorter = Backoff::new(INITIAL, MAX).bounded(Duration::from_secs(2));
+        assert_eq!((shorter.fail(now).as_secs(), shorter.last_delay().as_secs()), (2, 2));
         backoff.reset();
         assert!(backoff.pending(now).is_none());
         assert_eq!(backoff.fail(now).as_secs(), 10);

@@ -2,8 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use k8s_openapi::api::core::v1::{Pod, ResourceRequirements};
+
 use super::backoff::{Backoff, INITIAL, MAX};
 use super::probe::Probes;
+use super::restart::restarts;
 use crate::runtime::{ContainerInfo, ExitRecord};
 
 /// Label of a container that holds the image name as the pod wrote it.
@@ -47,6 +50,10 @@ pub struct ContainerState {
     pub last_message: Option<String>,
     /// Its postStart hook is under way.
     pub hooking: bool,
+    /// Resources the newest run has.
+    pub applied: Option<ResourceRequirements>,
+    /// It is started again for a resize, whatever its policy says.
+    pub resize_restart: bool,
     /// Its probes while it runs.
     pub probes: Option<Probes>,
 }
@@ -66,6 +73,8 @@ impl Default for ContainerState {
             message: None,
             last_message: None,
             hooking: false,
+            applied: None,
+            resize_restart: false,
             probes: None,
         }
     }
@@ -102,9 +111,9 @@ impl ContainerState {
         self.current.as_ref().map_or(self.next_attempt, |c| c.spec.attempt)
     }
 
-    /// Whether `policy` (`Always`, `OnFailure`, `Never`) wants an ended container started again.
-    pub fn wants_restart(&self, policy: &str) -> bool {
-        self.exit().is_some_and(|exit| restarts(policy, exit.code))
+    /// Whether the container of that name, if it has ended, is to be started again.
+    pub fn wants_restart(&self, pod: &Pod, name: &str) -> bool {
+        self.exit().is_some_and(|exit| self.resize_restart || restarts(pod, name, exit.code))
     }
 
     /// Puts a wait in place; true when it says something new.
@@ -121,44 +130,11 @@ impl ContainerState {
     }
 }
 
-/// Whether `policy` (`Always`, `OnFailure`, `Never`) wants a container that ended with `code` started again.
-pub fn restarts(policy: &str, code: i32) -> bool {
-    policy == "Always" || policy == "OnFailure" && code != 0
-}
-
 /// `Error`, `Completed` or `OOMKilled`.
 pub fn exit_reason(exit: &ExitRecord) -> &'static str {
     match exit {
         ExitRecord { oom_killed: true, .. } => "OOMKilled",
         ExitRecord { code: 0, .. } => "Completed",
         _ => "Error",
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::runtime::ContainerSpec;
-
-    fn ended(code: i32) -> ContainerState {
-        let exit = ExitRecord { code, signal: None, oom_killed: false, finished_at: 0 };
-        let spec = ContainerSpec::default();
-        let info = ContainerInfo { spec, pid: 1, started_at: Some(0), created_at: 0, exit: Some(exit) };
-        ContainerState { current: Some(info), ..ContainerState::default() }
-    }
-
-    #[test]
-    fn restart_policies() {
-        for (policy, code, want) in [
-            ("Always", 0, true),
-            ("Always", 1, true),
-            ("OnFailure", 0, false),
-            ("OnFailure", 137, true),
-            ("Never", 0, false),
-            ("Never", 1, false),
-        ] {
-            assert_eq!(ended(code).wants_restart(policy), want, "{policy} {code}");
-        }
-        assert!(!ContainerState::default().wants_restart("Always"));
     }
 }

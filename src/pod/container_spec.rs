@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{Container, PodSpec};
 
+use super::allocation::LABEL_RESOURCES;
 use super::container::{LABEL_IMAGE, LABEL_IMAGE_ID};
 use super::create::Refused;
 use super::env::{self, EnvContext};
@@ -12,6 +13,11 @@ use super::worker::Worker;
 use super::{PodExt, ephemeral, qos};
 use crate::image::Image;
 use crate::runtime::{self, ContainerSpec, Seccomp, User};
+
+/// What the run begins with, for an agent that finds it.
+fn resources_label(container: &Container) -> String {
+    serde_json::to_string(&container.resources.clone().unwrap_or_default()).unwrap_or_default()
+}
 
 impl Worker {
     pub(super) async fn container_spec(
@@ -89,6 +95,7 @@ impl Worker {
             stdin_once: container.stdin_once.unwrap_or(false),
             termination_log: Some(termination_log),
             labels: [
+                (LABEL_RESOURCES.to_owned(), resources_label(container)),
                 (LABEL_IMAGE.to_owned(), container.image.clone().unwrap_or_default()),
                 (LABEL_IMAGE_ID.to_owned(), image.repo_digests.first().unwrap_or(&image.id).clone()),
                 (LABEL_STOP_SIGNAL.to_owned(), stop_signal(container, image).to_string()),

@@ -5,13 +5,11 @@ use std::time::Instant;
 use k8s_openapi::api::core::v1::Container;
 use tracing::{debug, warn};
 
-use super::admission::{self, Node};
 use super::ephemeral::ephemeral;
 use super::sandbox::new_id;
 use super::worker::{Worker, now_nanos};
-use super::{PodExt, eviction, is_sidecar, log_links, restart_policy};
+use super::{PodExt, is_sidecar, log_links};
 use crate::image::Image;
-use crate::machine;
 use crate::runtime::ContainerInfo;
 
 /// Why a container could not be made: reason and message of its waiting state.
@@ -20,8 +18,11 @@ pub(super) type Refused = (&'static str, String);
 impl Worker {
     /// Does what can be done now; returns when something is due by itself.
     pub(super) async fn create(&mut self) -> Option<Instant> {
-        if self.failed.is_some() || self.refuse() {
+        if self.failed.is_some() {
             return None;
+        }
+        if let Err(again) = self.admit() {
+            return again;
         }
         if let Some(at) = self.setup_retry.pending(Instant::now()) {
             return Some(at);
@@ -54,19 +55,6 @@ impl Worker {
             self.ensure(container).await;
         }
         self.wake()
-    }
-
-    /// Fails a pod this node cannot run as it is; true when it does.
-    fn refuse(&mut self) -> bool {
-        if self.sandbox.is_some() {
-            return false;
-        }
-        let node = Node { unsafe_sysctls: &self.shared.unsafe_sysctls, apparmor: machine::has_apparmor() };
-        let short = || Some(("Evicted", eviction::refuse(&self.pod, &self.shared.pressures.borrow())?));
-        let Some((reason, message)) = short().or_else(|| admission::refuse(&self.pod, &node)) else { return false };
-        self.event(None, "Warning", reason, message.clone());
-        self.failed = Some((reason.to_owned(), message));
-        true
     }
 
     fn wake(&self) -> Option<Instant> {
@@ -120,7 +108,7 @@ impl Worker {
         if state.running() || state.pulling {
             return;
         }
-        if state.exit().is_some() && !state.wants_restart(restart_policy(&pod, &container.name)) {
+        if state.exit().is_some() && !state.wants_restart(&pod, &container.name) {
             state.waiting = None;
             return;
         }
@@ -204,6 +192,8 @@ impl Worker {
                 state.next_attempt += 1;
                 state.waiting = None;
                 state.retry.reset();
+                state.applied = Some(container.resources.clone().unwrap_or_default());
+                state.resize_restart = false;
                 self.event(Some(container), "Normal", "Started", format!("Container started: {}", container.name));
                 // before the status is told: nothing is ready that has a probe which has not said so
                 self.post_start(container);

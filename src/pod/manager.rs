@@ -43,7 +43,10 @@ struct Mirror {
 pub struct Manager {
     shared: Arc<Shared>,
     workers: BTreeMap<String, mpsc::Sender<Message>>,
-    statics: BTreeSet<String>,
+    /// Static pods that run, by uid: their namespace and name.
+    statics: BTreeMap<String, (String, String)>,
+    /// Static pods of the manifests.
+    manifests: Vec<Pod>,
     tasks: JoinSet<String>,
     found: BTreeMap<String, SandboxInfo>,
     /// Mirror pods on the API server by their uid.
@@ -61,7 +64,8 @@ impl Manager {
         Self {
             shared,
             workers: BTreeMap::new(),
-            statics: BTreeSet::new(),
+            statics: BTreeMap::new(),
+            manifests: Vec::new(),
             tasks: JoinSet::new(),
             found: BTreeMap::new(),
             mirrors: BTreeMap::new(),
@@ -92,7 +96,7 @@ impl Manager {
         for pod in checkpoint::load_all(&self.shared.pods_dir) {
             let uid = pod.uid().to_owned();
             if pod.is_static() {
-                self.statics.insert(uid);
+                self.statics.insert(uid, full_name(&pod));
             }
             self.upsert(pod);
         }
@@ -166,7 +170,9 @@ impl Manager {
         match ended {
             Ok(uid) => {
                 self.workers.remove(&uid);
-                self.statics.remove(&uid);
+                if self.statics.remove(&uid).is_some() {
+                    self.start_statics();
+                }
                 self.trim_soon();
             }
             Err(error) => warn!(%error, "a pod worker ended abnormally"),
@@ -196,14 +202,18 @@ impl Manager {
             }
             PodUpdate::Removed { uid } => match self.mirrors.remove(&uid) {
                 Some(mirror) => self.tell(&mirror.static_uid, Message::MirrorChanged).await,
-                None => self.tell(&uid, Message::Removed).await,
+                None => self.tell(&uid, Message::Removed { forced: true }).await,
             },
             PodUpdate::Synced(uids) => {
                 let uids: BTreeSet<_> = uids.into_iter().collect();
-                let gone: Vec<_> =
-                    self.workers.keys().filter(|u| !uids.contains(*u) && !self.statics.contains(*u)).cloned().collect();
+                let gone: Vec<_> = self
+                    .workers
+                    .keys()
+                    .filter(|u| !uids.contains(*u) && !self.statics.contains_key(*u))
+                    .cloned()
+                    .collect();
                 for uid in gone {
-                    self.tell(&uid, Message::Removed).await;
+                    self.tell(&uid, Message::Removed { forced: true }).await;
                 }
                 self.mirrors.retain(|uid, _| uids.contains(uid));
                 self.listed = true;
@@ -225,7 +235,7 @@ impl Manager {
     /// Mirrors whose manifest went away while no agent ran.
     fn delete_lone_mirrors(&mut self) {
         let Some(client) = self.shared.client.clone().filter(|_| self.manifests_read && self.listed) else { return };
-        for (uid, mirror) in self.mirrors.extract_if(.., |_, m| !self.statics.contains(&m.static_uid)) {
+        for (uid, mirror) in self.mirrors.extract_if(.., |_, m| !self.statics.contains_key(&m.static_uid)) {
             let client = client.clone();
             tokio::spawn(async move {
                 let Mirror { namespace, name, .. } = mirror;
@@ -240,18 +250,24 @@ impl Manager {
     async fn static_update(&mut self, pods: Vec<Pod>) {
         self.manifests_read = true;
         let wanted: BTreeSet<String> = pods.iter().map(|p| p.uid().to_owned()).collect();
-        let gone: Vec<_> = self.statics.iter().filter(|u| !wanted.contains(*u)).cloned().collect();
+        let gone: Vec<_> = self.statics.keys().filter(|u| !wanted.contains(*u)).cloned().collect();
         for uid in gone {
-            self.tell(&uid, Message::Removed).await;
+            self.tell(&uid, Message::Removed { forced: false }).await;
         }
-        for pod in pods {
-            let uid = pod.uid().to_owned();
-            if !self.workers.contains_key(&uid) {
-                self.statics.insert(uid);
+        self.manifests = pods;
+        self.start_statics();
+        self.delete_lone_mirrors();
+    }
+
+    /// Starts static pods that do not run: not before an older one of the same name has ended.
+    fn start_statics(&mut self) {
+        let waiting: Vec<_> = self.manifests.iter().filter(|p| !self.workers.contains_key(p.uid())).cloned().collect();
+        for pod in waiting {
+            if !self.statics.values().any(|name| *name == full_name(&pod)) {
+                self.statics.insert(pod.uid().to_owned(), full_name(&pod));
                 self.upsert(pod);
             }
         }
-        self.delete_lone_mirrors();
     }
 
     async fn runtime_event(&mut self, event: RuntimeEvent) {
@@ -271,7 +287,7 @@ impl Manager {
                 self.draining = Some(done);
                 let uids: Vec<_> = self.workers.keys().cloned().collect();
                 for uid in uids {
-                    self.tell(&uid, Message::Removed).await;
+                    self.tell(&uid, Message::Removed { forced: false }).await;
                 }
             }
             Order::Stop { uid, containers, grace } => self.tell(&uid, Message::Stop { containers, grace }).await,
@@ -316,6 +332,10 @@ impl Manager {
             uid
         });
     }
+}
+
+fn full_name(pod: &Pod) -> (String, String) {
+    (pod.ns().to_owned(), pod.name().to_owned())
 }
 
 /// The next item of a source that may not exist.

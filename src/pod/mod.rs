@@ -4,6 +4,7 @@
 //! stopped and reported. Knows nothing of libcontainer, netlink or HTTP.
 
 mod admission;
+pub mod allocation;
 pub mod backoff;
 pub mod container;
 pub mod env;
@@ -38,6 +39,8 @@ mod images;
 mod limit_policy;
 mod log_links;
 mod pull_secret;
+pub mod restart;
+mod runtime_class;
 mod sandbox;
 mod stop;
 mod writer;
@@ -119,17 +122,6 @@ pub fn annotation<'a>(pod: &'a Pod, key: &str) -> Option<&'a str> {
 /// An init container with `restartPolicy: Always` (a sidecar).
 pub fn is_sidecar(container: &Container) -> bool {
     container.restart_policy.as_deref() == Some("Always")
-}
-
-/// The restart policy a container of the pod has: `Always`, `OnFailure` or `Never`.
-pub fn restart_policy<'a>(pod: &'a Pod, container: &str) -> &'a str {
-    match pod.init_containers().iter().find(|c| c.name == container) {
-        Some(init) if is_sidecar(init) => "Always",
-        // an init container that ended well is done, whatever the pod's policy
-        Some(_) if pod.restart_policy() != "Never" => "OnFailure",
-        None if ephemeral::is_ephemeral(pod, container) => "Never",
-        _ => pod.restart_policy(),
-    }
 }
 
 /// All containers of a pod, init containers first.

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use super::limit_policy::{LimitPolicy, Memory};
@@ -36,15 +36,44 @@ pub fn limit(container: &Container, name: &str) -> Option<i64> {
     amount(container.resources.as_ref()?.limits.as_ref(), name)
 }
 
+/// `spec.resources`, where the pod states any: it counts instead of what its containers state.
+fn of_whole_pod(pod: &Pod) -> Option<&ResourceRequirements> {
+    let stated = |list: &Option<BTreeMap<String, Quantity>>| list.as_ref().is_some_and(|l| !l.is_empty());
+    pod.pod_spec()?.resources.as_ref().filter(|r| stated(&r.requests) || stated(&r.limits))
+}
+
+fn whole_limit(pod: &Pod, name: &str) -> Option<i64> {
+    amount(of_whole_pod(pod)?.limits.as_ref(), name)
+}
+
+fn whole_request(pod: &Pod, name: &str) -> Option<i64> {
+    amount(of_whole_pod(pod)?.requests.as_ref(), name).or_else(|| whole_limit(pod, name))
+}
+
+/// What the sandbox of the pod's runtime class takes (`spec.overhead`).
+fn overhead(pod: &Pod, name: &str) -> i64 {
+    pod.pod_spec().and_then(|s| amount(s.overhead.as_ref(), name)).unwrap_or(0)
+}
+
+/// Limit of a pod with its overhead; only when it, or every container of it, has one.
+fn pod_limit(pod: &Pod, name: &str) -> Option<i64> {
+    let limit = whole_limit(pod, name).or_else(|| pod_sum(pod, name, limit, true));
+    limit.map(|limit| limit + overhead(pod, name))
+}
+
 /// `Guaranteed`, `Burstable` or `BestEffort`.
 pub fn qos_class(pod: &Pod) -> &'static str {
     let mut any = false;
     let mut guaranteed = true;
-    for container in super::containers(pod) {
-        for name in ["cpu", "memory"] {
-            let (req, lim) = (request(container, name), limit(container, name));
-            any |= req.is_some() || lim.is_some();
-            guaranteed &= lim.is_some() && req == lim;
+    let mut look = |own: [Option<i64>; 2]| {
+        any |= own[0].is_some() || own[1].is_some();
+        guaranteed &= own[1].is_some() && own[0] == own[1];
+    };
+    for name in ["cpu", "memory"] {
+        if of_whole_pod(pod).is_some() {
+            look([whole_request(pod, name), whole_limit(pod, name)]);
+        } else {
+            super::containers(pod).for_each(|c| look([request(c, name), limit(c, name)]));
         }
     }
     match (any, guaranteed) {
@@ -132,7 +161,8 @@ fn pod_sum(pod: &Pod, name: &str, of: fn(&Container, &str) -> Option<i64>, needs
 
 /// What the pod requests of a resource (milli CPU or bytes), as the scheduler counts it.
 pub fn pod_request(pod: &Pod, name: &str) -> i64 {
-    pod_sum(pod, name, request, false).unwrap_or(0)
+    let request = whole_request(pod, name).or_else(|| pod_sum(pod, name, request, false));
+    request.unwrap_or(0) + overhead(pod, name)
 }
 
 /// Limits of the pod cgroup; of memory and CPU only when every container has one.
@@ -143,9 +173,9 @@ pub fn pod_resources(pod: &Pod, policy: &LimitPolicy) -> Resources {
         pids_limit: policy.pids,
         hugepage_limits: Some(hugepages.collect()),
         ..resources(
-            pod_sum(pod, "cpu", request, false),
-            pod_sum(pod, "cpu", limit, true),
-            pod_sum(pod, "memory", limit, true),
+            Some(pod_request(pod, "cpu")).filter(|n| *n > 0),
+            pod_limit(pod, "cpu"),
+            pod_limit(pod, "memory"),
             policy,
         )
     }
@@ -159,7 +189,7 @@ pub fn burstable_shares<'a>(pods: impl Iterator<Item = &'a Pod>) -> u64 {
     let phase = |pod: &Pod| pod.status.as_ref().and_then(|s| s.phase.clone()).unwrap_or_default();
     let burstable =
         pods.filter(|p| qos_class(p) == "Burstable" && !matches!(phase(p).as_str(), "Succeeded" | "Failed"));
-    shares(burstable.filter_map(|pod| pod_sum(pod, "cpu", request, false)).sum())
+    shares(burstable.map(|pod| pod_request(pod, "cpu")).sum())
 }
 
 /// `oom_score_adj` by QoS: Guaranteed -997, `BestEffort` 1000, Burstable by its share of the machine's memory.
@@ -168,7 +198,10 @@ pub fn oom_score_adj(pod: &Pod, container: &Container, machine_memory: u64) -> i
         "Guaranteed" => -997,
         "BestEffort" => 1000,
         _ => {
-            let request = request(container, "memory").unwrap_or(0);
+            let containers = i64::try_from(super::containers(pod).count().max(1)).unwrap_or(1);
+            // of what the whole pod requests each has its part
+            let part = || whole_request(pod, "memory").map(|whole| whole / containers);
+            let request = request(container, "memory").or_else(part).unwrap_or(0);
             let share = 1000 * request / (machine_memory.max(1) as i64);
             (1000 - share).clamp(3, 999) as i32
         }
@@ -200,6 +233,23 @@ mod tests {
         assert_eq!(qos_class(&some), "Burstable");
         assert_eq!(pod_resources(&some, &LimitPolicy::default()).memory_limit, None);
         assert_eq!(oom_score_adj(&some, &some.app_containers()[0], 1 << 30), 500);
+    }
+
+    #[test]
+    fn what_the_whole_pod_states_counts() {
+        let whole = |resources: serde_json::Value| {
+            pod(serde_json::json!({"resources": resources, "overhead": {"cpu": "100m", "memory": "10Mi"},
+                "containers": [{"name": "a"}, {"name": "b", "resources": {"requests": {"cpu": "100m"}}}]}))
+        };
+        let full = whole(serde_json::json!({"limits": {"cpu": "1", "memory": "64Mi"}}));
+        assert_eq!(qos_class(&full), "Guaranteed");
+        let r = pod_resources(&full, &LimitPolicy::default());
+        assert_eq!((r.cpu_quota, r.memory_limit), (Some(110_000), Some(74 << 20)));
+        assert_eq!(pod_request(&full, "cpu"), 1100);
+        let some = whole(serde_json::json!({"requests": {"cpu": "1"}}));
+        assert_eq!((qos_class(&some), pod_request(&some, "cpu")), ("Burstable", 1100));
+        let none = whole(serde_json::json!({}));
+        assert_eq!((qos_class(&none), pod_request(&none, "cpu")), ("Burstable", 200));
     }
 
     #[test]

@@ -35,6 +35,7 @@ impl Worker {
             return Err(format!("Failed to create pod sandbox: {message}"));
         }
         let identity = self.identity().map_err(|e| format!("Failed to create pod sandbox: {e}"))?;
+        self.check_runtime_class().await?;
         let attempt = self.next_sandbox;
         let sandbox = SandboxSpec {
             id: new_id(),

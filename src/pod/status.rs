@@ -7,10 +7,12 @@ use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{
     Container, ContainerState as ApiState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
-    ContainerStatus, ContainerUser, HostIP, LinuxContainerUser, Pod, PodCondition, PodIP, PodStatus, VolumeMountStatus,
+    ContainerStatus, ContainerUser, HostIP, LinuxContainerUser, Pod, PodCondition, PodIP, PodStatus,
+    ResourceRequirements, VolumeMountStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+use super::allocation::{Resizing, Unfit};
 use super::container::{ContainerState, LABEL_IMAGE, LABEL_IMAGE_ID, exit_reason};
 use super::ephemeral::ephemeral;
 use super::{PodExt, is_sidecar, qos};
@@ -34,6 +36,8 @@ pub struct Facts<'a> {
     pub failed: Option<(&'a str, &'a str)>,
     /// Why its containers cannot be made yet.
     pub waits_for: Option<&'a str>,
+    /// How far a resize has come.
+    pub resizing: &'a Resizing,
     /// Message of a pod this node has given up to help others.
     pub evicted: Option<&'a str>,
     /// Being deleted.
@@ -122,6 +126,8 @@ fn container_status(
         ready,
         started: Some(state.started()),
         state: Some(now),
+        allocated_resources: container.resources.as_ref().and_then(|r| r.requests.clone()).filter(|r| !r.is_empty()),
+        resources: state.applied.clone().filter(|r| *r != ResourceRequirements::default()),
         // as the API server gives it back, so that the two compare equal
         last_state: Some(last.unwrap_or_default()),
         user: newest.map(|c| user(&c.spec.user)),
@@ -175,11 +181,12 @@ pub fn outcome(facts: &Facts) -> Option<&'static str> {
     if facts.failed.is_some() {
         return Some("Failed");
     }
-    let policy = facts.pod.restart_policy();
     let restarts = !facts.terminating;
     for container in facts.pod.init_containers().iter().filter(|c| !is_sidecar(c)) {
         let state = facts.containers.get(&container.name);
-        if state.is_some_and(|s| s.exit().is_some_and(|e| e.code != 0) && policy == "Never") {
+        let lost =
+            |s: &ContainerState| s.exit().is_some_and(|e| e.code != 0) && !s.wants_restart(facts.pod, &container.name);
+        if state.is_some_and(lost) {
             return Some("Failed");
         }
     }
@@ -187,9 +194,11 @@ pub fn outcome(facts: &Facts) -> Option<&'static str> {
         return None;
     }
     let states: Vec<_> = facts.pod.app_containers().iter().map(|c| facts.containers.get(&c.name)).collect();
-    let ended =
-        |s: Option<&ContainerState>| s.is_some_and(|s| s.exit().is_some() && !(restarts && s.wants_restart(policy)));
-    if !states.iter().all(|s| ended(*s)) {
+    let ended = |c: &Container| {
+        let state = facts.containers.get(&c.name);
+        state.is_some_and(|s| s.exit().is_some() && !(restarts && s.wants_restart(facts.pod, &c.name)))
+    };
+    if !facts.pod.app_containers().iter().all(ended) {
         return None;
     }
     Some(if states.iter().all(|s| s.is_some_and(ContainerState::succeeded)) { "Succeeded" } else { "Failed" })
@@ -231,6 +240,20 @@ fn condition(
         last_transition_time: Some(transition.unwrap_or_else(now)),
         ..PodCondition::default()
     }
+}
+
+/// The conditions of a resize.
+const RESIZE: [&str; 2] = ["PodResizePending", "PodResizeInProgress"];
+
+fn resize_conditions(facts: &Facts) -> impl Iterator<Item = PodCondition> {
+    let one = |type_, reason, message: Option<String>| condition(facts.previous, type_, true, reason, message);
+    let pending = facts.resizing.pending.as_ref().map(|unfit| match unfit {
+        Unfit::Infeasible(message) => one(RESIZE[0], Some("Infeasible"), Some(message.clone())),
+        Unfit::Deferred(message) => one(RESIZE[0], Some("Deferred"), Some(message.clone())),
+    });
+    let progress =
+        facts.resizing.progress.as_ref().map(|error| one(RESIZE[1], error.as_ref().map(|_| "Error"), error.clone()));
+    pending.into_iter().chain(progress)
 }
 
 fn unready_names<'a>(statuses: impl Iterator<Item = &'a ContainerStatus>) -> String {
@@ -303,12 +326,14 @@ pub fn compute(facts: &Facts) -> PodStatus {
         },
         condition(facts.previous, "ContainersReady", all_ready, reason, message),
     ];
+    conditions.extend(resize_conditions(facts));
     conditions.extend(facts.evicted.map(|message| {
         let reason = Some("TerminationByKubelet");
         condition(facts.previous, "DisruptionTarget", true, reason, Some(message.to_owned()))
     }));
     for other in facts.pod.status.iter().flat_map(|s| s.conditions.iter().flatten()) {
-        if !conditions.iter().any(|c| c.type_ == other.type_) {
+        // those of a resize that is over go
+        if !conditions.iter().any(|c| c.type_ == other.type_) && !RESIZE.contains(&other.type_.as_str()) {
             conditions.push(other.clone());
         }
     }
@@ -364,6 +389,7 @@ mod tests {
             host_ips: &[],
             failed: None,
             waits_for: None,
+            resizing: &Resizing::default(),
             evicted: None,
             terminating: false,
         };

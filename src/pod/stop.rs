@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use tracing::warn;
 
 use super::backoff::Backoff;
-use super::hook::seconds;
+use super::hook::{LEAST_GRACE, seconds};
 use super::worker::Worker;
 use super::{PodExt, log_links};
 use crate::runtime::{ContainerInfo, rotated_files};
@@ -36,10 +36,11 @@ impl Stopping {
 impl Worker {
     /// One step of stopping; returns when the next is due by itself.
     pub(super) async fn stop(&mut self) -> Option<Instant> {
-        let grace = if self.removed && self.pod.metadata.deletion_timestamp.is_none() {
-            self.grace()
-        } else {
-            seconds(self.pod.grace_seconds())
+        let grace = match self.pod.metadata.deletion_timestamp {
+            // one that is gone from the API server by force has a little time, as Kubernetes says
+            _ if self.forced => self.grace().min(LEAST_GRACE),
+            None if self.removed => self.grace(),
+            _ => seconds(self.pod.grace_seconds()),
         };
         self.stopping.get_or_insert_default();
         if let Some(at) = self.end_containers(grace).await {
@@ -70,6 +71,7 @@ impl Worker {
         if self.released && self.sandbox.is_none() {
             return;
         }
+        self.shared.allocations.release(&self.uid);
         let mut errors = self.drop_sandbox().await;
         if errors.is_empty() {
             errors.extend(self.shared.volumes.release(&self.uid).await);

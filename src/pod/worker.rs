@@ -2,7 +2,7 @@
 //!
 //! Everything a worker does can be repeated: after a crash of the agent it goes on from what the runtime still holds.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,15 +13,17 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, warn};
 
 use super::adopt::adopt;
+use super::allocation::{Allocated, Allocations, Resizing, applied_before};
 use super::backoff::{Backoff, RESET_AFTER};
 use super::container::ContainerState;
 use super::ending::Ending;
 use super::limit_policy::{LimitPolicy, Memory};
 use super::evict::Evicted;
 use super::eviction::Pressures;
+use super::order::Order;
 use super::stop::Stopping;
 use super::table::PodTable;
-use super::{PodExt, checkpoint, ephemeral, probe, references, restart_policy, status, termination, writer};
+use super::{PodExt, checkpoint, ephemeral, probe, references, status, termination, writer};
 use crate::cluster::{EventRecorder, Services};
 use crate::image::{Image, ImageError, ImageStore};
 use crate::network::Network;
@@ -54,6 +56,12 @@ pub struct Shared {
     pub objects: Arc<dyn ObjectSource>,
     /// Wakes when an object some pod uses has changed.
     pub objects_changed: watch::Receiver<u64>,
+    /// What pods were given of the node.
+    pub allocations: Allocations,
+    /// To the manager.
+    pub orders: mpsc::Sender<Order>,
+    /// Longest wait of a CrashLoopBackOff.
+    pub max_restart_period: Duration,
     /// What the node runs short of.
     pub pressures: watch::Receiver<Pressures>,
     /// Events.
@@ -92,7 +100,10 @@ pub enum Message {
     /// The newest spec (or deletion time) of the pod.
     Update(Box<Pod>),
     /// The pod is gone from its source: stop and forget it.
-    Removed,
+    Removed {
+        /// Somebody took it from the API server while it still runs here.
+        forced: bool,
+    },
     /// Somebody deleted the API server's copy of this static pod.
     MirrorChanged,
     /// A container ended.
@@ -191,12 +202,21 @@ pub struct Worker {
     /// Its containers are being ended, for the pod's own reasons or for its deletion.
     pub(super) ending: Option<Ending>,
     pub(super) removed: bool,
+    /// It was removed by force: somebody may count on it being gone.
+    pub(super) forced: bool,
     /// Somebody waits for the sandbox to be removed.
     pub(super) renewal: Option<oneshot::Sender<Result<(), String>>>,
     pub(super) failed: Option<(String, String)>,
     /// Containers and the images that were pulled for their coming run.
     pub(super) pulled_fresh: Vec<(String, String)>,
     pub(super) evicted: Option<Evicted>,
+    /// What the pod was given of the node; `None` until it is taken.
+    pub(super) allocated: Option<Allocated>,
+    /// What its newest spec asks for.
+    pub(super) desired: Option<Allocated>,
+    pub(super) resizing: Resizing,
+    /// Uids of pods that end for this one.
+    pub(super) victims: BTreeSet<String>,
     /// The volumes of the ended pod are given back.
     pub(super) released: bool,
     status: PodStatus,
@@ -205,7 +225,7 @@ pub struct Worker {
 
 impl Worker {
     /// A worker for `pod`, going on from `found` (its newest sandbox in the runtime).
-    pub fn new(shared: Arc<Shared>, pod: Pod, found: Option<SandboxInfo>) -> (Self, mpsc::Sender<Message>) {
+    pub fn new(shared: Arc<Shared>, mut pod: Pod, found: Option<SandboxInfo>) -> (Self, mpsc::Sender<Message>) {
         let (tx, rx) = mpsc::channel(64);
         let uid = pod.uid().to_owned();
         let status = pod.status.clone().unwrap_or_default();
@@ -226,6 +246,17 @@ impl Worker {
             containers.clear();
         }
         let (sandbox, next_sandbox) = adopt(&shared, found, &mut containers);
+        let allocated = Allocated::load(&shared.pods_dir.join(&uid));
+        if let Some(allocated) = &allocated {
+            allocated.put_into(&mut pod);
+            if !matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
+                shared.allocations.keep(&Arc::new(pod.clone()));
+            }
+        }
+        for state in containers.values_mut() {
+            state.crash = state.crash.clone().bounded(shared.max_restart_period);
+            state.applied = state.current.as_ref().and_then(|run| applied_before(allocated.as_ref(), run));
+        }
         let writer = writer::StatusWriter::new(shared.client.clone());
         shared.objects.hold(&uid, references::references(&pod));
         let worker = Self {
@@ -243,9 +274,14 @@ impl Worker {
             stopping: None,
             ending: None,
             removed: false,
+            forced: false,
             renewal: None,
             failed: None,
             evicted: None,
+            allocated,
+            desired: None,
+            resizing: Resizing::default(),
+            victims: BTreeSet::new(),
             released: false,
             pulled_fresh: Vec::new(),
             status,
@@ -284,6 +320,7 @@ impl Worker {
             }
         }
         self.shared.objects.release(&self.uid);
+        self.shared.allocations.release(&self.uid);
         self.writer.finish(&self.pod, self.removed).await;
         self.shared.table.remove(&self.uid);
         self.shared.probe_counts.remove(&self.uid);
@@ -296,13 +333,17 @@ impl Worker {
                 if self.pod.metadata.deletion_timestamp.is_some() && pod.metadata.deletion_timestamp.is_none() {
                     pod.metadata.deletion_timestamp.clone_from(&self.pod.metadata.deletion_timestamp);
                 }
+                self.take_resources(&mut pod);
                 if !ephemeral::same(&self.pod, &pod) {
                     self.shared.objects.hold(&self.uid, references::references(&pod));
                 }
                 let before = std::mem::replace(&mut self.pod, Arc::new(pod));
                 self.replace_images(&before);
             }
-            Message::Removed => self.removed = true,
+            Message::Removed { forced } => {
+                self.removed = true;
+                self.forced = forced;
+            }
             Message::MirrorChanged => self.writer.mirror_changed(),
             Message::Exited { container, exit } => self.exited(&container, &exit),
             Message::SandboxLost { sandbox } => self.sandbox_lost(&sandbox),
@@ -332,7 +373,7 @@ impl Worker {
             state.probes = None;
             state.hooking = false;
             // the first restart comes at once; each one after that waits twice as long
-            if state.wants_restart(restart_policy(&self.pod, name)) && state.restart_count() > 0 {
+            if !state.resize_restart && state.wants_restart(&self.pod, name) && state.restart_count() > 0 {
                 state.crash.fail(Instant::now());
             }
         }
@@ -390,6 +431,7 @@ impl Worker {
             return None;
         }
         let deadline = self.keep_deadline();
+        let resize = if self.allocated.is_some() && !self.decided() { self.resize() } else { None };
         let wake = if self.decided() {
             let grace = self.evicted.as_ref().map_or_else(|| self.grace(), |e| e.grace);
             self.end_containers(grace).await
@@ -402,7 +444,7 @@ impl Worker {
             self.publish();
             self.end_of_life().await;
         }
-        [wake, deadline].into_iter().flatten().min()
+        [wake, deadline, resize].into_iter().flatten().min()
     }
 
     /// True when somebody wants the pod gone.
@@ -444,6 +486,7 @@ impl Worker {
             host_ips: &self.shared.host_ips,
             failed: self.failed.as_ref().map(|(r, m)| (r.as_str(), m.as_str())),
             waits_for: self.setup_error.as_deref(),
+            resizing: &self.resizing,
             evicted: self.evicted.as_ref().map(|e| e.message.as_str()),
             terminating: self.stopping.is_some() || self.pod.metadata.deletion_timestamp.is_some(),
         }
@@ -466,7 +509,11 @@ impl Worker {
     }
 
     pub(super) fn state(&mut self, name: &str) -> &mut ContainerState {
-        self.containers.entry(name.to_owned()).or_default()
+        let period = self.shared.max_restart_period;
+        self.containers.entry(name.to_owned()).or_insert_with(|| {
+            let state = ContainerState::default();
+            ContainerState { crash: state.crash.clone().bounded(period), ..state }
+        })
     }
 
     pub(super) fn event(&self, container: Option<&Container>, type_: &'static str, reason: &str, message: String) {

@@ -13,8 +13,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::api::Kubelet;
 use super::commands::statuses;
-use crate::pod::container::restarts;
-use crate::pod::restart_policy;
+use crate::pod::restart::restarts;
 use crate::pod::table::PodTable;
 use crate::runtime::{LogOptions, LogStream, read_log};
 
@@ -134,7 +133,7 @@ async fn next_run(pods: &PodTable, uid: &str, container: &str, number: i32) -> O
         let over =
             pod.status.as_ref().and_then(|s| s.phase.as_deref()).is_some_and(|p| p == "Succeeded" || p == "Failed");
         let state = status.state.as_ref()?;
-        let again = state.terminated.as_ref().is_none_or(|t| restarts(restart_policy(&pod, container), t.exit_code));
+        let again = state.terminated.as_ref().is_none_or(|t| restarts(&pod, container, t.exit_code));
         if status.restart_count > number && state.waiting.is_none() {
             return Some((status.restart_count, state.running.as_ref().and(status.container_id.clone())));
         }

@@ -156,6 +156,7 @@ launch() {
         n3) own=() ;;
       esac
       # what a case wants of this node: one argument a line
+      grep -qs eviction-hard "$dir/$node/flags" || own+=(--eviction-hard 'memory.available<50Mi,nodefs.available<1%')
       [ ! -f "$dir/$node/flags" ] || mapfile -t -O ${#own[@]} own <"$dir/$node/flags"
       proc_start "$pids" "$logs" "$name" nsenter --target "$(proc_pid "$pids" "mounts-$node")" --mount --net \
         "$(cat "$dir/pikelet")" run --kubeconfig "$dir/$node/kubeconfig" --node-name "$node" \

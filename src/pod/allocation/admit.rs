@@ -1,0 +1,84 @@
+//! The worker's part in admission: a pod is taken once, or fails.
+
+use std::time::{Duration, Instant};
+
+use tracing::{info, warn};
+
+use super::{Allocated, Answer};
+use crate::machine;
+use crate::pod::admission::{self, Node, Rejection};
+use crate::pod::hook::seconds;
+use crate::pod::order::Order;
+use crate::pod::worker::Worker;
+use crate::pod::{PodExt, eviction};
+
+/// How soon one looks again for the end of pods that go, or for the Node.
+const AGAIN: Duration = Duration::from_millis(200);
+
+impl Worker {
+    /// Takes the pod, unless it is taken already or cannot be. `Err`: not now; when to ask again, if at all.
+    pub(in crate::pod) fn admit(&mut self) -> Result<(), Option<Instant>> {
+        if self.allocated.is_some() {
+            self.victims.retain(|uid| self.shared.allocations.holds(uid));
+            return if self.victims.is_empty() { Ok(()) } else { Err(Some(Instant::now() + AGAIN)) };
+        }
+        // one that runs was taken by an agent before this one
+        if self.sandbox.is_none() {
+            if let Some(rejection) = self.unfit() {
+                return self.reject(rejection);
+            }
+            match self.shared.allocations.admit(&self.pod) {
+                Answer::Yes => {}
+                Answer::Unknown => return Err(Some(Instant::now() + AGAIN)),
+                Answer::No((reason, message)) => {
+                    return self.reject((reason, format!("Pod was rejected: {message}")));
+                }
+                Answer::After(victims) => {
+                    self.victims = victims.iter().map(|p| p.uid().to_owned()).collect();
+                    for victim in victims {
+                        self.preempt(&victim);
+                    }
+                }
+            }
+        } else {
+            self.shared.allocations.keep(&self.pod);
+        }
+        self.allocated = Some(Allocated::of(&self.pod));
+        self.save_allocated();
+        if self.victims.is_empty() { Ok(()) } else { Err(Some(Instant::now() + AGAIN)) }
+    }
+
+    fn unfit(&self) -> Option<Rejection> {
+        let node = Node { unsafe_sysctls: &self.shared.unsafe_sysctls, apparmor: machine::has_apparmor() };
+        let short = eviction::refuse(&self.pod, &self.shared.pressures.borrow()).map(|message| ("Evicted", message));
+        short.or_else(|| admission::refuse(&self.pod, &node))
+    }
+
+    fn reject(&mut self, (reason, message): Rejection) -> Result<(), Option<Instant>> {
+        self.event(None, "Warning", reason, message.clone());
+        self.failed = Some((reason.to_owned(), message));
+        Err(None)
+    }
+
+    fn preempt(&self, victim: &k8s_openapi::api::core::v1::Pod) {
+        info!(pod = %self.uid, victim = victim.name(), "a critical pod needs its place");
+        let grace = seconds(victim.pod_spec().and_then(|s| s.termination_grace_period_seconds).unwrap_or(30));
+        let message = "Preempted in order to admit critical pod".to_owned();
+        let order = Order::Evict { uid: victim.uid().to_owned(), reason: "Preempting", message, grace };
+        let orders = self.shared.orders.clone();
+        // not waited for: the manager may be waiting for this very worker
+        tokio::spawn(async move {
+            if orders.send(order).await.is_err() {
+                warn!("pod not preempted: the agent is ending");
+            }
+        });
+    }
+
+    /// Writes down what the pod was given.
+    pub(super) fn save_allocated(&self) {
+        let Some(allocated) = &self.allocated else { return };
+        if let Err(error) = allocated.save(&self.pod_dir()) {
+            warn!(pod = %self.uid, %error, "allocation not written: after a restart of the agent the pod may be given something else");
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! Whether a pod fits on this node beside the others: resources, host ports, name, labels, taints.
+//!
+//! Rules: those of the kubelet's predicates, which are the scheduler's.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Pod, Taint};
+
+use super::affinity;
+use crate::pod::admission::Rejection;
+use crate::pod::{PodExt, containers, qos, taints};
+
+/// What pods may have of the node: cpu in thousandths, memory and ephemeral-storage in bytes, pods.
+pub type Allocatable = BTreeMap<&'static str, u64>;
+
+/// What of the node decides.
+#[derive(Debug, Clone, Default)]
+pub struct NodeView {
+    /// Its name.
+    pub name: String,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Its taints.
+    pub taints: Vec<Taint>,
+}
+
+/// A resource that is not enough.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shortage {
+    /// Such as `cpu`.
+    pub resource: &'static str,
+    /// What the pod asks for.
+    pub requested: u64,
+    /// What others have.
+    pub used: u64,
+    /// What there is.
+    pub capacity: u64,
+}
+
+impl Shortage {
+    /// How much is missing.
+    pub fn missing(&self) -> u64 {
+        (self.requested + self.used).saturating_sub(self.capacity)
+    }
+
+    /// The kubelet's message.
+    pub fn message(&self) -> String {
+        let Self { resource, requested, used, capacity } = self;
+        format!(
+            "Node didn't have enough resource: {resource}, requested: {requested}, used: {used}, capacity: {capacity}"
+        )
+    }
+
+    /// The kubelet's reason and message.
+    pub fn rejection(&self) -> Rejection {
+        let reason = match self.resource {
+            "cpu" => "OutOfcpu",
+            "memory" => "OutOfmemory",
+            "pods" => "OutOfpods",
+            _ => "OutOfephemeral-storage",
+        };
+        (reason, self.message())
+    }
+}
+
+/// What a pod asks of a resource.
+pub fn requested(pod: &Pod, resource: &str) -> u64 {
+    if resource == "pods" { 1 } else { u64::try_from(qos::pod_request(pod, resource)).unwrap_or(0) }
+}
+
+/// The resources that `pod` beside `others` would use beyond what there is.
+pub fn shortages(pod: &Pod, others: &[Arc<Pod>], allocatable: &Allocatable) -> Vec<Shortage> {
+    let of = |(resource, capacity): (&&'static str, &u64)| {
+        let wants = requested(pod, resource);
+        let used = others.iter().map(|p| requested(p, resource)).sum::<u64>();
+        let short = wants > 0 && wants + used > *capacity;
+        short.then_some(Shortage { resource, requested: wants, used, capacity: *capacity })
+    };
+    allocatable.iter().filter_map(of).collect()
+}
+
+/// Address, protocol and port of the host that containers of the pod take.
+fn host_ports(pod: &Pod) -> impl Iterator<Item = (String, String, i32)> {
+    containers(pod).flat_map(|c| c.ports.iter().flatten()).filter_map(|p| {
+        let port = p.host_port.filter(|port| *port > 0)?;
+        let ip = p.host_ip.clone().filter(|ip| !ip.is_empty()).unwrap_or_else(|| "0.0.0.0".to_owned());
+        Some((ip, p.protocol.clone().unwrap_or_else(|| "TCP".to_owned()), port))
+    })
+}
+
+fn port_taken(pod: &Pod, others: &[Arc<Pod>]) -> bool {
+    let taken: Vec<_> = others.iter().flat_map(|p| host_ports(p)).collect();
+    let any = |ip: &str| matches!(ip, "0.0.0.0" | "::");
+    host_ports(pod).any(|(ip, protocol, port)| {
+        taken.iter().any(|(i, p, n)| *n == port && *p == protocol && (any(&ip) || any(i) || *i == ip))
+    })
+}
+
+/// Why the pod may not be here, whatever others use; what it would have to ask for is not looked at.
+pub fn refuse(pod: &Pod, others: &[Arc<Pod>], node: &NodeView) -> Option<Rejection> {
+    let failed = |name: &'static str, why: &str| Some((name, format!("Predicate {name} failed: {why}")));
+    let named = pod.pod_spec().and_then(|s| s.node_name.as_deref()).unwrap_or_default();
+    if !affinity::matches(pod, &node.labels, &node.name) {
+        return failed("NodeAffinity", "node(s) didn't match Pod's node affinity/selector");
+    }
+    if !named.is_empty() && named != node.name {
+        return failed("NodeName", "node(s) didn't match the requested node name");
+    }
+    if port_taken(pod, others) {
+        return failed("NodePorts", "node(s) didn't have free ports for the requested pod ports");
+    }
+    let stays = |taint: &Taint| taint.effect != "NoExecute" || taints::tolerates(pod, taint);
+    if !pod.is_static() && !node.taints.iter().all(stays) {
+        return failed("TaintToleration", "node(s) had taints that the pod didn't tolerate");
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(spec: serde_json::Value) -> Arc<Pod> {
+        Arc::new(serde_json::from_value(serde_json::json!({"metadata": {}, "spec": spec})).unwrap())
+    }
+
+    fn asks(cpu: &str) -> Arc<Pod> {
+        pod(serde_json::json!({"containers": [{"name": "c", "resources": {"requests": {"cpu": cpu}}}]}))
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named() {
+        let allocatable = Allocatable::from([("cpu", 1000), ("memory", 1 << 30), ("pods", 3)]);
+        assert!(shortages(&asks("400m"), &[asks("600m")], &allocatable).is_empty());
+        let found = shortages(&asks("500m"), &[asks("600m")], &allocatable);
+        assert_eq!(found[0].missing(), 100);
+        assert_eq!(
+            found[0].rejection(),
+            ("OutOfcpu", "Node didn't have enough resource: cpu, requested: 500, used: 600, capacity: 1000".to_owned())
+        );
+        let many = [asks("1m"), asks("1m"), asks("1m")];
+        assert_eq!(shortages(&asks("0"), &many, &allocatable)[0].rejection().0, "OutOfpods");
+        assert!(shortages(&asks("0"), &[asks("2")], &allocatable).is_empty(), "who asks for nothing fits");
+    }
+
+    #[test]
+    fn ports_names_and_taints_decide() {
+        let on = |ip: &str, protocol: &str| {
+            pod(serde_json::json!({"containers": [{"name": "c", "ports": [
+                {"containerPort": 80, "hostPort": 80, "hostIP": ip, "protocol": protocol}]}]}))
+        };
+        let node = NodeView { name: "pi".to_owned(), ..NodeView::default() };
+        let reason = |pod: &Pod, others: &[Arc<Pod>], node: &NodeView| refuse(pod, others, node).map(|r| r.0);
+        assert_eq!(reason(&on("", "TCP"), &[on("10.0.0.1", "TCP")], &node), Some("NodePorts"));
+        assert_eq!(reason(&on("10.0.0.2", "TCP"), &[on("10.0.0.1", "TCP")], &node), None);
+        assert_eq!(reason(&on("", "UDP"), &[on("", "TCP")], &node), None);
+        let elsewhere = pod(serde_json::json!({"containers": [], "nodeName": "other"}));
+        assert_eq!(reason(&elsewhere, &[], &node), Some("NodeName"));
+        let taint = Taint { key: "k".into(), effect: "NoExecute".into(), ..Taint::default() };
+        let node = NodeView { taints: vec![taint], ..node };
+        assert_eq!(reason(&asks("1"), &[], &node), Some("TaintToleration"));
+    }
+}

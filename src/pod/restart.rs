@@ -1,0 +1,94 @@
+//! Whether a container that has ended is started again: its own rules, its own policy, the pod's.
+//!
+//! Rules: Kubernetes "Pod Lifecycle", individual container restart policy and rules.
+
+use k8s_openapi::api::core::v1::{Container, ContainerRestartRule, Pod};
+
+use super::{PodExt, ephemeral, is_sidecar};
+
+fn matches(rule: &ContainerRestartRule, code: i32) -> bool {
+    rule.exit_codes.as_ref().is_some_and(|codes| {
+        let listed = codes.values.iter().flatten().any(|v| *v == code);
+        if codes.operator == "NotIn" { !listed } else { listed }
+    })
+}
+
+/// `Always`, `OnFailure` or `Never`, where no rule says otherwise.
+fn policy<'a>(pod: &'a Pod, container: &'a Container, init: bool) -> &'a str {
+    let own = container.restart_policy.as_deref();
+    match own.unwrap_or_else(|| pod.restart_policy()) {
+        // an init container that ended well is done, whatever the pod's policy
+        "Always" if init && !is_sidecar(container) => "OnFailure",
+        policy => policy,
+    }
+}
+
+/// True when the container is to be started again after it has ended with `code`.
+pub fn restarts(pod: &Pod, name: &str, code: i32) -> bool {
+    if ephemeral::is_ephemeral(pod, name) {
+        return false;
+    }
+    let init = pod.init_containers().iter().find(|c| c.name == name);
+    let Some(container) = init.or_else(|| pod.app_containers().iter().find(|c| c.name == name)) else { return false };
+    let ruled = container.restart_policy_rules.iter().flatten().any(|rule| matches(rule, code));
+    let restart = match policy(pod, container, init.is_some()) {
+        "Always" => true,
+        "OnFailure" => code != 0,
+        _ => false,
+    };
+    // the only action of rules is to restart; an init container that ended well has done its part
+    ruled && !(init.is_some() && !is_sidecar(container) && code == 0) || restart
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(policy: &str, container: serde_json::Value) -> Pod {
+        let mut container = container;
+        container["name"] = serde_json::json!("c");
+        serde_json::from_value(serde_json::json!({"metadata": {}, "spec": {"restartPolicy": policy,
+            "containers": [container]}}))
+        .unwrap()
+    }
+
+    #[test]
+    fn policies_of_pod_and_container() {
+        for (policy, code, want) in [
+            ("Always", 0, true),
+            ("Always", 1, true),
+            ("OnFailure", 0, false),
+            ("OnFailure", 137, true),
+            ("Never", 0, false),
+            ("Never", 1, false),
+        ] {
+            assert_eq!(restarts(&pod(policy, serde_json::json!({})), "c", code), want, "{policy} {code}");
+            let other = if policy == "Never" { "Always" } else { "Never" };
+            let own = pod(other, serde_json::json!({"restartPolicy": policy}));
+            assert_eq!(restarts(&own, "c", code), want, "its own {policy} {code}");
+        }
+    }
+
+    #[test]
+    fn rules_win_over_policies() {
+        let rules = serde_json::json!({"restartPolicy": "Never", "restartPolicyRules": [
+            {"action": "Restart", "exitCodes": {"operator": "In", "values": [42, 43]}}]});
+        let of = |code| restarts(&pod("Always", rules.clone()), "c", code);
+        assert!(of(42) && of(43) && !of(0) && !of(1));
+        let rules = serde_json::json!({"restartPolicy": "Never", "restartPolicyRules": [
+            {"action": "Restart", "exitCodes": {"operator": "NotIn", "values": [0]}}]});
+        assert!(restarts(&pod("Always", rules.clone()), "c", 1) && !restarts(&pod("Always", rules), "c", 0));
+    }
+
+    #[test]
+    fn init_containers_run_until_they_have_done_their_part() {
+        let pod = |policy: &str| -> Pod {
+            serde_json::from_value(serde_json::json!({"metadata": {}, "spec": {"restartPolicy": policy,
+                "initContainers": [{"name": "i"}, {"name": "s", "restartPolicy": "Always"}], "containers": []}}))
+            .unwrap()
+        };
+        assert!(restarts(&pod("Always"), "i", 1) && !restarts(&pod("Always"), "i", 0));
+        assert!(!restarts(&pod("Never"), "i", 1));
+        assert!(restarts(&pod("Never"), "s", 0));
+    }
+}

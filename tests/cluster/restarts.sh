@@ -1,0 +1,74 @@
+# Which containers are started again, and when: their own policies and rules, the longest wait, deletes that hurry.
+
+k apply -f - >/dev/null <<YAML
+apiVersion: v1
+kind: Pod
+metadata: {name: rules}
+spec:
+  restartPolicy: Never
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: again
+    image: "$image"
+    command: [sh, -c, "[ -e /v/was ] && exit 0; touch /v/was; exit 42"]
+    restartPolicy: Never
+    restartPolicyRules: [{action: Restart, exitCodes: {operator: In, values: [42]}}]
+    volumeMounts: [{name: v, mountPath: /v}]
+  - {name: once, image: "$image", command: [sh, -c, "exit 42"]}
+  volumes: [{name: v, emptyDir: {}}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: own}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - {name: a, image: "$image", command: [sh, -c, "exit 3"], restartPolicy: Never}
+  - {name: b, image: "$image", command: [sleep, "1000"]}
+YAML
+of() { field "$1" ".status.containerStatuses[?(@.name==\"$2\")].$3"; }
+ruled() { [ "$(of rules again restartCount)" = 1 ] && [ "$(of rules again state.terminated.exitCode)" = 0 ]; }
+check "a rule restarts what its policy would not" soon ruled
+check "  another container of the pod keeps the pod's policy" test "$(of rules once restartCount)" = 0
+check "  and the pod fails when both have ended" soon is rules .status.phase Failed
+own() { [ "$(of own a state.terminated.exitCode)" = 3 ] && [ "$(of own a restartCount)" = 0 ]; }
+check "a container's own policy wins over the pod's" soon own
+check "  and the pod runs on" is own .status.phase Running
+k delete pod rules own --grace-period=1 --timeout=30s >/dev/null
+
+cat >"$dir/n3/config.yaml" <<'YAML'
+crashLoopBackOff: {maxContainerRestartPeriod: 2s}
+YAML
+agent_with n3 --config "$dir/n3/config.yaml"
+k run crashes --image=$image --overrides='{"spec":{"nodeName":"n3"}}' --command -- false >/dev/null
+five() { [ "$(field crashes "$restarts")" -ge 5 ]; }
+check "crashLoopBackOff.maxContainerRestartPeriod: five restarts in 20 s" until_true 20 five
+waits() { field crashes '.status.containerStatuses[0].state.waiting.message' | grep -q 'back-off 2s'; }
+check "  the wait is told" soon waits
+configured() { [ "$(k get --raw /api/v1/nodes/n3/proxy/configz | jq -r .kubeletconfig.crashLoopBackOff.maxContainerRestartPeriod)" = 2s ]; }
+check "  and /configz has it" configured
+k delete pod crashes --grace-period=1 --timeout=30s >/dev/null
+rm "$dir/n3/config.yaml"
+agent_with n3
+
+stubborn() {
+  k run "$1" --image=$image --overrides='{"spec":{"nodeName":"n1","terminationGracePeriodSeconds":300}}' --command -- \
+    sh -c 'trap "" TERM; while true; do sleep 1; done' >/dev/null
+  soon is "$1" .status.phase Running
+}
+stubborn hurried
+generation=$(field hurried .status.observedGeneration)
+k delete pod hurried --wait=false >/dev/null
+sleep 3
+still() { [ -n "$(field hurried .metadata.deletionTimestamp)" ] && is hurried .status.phase Running; }
+check "what does not end has its grace period" still
+seen() { [ "$(field hurried .status.observedGeneration)" -gt "$generation" ]; }
+check "  the deletion was seen: observedGeneration" soon seen
+k delete pod hurried --grace-period=2 --wait=false >/dev/null
+check "  a second delete with a shorter one counts" until_true 15 not k get pod hurried
+stubborn forced
+uid=$(field forced .metadata.uid)
+k delete pod forced --grace-period=0 --force >/dev/null 2>&1
+check "a forced delete is at once" not k get pod forced
+left() { [ -z "$(cgroups_of "pk$PIKELET_CLUSTER_ID-n1" | grep "pod$uid")" ] && [ ! -e "$dir/n1/lib/pods/$uid" ]; }
+check "  and the node takes it down all the same" until_true 60 left
