@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures::StreamExt;
 use inotify::{Inotify, WatchMask};
@@ -12,7 +12,8 @@ use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
-use super::PodExt;
+use super::{PodExt, references};
+use crate::volume::ObjectKind;
 
 /// What the folder holds now.
 #[derive(Debug)]
@@ -23,6 +24,21 @@ pub enum StaticUpdate {
 
 /// Editors write in steps: a folder is read this long after a change.
 const SETTLE: Duration = Duration::from_millis(50);
+
+/// How often the folder is looked at should no change be told (the kubelet's `fileCheckFrequency`).
+const CHECK: Duration = Duration::from_secs(20);
+
+/// Names, sizes and times of what a folder holds.
+fn print(dir: &Path) -> Vec<(PathBuf, u64, Option<SystemTime>)> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let of = |entry: fs::DirEntry| {
+        let meta = fs::metadata(entry.path()).ok();
+        (entry.path(), meta.as_ref().map_or(0, fs::Metadata::len), meta.and_then(|m| m.modified().ok()))
+    };
+    let mut found: Vec<_> = entries.map(of).collect();
+    found.sort();
+    found
+}
 
 /// Reads the folder, and again after every change in it.
 pub fn watch_manifests(dir: PathBuf, node: String) -> mpsc::Receiver<StaticUpdate> {
@@ -45,10 +61,20 @@ async fn watch(dir: &Path, node: &str, tx: &mpsc::Sender<StaticUpdate>) -> std::
     let mut changes = inotify.into_event_stream([0; 4096])?;
     let mut known: Vec<(PathBuf, Vec<Pod>)> = Vec::new();
     loop {
+        let look = print(dir);
         known = read_dir(dir, node, &known);
         let pods = known.iter().flat_map(|(_, pods)| pods.clone()).collect();
-        if tx.send(StaticUpdate::Set(pods)).await.is_err() || changes.next().await.is_none() {
+        if tx.send(StaticUpdate::Set(pods)).await.is_err() {
             return Ok(());
+        }
+        loop {
+            match tokio::time::timeout(CHECK, changes.next()).await {
+                Ok(None) => return Ok(()),
+                Ok(Some(_)) => break,
+                // some file systems (NFS) tell no changes, and a folder that was replaced tells none any more
+                Err(_) if print(dir) != look => break,
+                Err(_) => {}
+            }
         }
         tokio::time::sleep(SETTLE).await;
     }
@@ -84,6 +110,9 @@ pub fn parse(text: &str, file: &Path, node: &str) -> Result<Vec<Pod>, String> {
         let hash = hash(&document, file, node);
         let mut pod = Pod::deserialize(document).map_err(|e| e.to_string())?;
         complete(&mut pod, hash, node)?;
+        if let Some(kind) = refers_to(&pod) {
+            return Err(format!("static pods may not reference {kind}: they run without an API server"));
+        }
         pods.push(pod);
     }
     Ok(pods)
@@ -94,6 +123,35 @@ fn hash(document: &serde_json::Value, file: &Path, node: &str) -> String {
     format!("{:032x}", u128::from_be_bytes(std::array::from_fn(|i| digest[i])))
 }
 
+/// A kind of object of the API that the pod cannot run without.
+fn refers_to(pod: &Pod) -> Option<&'static str> {
+    if let Some(key) = references::references(pod).first() {
+        return Some(match key.kind {
+            ObjectKind::ConfigMap => "configmaps",
+            ObjectKind::Secret => "secrets",
+        });
+    }
+    let spec = pod.pod_spec()?;
+    let named = |name: &Option<String>| name.as_ref().is_some_and(|n| !n.is_empty());
+    if named(&spec.service_account_name) || named(&spec.service_account) {
+        return Some("serviceaccounts");
+    }
+    let volumes = || spec.volumes.iter().flatten();
+    if volumes().any(|v| v.persistent_volume_claim.is_some() || v.ephemeral.is_some()) {
+        return Some("persistentvolumeclaims");
+    }
+    let parts = volumes().flat_map(|v| v.projected.iter().flat_map(|p| p.sources.iter().flatten()));
+    for part in parts {
+        if part.service_account_token.is_some() {
+            return Some("serviceaccounts");
+        }
+        if part.cluster_trust_bundle.is_some() {
+            return Some("clustertrustbundles");
+        }
+    }
+    spec.resource_claims.as_ref().is_some_and(|c| !c.is_empty()).then_some("resourceclaims")
+}
+
 fn complete(pod: &mut Pod, hash: String, node: &str) -> Result<(), String> {
     let name = pod.metadata.name.clone().filter(|n| !n.is_empty()).ok_or("metadata.name is missing")?;
     pod.metadata.name = Some(format!("{name}-{node}"));
@@ -102,6 +160,7 @@ fn complete(pod: &mut Pod, hash: String, node: &str) -> Result<(), String> {
     let annotations = pod.metadata.annotations.get_or_insert_default();
     annotations.insert("kubernetes.io/config.hash".to_owned(), hash);
     annotations.insert("kubernetes.io/config.source".to_owned(), "file".to_owned());
+    annotations.insert("kubernetes.io/config.seen".to_owned(), jiff::Timestamp::now().to_string());
     let spec = pod.spec.as_mut().ok_or("spec is missing")?;
     if spec.containers.is_empty() {
         return Err("spec.containers is empty".to_owned());
@@ -140,6 +199,17 @@ mod tests {
         assert_eq!(pods[0].app_containers()[0].image_pull_policy.as_deref(), Some("Always"));
         let again = parse(text, Path::new("/m/web.yaml"), "pi").unwrap();
         assert_eq!(pods[0].uid(), again[0].uid());
+        let refers = |spec: &str| {
+            let text =
+                format!("kind: Pod\nmetadata: {{name: a}}\nspec:\n  containers: [{{name: c, image: x}}]\n  {spec}\n");
+            parse(&text, Path::new("x"), "pi").unwrap_err()
+        };
+        assert!(refers("serviceAccountName: me").contains("static pods may not reference serviceaccounts"));
+        assert!(refers("volumes: [{name: v, configMap: {name: c}}]").contains("configmaps"));
+        assert!(refers("imagePullSecrets: [{name: s}]").contains("secrets"));
+        assert!(
+            refers("volumes: [{name: v, persistentVolumeClaim: {claimName: c}}]").contains("persistentvolumeclaims")
+        );
         assert!(parse("kind: Service", Path::new("x"), "pi").unwrap_err().contains("Service"));
         assert!(parse("kind: Pod\nspec: [", Path::new("x"), "pi").is_err());
     }
