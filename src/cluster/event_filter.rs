@@ -114,20 +114,15 @@ impl Correlator {
         if bucket.take(now).is_err() {
             return Verdict::Drop;
         }
-        match self.written.get_mut(&key) {
-            Some((name, count)) => {
-                *count += 1;
-                Verdict::Count(name.clone(), *count)
-            }
-            None => {
-                if self.written.len() >= REMEMBERED {
-                    self.written.clear();
-                }
-                let name = event.metadata.name.clone().unwrap_or_default();
-                self.written.insert(key, (name, 1));
-                Verdict::Create
-            }
+        if let Some((name, count)) = self.written.get_mut(&key) {
+            *count += 1;
+            return Verdict::Count(name.clone(), *count);
         }
+        if self.written.len() >= REMEMBERED {
+            self.written.clear();
+        }
+        self.written.insert(key, (event.metadata.name.clone().unwrap_or_default(), 1));
+        Verdict::Create
     }
 
     /// The object that was written of that name is gone, or never was there.

@@ -1,4 +1,4 @@
-//! RuntimeClasses: which runtime a pod is to run with.
+//! Runtime classes: which runtime a pod is to run with.
 
 use k8s_openapi::api::node::v1::RuntimeClass;
 use kube::{Api, Client};

@@ -154,13 +154,15 @@ impl Config {
             "imageGCLowThresholdPercent": self.image_gc.low_percent,
             "imageMinimumGCAge": format!("{}s", self.image_gc.min_age.as_secs_f64()),
             "imageMaximumGCAge": format!("{}s", self.image_gc.max_age.as_secs_f64()),
+            "logging": {"format": if self.json_logs { "json" } else { "text" }, "verbosity": self.verbosity},
+        });
+        let more = serde_json::json!({
             "eventRecordQPS": self.event_rate.per_second, "eventBurst": self.event_rate.burst,
             "crashLoopBackOff": {
                 "maxContainerRestartPeriod": format!("{}s", self.max_restart_period.as_secs_f64())},
-            "logging": {"format": if self.json_logs { "json" } else { "text" }, "verbosity": self.verbosity},
         });
-        if let (Some(all), serde_json::Value::Object(rest)) = (configuration.as_object_mut(), rest) {
-            all.extend(rest);
+        if let Some(all) = configuration.as_object_mut() {
+            all.extend([rest, more].iter().filter_map(|part| part.as_object().cloned()).flatten());
         }
         configuration
     }

@@ -25,6 +25,7 @@ impl Backoff {
     }
 
     /// The same with another longest delay, which the first one does not pass either.
+    #[must_use]
     pub fn bounded(self, max: Duration) -> Self {
         let (initial, next) = (self.initial.min(max), self.next.min(max));
         Self { initial, max, next, until: self.until }

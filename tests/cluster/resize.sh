@@ -51,9 +51,9 @@ resize live 100m 150m 96Mi
 check "it can be taken back" soon memory live 96
 check "  CPU too" soon quota live 15000
 
-resize live 5000 5000 96Mi
+resize live 4900m 5000m 96Mi
 check "what the node can never give is infeasible" soon says live PodResizePending Infeasible
-message() { [[ $(pod_condition live PodResizePending message) == "Node didn't have enough capacity: cpu, requested: 5000000, capacity: "* ]]; }
+message() { [[ $(pod_condition live PodResizePending message) == "Node didn't have enough capacity: cpu, requested: 4900, capacity: "* ]]; }
 check "  and the condition says why" message
 check "  nothing changed" quota live 15000
 $cluster stop agent-n1 KILL
@@ -72,10 +72,10 @@ most=$((cpus * 1000 - 700))m
 k run fills --image=$image --overrides="{\"spec\":{\"nodeName\":\"n1\",\"containers\":[{\"name\":\"c\",\"image\":\"$image\",
   \"command\":[\"sleep\",\"1000\"],\"resources\":{\"requests\":{\"cpu\":\"$most\"}}}]}}" >/dev/null
 soon is fills .status.phase Running
-resize live 900m 900m 96Mi
+resize live 900m 950m 96Mi
 check "what the node cannot give now is deferred" soon says live PodResizePending Deferred
 k delete pod fills --grace-period=1 --timeout=30s >/dev/null
-check "  and given when it can" soon quota live 90000
+check "  and given when it can" soon quota live 95000
 
 resizable again RestartContainer
 before=$(field again "$container")
