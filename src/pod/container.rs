@@ -52,8 +52,8 @@ pub struct ContainerState {
     pub hooking: bool,
     /// Resources the newest run has.
     pub applied: Option<ResourceRequirements>,
-    /// It is started again for a resize, whatever its policy says.
-    pub resize_restart: bool,
+    /// It is started again for a resize or another image, whatever its policy says.
+    pub changed: bool,
     /// Its probes while it runs.
     pub probes: Option<Probes>,
 }
@@ -74,7 +74,7 @@ impl Default for ContainerState {
             last_message: None,
             hooking: false,
             applied: None,
-            resize_restart: false,
+            changed: false,
             probes: None,
         }
     }
@@ -113,7 +113,7 @@ impl ContainerState {
 
     /// Whether the container of that name, if it has ended, is to be started again.
     pub fn wants_restart(&self, pod: &Pod, name: &str) -> bool {
-        self.exit().is_some_and(|exit| self.resize_restart || restarts(pod, name, exit.code))
+        self.exit().is_some_and(|exit| self.changed || restarts(pod, name, exit.code))
     }
 
     /// Puts a wait in place; true when it says something new.

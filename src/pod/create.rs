@@ -193,7 +193,7 @@ impl Worker {
                 state.waiting = None;
                 state.retry.reset();
                 state.applied = Some(container.resources.clone().unwrap_or_default());
-                state.resize_restart = false;
+                state.changed = false;
                 self.event(Some(container), "Normal", "Started", format!("Container started: {}", container.name));
                 // before the status is told: nothing is ready that has a probe which has not said so
                 self.post_start(container);

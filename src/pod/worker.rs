@@ -373,7 +373,7 @@ impl Worker {
             state.probes = None;
             state.hooking = false;
             // the first restart comes at once; each one after that waits twice as long
-            if !state.resize_restart && state.wants_restart(&self.pod, name) && state.restart_count() > 0 {
+            if !state.changed && state.wants_restart(&self.pod, name) && state.restart_count() > 0 {
                 state.crash.fail(Instant::now());
             }
         }

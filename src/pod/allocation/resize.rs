@@ -149,7 +149,7 @@ impl Worker {
     }
 
     fn restart_for_resize(&mut self, container: &Container) {
-        if std::mem::replace(&mut self.state(&container.name).resize_restart, true) {
+        if std::mem::replace(&mut self.state(&container.name).changed, true) {
             return;
         }
         let message = format!("Container {} resize requires restart", container.name);
