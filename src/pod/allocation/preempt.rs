@@ -90,7 +90,7 @@ mod tests {
         ];
         assert_eq!(chosen(&others, "cpu", 150).unwrap(), ["small"]);
         assert_eq!(chosen(&others, "cpu", 300).unwrap(), ["big"]);
-        assert_eq!(chosen(&others, "cpu", 700).unwrap(), ["big", "guaranteed"]);
+        assert_eq!(chosen(&others, "cpu", 700).unwrap(), ["small", "guaranteed"]);
         assert_eq!(chosen(&others, "pods", 1).unwrap(), ["none"]);
         assert_eq!(chosen(&others, "cpu", 2000), None);
         assert_eq!(chosen(&[pod("system", Some("1"), false, 2_000_001_000)], "cpu", 100), None);
