@@ -13,6 +13,7 @@ use crate::cluster::{self, EventRecorder, NodeSeen, NodeSettings, NodeState, Obj
 use crate::config::Config;
 use crate::image::{Image, ImageStore};
 use crate::machine;
+use crate::machine::apparmor::AppArmor;
 use crate::network::{Network, NetworkConfig};
 use crate::pod::allocation::Allocations;
 use crate::pod::allocation::fit::{Allocatable, NodeView};
@@ -107,6 +108,7 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
         containers_dir: config.root_dir.join("containers"),
         logs_dir: config.logs_dir.clone(),
         log_rotation: config.log_rotation,
+        apparmor: apparmor(),
         limits: config.limits,
         machine: Memory { memory: facts.memory_bytes, swap: facts.swap_bytes },
         cluster_dns: config.cluster_dns.clone(),
@@ -236,6 +238,14 @@ async fn tell_pressures(mut pressures: watch::Receiver<Pressures>, state: watch:
         let names = pressures.borrow_and_update().iter().map(|p| p.name()).collect();
         state.send_modify(|s| s.pressures = names);
     }
+}
+
+fn apparmor() -> AppArmor {
+    let found = machine::apparmor::prepare();
+    if let AppArmor::NoDefault(why) = &found {
+        warn!("no default AppArmor profile: {why}; containers that name none are not confined by AppArmor");
+    }
+    found
 }
 
 /// What the kubelet API answers from.

@@ -56,6 +56,19 @@ kernel() {
   fi
   echo "$dir"
 }
+# parser: the folder of apparmor_parser, from Debian's package, which is not installed
+parser() {
+  local dir=$cache/apparmor new
+  if [ ! -d "$dir" ]; then
+    mkdir -p "$cache"
+    new=$(mktemp -d "$cache/new.XXXXXX")
+    (cd "$work" && { download apparmor || { apt-get -qq update && download apparmor; }; }) >&2 || fail "cannot download apparmor"
+    dpkg-deb --fsys-tarfile "$work"/apparmor_*.deb |
+      tar -x -C "$new" --wildcards --transform 's,.*/,./,' '*/sbin/apparmor_parser'
+    mv -T "$new" "$dir" 2>/dev/null || rm -rf "$new"
+  fi
+  echo "$dir"
+}
 # as root: apt's own user could not write here, and says so
 download() { apt-get -qq -o APT::Sandbox::User=root download "$1"; }
 
@@ -85,11 +98,13 @@ cargo build --quiet
 tests=$(cargo test --quiet --no-run --test 'node_*' --message-format json |
   jq -r 'select(.executable != null and .target.kind == ["test"]) | "[\(.target.name)]=\(.executable | @sh)"')
 dir=$(kernel)
+parser=$(parser)
 release=$(basename "$dir"/lib/modules/*)
 initramfs "$dir"
 cat >"$work/settings" <<SETTINGS
 checkout=$(printf %q "$PWD")
 kernel=$(printf %q "$dir")
+parser=$(printf %q "$parser")
 subjects=(${subjects[*]@Q})
 export PIKELET_BIN=$(printf %q "$(realpath "${CARGO_TARGET_DIR:-target}/debug/pikelet")")
 declare -A tests=($tests)

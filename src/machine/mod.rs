@@ -1,5 +1,6 @@
 //! What the board is: capacity, operating system, kernel, boot and machine ids.
 
+pub mod apparmor;
 pub mod check;
 pub mod usage;
 
@@ -48,11 +49,6 @@ pub fn architecture() -> &'static str {
         "x86" => "386",
         other => other,
     }
-}
-
-/// The kernel enforces `AppArmor` profiles.
-pub fn has_apparmor() -> bool {
-    line("/sys/module/apparmor/parameters/enabled").is_some_and(|enabled| enabled == "Y")
 }
 
 /// Reads the facts; `root` is where the agent's data lies.

@@ -1,8 +1,9 @@
 //! Pods this node cannot run as they are: they fail at once, with the kubelet's reasons.
 
-use k8s_openapi::api::core::v1::{AppArmorProfile, Pod};
+use k8s_openapi::api::core::v1::Pod;
 
 use super::PodExt;
+use crate::machine::apparmor::AppArmor;
 
 /// Reason and message of a pod that is refused.
 pub type Rejection = (&'static str, String);
@@ -27,8 +28,8 @@ const SAFE_SYSCTLS: [&str; 12] = [
 pub struct Node<'a> {
     /// `allowedUnsafeSysctls`: names, or beginnings that end in `*`.
     pub unsafe_sysctls: &'a [String],
-    /// The kernel enforces `AppArmor` profiles.
-    pub apparmor: bool,
+    /// What there is of `AppArmor`.
+    pub apparmor: &'a AppArmor,
 }
 
 /// Why the node will not run the pod; `None` when it will.
@@ -85,13 +86,16 @@ fn sysctls(pod: &Pod, allowed: &[String]) -> Option<Rejection> {
     None
 }
 
-fn apparmor(pod: &Pod, enabled: bool) -> Option<Rejection> {
-    let named = |profile: Option<&AppArmorProfile>| profile.is_some_and(|p| p.type_ == "Localhost");
+fn apparmor(pod: &Pod, machine: &AppArmor) -> Option<Rejection> {
     let whole = pod.pod_spec()?.security_context.as_ref().and_then(|s| s.app_armor_profile.as_ref());
-    let own =
-        super::containers(pod).any(|c| named(c.security_context.as_ref().and_then(|s| s.app_armor_profile.as_ref())));
-    let message = "Cannot enforce AppArmor: AppArmor is not enabled on the host";
-    (!enabled && (named(whole) || own)).then(|| ("AppArmor", message.to_owned()))
+    let own = super::containers(pod).filter_map(|c| c.security_context.as_ref()?.app_armor_profile.as_ref());
+    let kinds: Vec<&str> = whole.into_iter().chain(own).map(|p| p.type_.as_str()).collect();
+    let refused = |why: &str| Some(("AppArmor", format!("Cannot enforce AppArmor: {why}")));
+    match machine {
+        AppArmor::Off if kinds.iter().any(|k| *k != "Unconfined") => refused("AppArmor is not enabled on the host"),
+        AppArmor::NoDefault(why) if kinds.contains(&"RuntimeDefault") => refused(&format!("RuntimeDefault: {why}")),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -102,7 +106,7 @@ mod tests {
         let pod: Pod = serde_json::from_value(serde_json::json!({"metadata": {}, "spec": spec})).unwrap();
         let unsafe_sysctls =
             ["kernel.msg*".to_owned(), "vm.overcommit_memory".to_owned(), "net.core.somaxconn".to_owned()];
-        refuse(&pod, &Node { unsafe_sysctls: &unsafe_sysctls, apparmor: false }).map(|r| r.0)
+        refuse(&pod, &Node { unsafe_sysctls: &unsafe_sysctls, apparmor: &AppArmor::Off }).map(|r| r.0)
     }
 
     #[test]
@@ -129,6 +133,11 @@ mod tests {
         );
         let profile = |kind: &str| serde_json::json!({"containers": [{"name": "c", "securityContext": {"appArmorProfile": {"type": kind}}}]});
         assert_eq!(reason(&profile("Localhost")), Some("AppArmor"));
-        assert_eq!(reason(&profile("RuntimeDefault")), None);
+        assert_eq!(reason(&profile("RuntimeDefault")), Some("AppArmor"));
+        assert_eq!(reason(&profile("Unconfined")), None);
+        let pod: Pod = serde_json::from_value(serde_json::json!({"spec": profile("RuntimeDefault")})).unwrap();
+        let with = |apparmor: &AppArmor| refuse(&pod, &Node { unsafe_sysctls: &[], apparmor }).map(|r| r.1);
+        assert!(with(&AppArmor::NoDefault("no parser".into())).unwrap().contains("RuntimeDefault: no parser"));
+        assert_eq!(with(&AppArmor::Ready), None);
     }
 }

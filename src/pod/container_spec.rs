@@ -12,6 +12,7 @@ use super::termination::{LABEL_LOG_IS_MESSAGE, LABEL_STOP_SIGNAL, stop_signal};
 use super::worker::Worker;
 use super::{PodExt, ephemeral, qos};
 use crate::image::Image;
+use crate::machine::apparmor::{AppArmor, DEFAULT_PROFILE};
 use crate::runtime::{self, ContainerSpec, Seccomp, User};
 
 /// What the run begins with, for an agent that finds it.
@@ -135,11 +136,17 @@ impl Worker {
         }
     }
 
-    /// The name of a `Localhost` profile; pods with one are refused where the kernel has no `AppArmor`.
+    /// The profile a container is confined by; the default one where it names none. Admission has refused what the
+    /// machine cannot enforce.
     fn apparmor(&self, container: &Container) -> Option<String> {
         let own = container.security_context.as_ref().and_then(|s| s.app_armor_profile.as_ref());
         let pod = || self.pod.pod_spec()?.security_context.as_ref()?.app_armor_profile.as_ref();
-        own.or_else(pod).filter(|p| p.type_ == "Localhost")?.localhost_profile.clone()
+        let profile = own.or_else(pod);
+        match profile.map_or("RuntimeDefault", |p| p.type_.as_str()) {
+            "Localhost" => profile?.localhost_profile.clone(),
+            "RuntimeDefault" => (self.shared.apparmor == AppArmor::Ready).then(|| DEFAULT_PROFILE.to_owned()),
+            _ => None,
+        }
     }
 
     /// The id of the container an ephemeral one looks into.

@@ -26,6 +26,7 @@ use super::table::PodTable;
 use super::{PodExt, checkpoint, ephemeral, probe, references, status, termination, writer};
 use crate::cluster::{EventRecorder, Services};
 use crate::image::{Image, ImageError, ImageStore};
+use crate::machine::apparmor::AppArmor;
 use crate::network::Network;
 use crate::runtime::{ExitRecord, Rotation, Runtime, SandboxInfo};
 use crate::volume::{ObjectSource, Volumes};
@@ -82,6 +83,8 @@ pub struct Shared {
     pub logs_dir: PathBuf,
     /// When a container's log file is put aside.
     pub log_rotation: Rotation,
+    /// What the machine has of `AppArmor`.
+    pub apparmor: AppArmor,
     /// Limits the node's settings put on pods.
     pub limits: LimitPolicy,
     /// What the machine has.
@@ -295,7 +298,8 @@ impl Worker {
         let mut network = self.shared.network_ready.clone();
         let mut objects = self.shared.objects_changed.clone();
         loop {
-            let wake = self.sync().await;
+            // boxed, and so gone while the worker waits: it is large, and there are hundreds of workers
+            let wake = Box::pin(self.sync()).await;
             self.publish();
             if self.stopping.as_ref().is_some_and(Stopping::finished) {
                 break;
@@ -313,7 +317,7 @@ impl Worker {
                 },
                 () = sleep => {}
                 Ok(()) = network.changed() => {}
-                Ok(()) = objects.changed() => self.refresh().await,
+                Ok(()) = objects.changed() => Box::pin(self.refresh()).await,
             }
             while let Ok(message) = self.rx.try_recv() {
                 self.take(message).await;
@@ -321,7 +325,7 @@ impl Worker {
         }
         self.shared.objects.release(&self.uid);
         self.shared.allocations.release(&self.uid);
-        self.writer.finish(&self.pod, self.removed).await;
+        Box::pin(self.writer.finish(&self.pod, self.removed)).await;
         self.shared.table.remove(&self.uid);
         self.shared.probe_counts.remove(&self.uid);
     }

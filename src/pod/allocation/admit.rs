@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 use tracing::{info, warn};
 
 use super::{Allocated, Answer};
-use crate::machine;
 use crate::pod::admission::{self, Node, Rejection};
 use crate::pod::hook::seconds;
 use crate::pod::order::Order;
@@ -49,7 +48,7 @@ impl Worker {
     }
 
     fn unfit(&self) -> Option<Rejection> {
-        let node = Node { unsafe_sysctls: &self.shared.unsafe_sysctls, apparmor: machine::has_apparmor() };
+        let node = Node { unsafe_sysctls: &self.shared.unsafe_sysctls, apparmor: &self.shared.apparmor };
         let short = eviction::refuse(&self.pod, &self.shared.pressures.borrow()).map(|message| ("Evicted", message));
         short.or_else(|| admission::refuse(&self.pod, &node))
     }
