@@ -10,7 +10,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use node::{Node, alive, exit_of, run};
-use pikelet::runtime::{ContainerSpec, Resources, Runtime, SandboxSpec, Wanted};
+use pikelet::runtime::{ContainerSpec, Mount, Propagation, Resources, Runtime, SandboxSpec, Wanted};
 use tokio::io::AsyncWriteExt;
 
 /// The machine's cgroups are version 2.
@@ -263,6 +263,41 @@ async fn devices_of_the_host_are_out_of_reach() {
     let exit = run(&runtime, &mut events, "s4", strong).await;
     assert_eq!(exit.code, 0, "{:?}", node.output("c3"));
     runtime.remove_sandbox("s4").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_mounted_device_takes_a_grant() {
+    let Some(node) = Node::new("grants") else { return };
+    let (runtime, mut events) = Runtime::open(node.config.clone()).unwrap();
+    runtime.create_sandbox(node.sandbox("s6")).await.unwrap();
+    // what a hostPath volume of type CharDevice or BlockDevice mounts
+    let devices = ["/dev/kmsg", "/dev/net/tun", "/dev/fuse", "/dev/loop0"].map(PathBuf::from);
+    let there: Vec<PathBuf> = devices.into_iter().filter(|d| d.exists()).collect();
+    let mounts = there.iter().map(|device| Mount {
+        source: device.clone(),
+        destination: device.to_str().unwrap().into(),
+        read_only: false,
+        propagation: Propagation::None,
+    });
+    let mounts: Vec<Mount> = mounts.collect();
+    let script = "for file in /dev/kmsg /dev/net/tun /dev/fuse /dev/loop0; do \
+                  if test -c $file || test -b $file; then true <>$file && echo $file open; fi; done; true";
+    let plain = ContainerSpec { mounts: mounts.clone(), ..node.shell("c1", script) };
+    assert_eq!(run(&runtime, &mut events, "s6", plain).await.code, 0);
+    let output = node.output("c1").join("\n");
+    assert!(!output.contains(" open"), "{output}");
+    assert_eq!(output.matches("Operation not permitted").count(), there.len(), "{output}");
+
+    // the mount is not needed by a privileged one, and not in its way
+    for (id, mounts) in [("c2", mounts), ("c3", Vec::new())] {
+        let strong = ContainerSpec { mounts, privileged: true, ..node.shell(id, script) };
+        assert_eq!(run(&runtime, &mut events, "s6", strong).await.code, 0);
+        let output = node.output(id).join("\n");
+        for device in &there {
+            assert!(output.contains(&format!("{} open", device.display())), "{output}");
+        }
+    }
+    runtime.remove_sandbox("s6").await.unwrap();
 }
 
 /// For this thread and what it starts, the kernel is one without `bpf(2)`.

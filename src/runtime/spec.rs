@@ -175,7 +175,9 @@ pub fn oci_config(spec: &ContainerSpec, around: &Surroundings) -> Result<Value, 
             json!({ "path": d.path, "type": d.kind.to_string(), "major": d.major, "minor": d.minor,
                     "fileMode": d.mode, "uid": d.uid, "gid": d.gid })
         };
-        linux["devices"] = around.devices.iter().map(device).collect();
+        // what a volume brings is there already
+        let mounted = |d: &Device| spec.mounts.iter().any(|m| d.path.starts_with(&m.destination));
+        linux["devices"] = around.devices.iter().filter(|d| !mounted(d)).map(device).collect();
     } else if !spec.unmasked_proc {
         linux["maskedPaths"] = json!(MASKED_PATHS);
         linux["readonlyPaths"] = json!(READ_ONLY_PATHS);

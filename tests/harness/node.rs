@@ -32,7 +32,9 @@ impl Node {
             fs::create_dir_all(dir.join(sub)).unwrap();
         }
         fs::copy(BUSYBOX, dir.join("rootfs/bin/busybox")).unwrap();
-        for applet in ["sh", "sleep", "cat", "grep", "id", "hostname", "yes", "head", "mknod", "ps", "true", "tty"] {
+        for applet in
+            ["sh", "sleep", "cat", "grep", "id", "hostname", "yes", "head", "mknod", "ps", "test", "true", "tty"]
+        {
             symlink("busybox", dir.join("rootfs/bin").join(applet)).unwrap();
         }
         let config = RuntimeConfig {

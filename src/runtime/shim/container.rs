@@ -130,6 +130,9 @@ impl Pod {
             _ => e,
         })?;
         let pid = oci.pid().ok_or("libcontainer created a container without a process")?.as_raw();
+        if !spec.privileged {
+            devices::withdraw_tun(&self.hierarchies, &cgroup)?;
+        }
         let info = ContainerInfo { spec, pid, started_at: None, created_at: store::now(), exit: None };
         store::write_info(&self.dir, &info).map_err(context("writing info.json"))?;
         Ok(Container { info, oci: Some(oci), cgroup, outputs, log, stdin, viewers: Vec::new() })

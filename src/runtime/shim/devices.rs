@@ -212,6 +212,13 @@ pub fn restrict(hierarchies: &Hierarchies, path: &str, config: &Value) -> Result
     Ok(())
 }
 
+/// On version 1 libcgroups lets every container use `/dev/net/tun`: takes that away again. To be called before the program
+/// runs.
+pub fn withdraw_tun(hierarchies: &Hierarchies, path: &str) -> Result<(), String> {
+    let Some(dir) = hierarchies.dir_of("devices", path).filter(|_| !hierarchies.unified()) else { return Ok(()) };
+    std::fs::write(dir.join("devices.deny"), "c 10:200 rwm").map_err(context("limiting the container's devices"))
+}
+
 fn refused(dir: &Path, e: &io::Error) -> String {
     match e.raw_os_error() {
         Some(libc::ENOSYS | libc::EINVAL) => format!(
