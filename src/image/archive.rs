@@ -19,8 +19,9 @@ use super::sink::Sink;
 const PIECE: usize = 128 << 10;
 /// Bytes of documents an archive may have together.
 const MAX_DOCUMENTS: usize = 4 * MAX_DOCUMENT;
-/// Names an archive may have: they are kept in memory.
+/// Names an archive may have, and their bytes: they are kept in memory.
 const MAX_NAMES: usize = 20_000;
+const MAX_NAME: usize = 1024;
 /// Links followed from a name to a layer.
 const MAX_LINKS: usize = 8;
 
@@ -90,6 +91,9 @@ pub fn read(from: impl Read, sink: &Sink, known: &HashMap<String, String>) -> Re
             return Err(format!("the archive has more than {MAX_NAMES} entries: refused"));
         }
         let path = entry.path().map_err(broken)?.into_owned();
+        if path.as_os_str().len() > MAX_NAME {
+            return Err(format!("the archive has a name of more than {MAX_NAME} bytes: refused"));
+        }
         let name = normal(&path).ok_or_else(|| format!("entry {} would leave the archive: refused", path.display()))?;
         contents.take(&mut entry, &path, name, sink, known)?;
         io::copy(&mut entry, &mut io::sink()).map_err(broken)?;
@@ -120,11 +124,14 @@ impl Contents {
                 let target = entry.link_name().map_err(broken)?.unwrap_or_default();
                 // a symbolic link is read from its own folder, the other from the archive's root
                 let base = if kind == EntryType::Symlink { path.parent() } else { None };
-                if let Some(target) = normal(&base.unwrap_or(Path::new("")).join(target)) {
+                let target = base.unwrap_or(Path::new("")).join(target);
+                if let Some(target) = normal(&target).filter(|t| t.len() <= MAX_NAME) {
                     self.links.insert(name, target);
                 }
                 return Ok(());
             }
+            // its holes would be read as zeros, at no cost to its maker
+            EntryType::GNUSparse => return Err(format!("{name} of the archive is a sparse file: refused")),
             _ => return Ok(()),
         }
         let size = entry.size();

@@ -53,7 +53,9 @@ impl Layers {
     pub fn open(dir: PathBuf) -> io::Result<Arc<Self>> {
         fs::create_dir_all(&dir)?;
         // an image's programs that run as root, and its devices, are not for the users of this machine
-        fs::set_permissions(&dir, fs::Permissions::from_mode(0o700))?;
+        if fs::metadata(&dir)?.permissions().mode() & 0o777 != 0o700 {
+            fs::set_permissions(&dir, fs::Permissions::from_mode(0o700))?;
+        }
         let layers = Self { dir, pins: Mutex::default(), next: AtomicU64::new(0) };
         for entry in fs::read_dir(&layers.dir)? {
             let entry = entry?;

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # make bench: pulls of a 100 MB image of 5 layers from a registry on loopback, beside `skopeo copy` and `umoci unpack`,
-# and beside `ctr image pull` of a containerd of its own, in the same run. The layers hold this machine's own /usr: programs, libraries and texts as images have them.
+# and beside `ctr image pull` of a containerd of its own, in the same run. The layers hold this machine's own /usr:
+# programs, libraries and texts as images have them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . harness/common.sh
@@ -51,7 +52,8 @@ without=
 if ! command -v ctr containerd >/dev/null; then
   without="containerd is not installed"
 else
-  proc_start "$work/pids" "$work" containerd unshare --mount --propagation private containerd --config "$work/containerd.toml"
+  proc_start "$work/pids" "$work" containerd \
+    unshare --mount --propagation slave containerd --config "$work/containerd.toml"
   until_true 10 "${ctr[@]}" version || without="containerd does not start here: $(tail -n 1 "$work/containerd.log")"
 fi
 

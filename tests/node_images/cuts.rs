@@ -150,6 +150,16 @@ impl Card {
             assert!(Instant::now() < end, "card is still in use");
             std::thread::sleep(Duration::from_millis(50));
         }
+        // a mount namespace made meanwhile may have it for a moment longer, and it would be found cut the next time
+        let attached = || {
+            let found = Command::new("losetup").arg("--associated").arg(&self.file).output().unwrap();
+            !found.stdout.is_empty()
+        };
+        let end = Instant::now() + Duration::from_secs(30);
+        while attached() {
+            assert!(Instant::now() < end, "card is still in use by another mount namespace");
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 }
 
