@@ -7,10 +7,12 @@ use k8s_openapi::api::core::v1::{Container, ContainerRestartRule, Pod};
 use super::{PodExt, ephemeral, is_sidecar};
 
 fn matches(rule: &ContainerRestartRule, code: i32) -> bool {
-    rule.exit_codes.as_ref().is_some_and(|codes| {
-        let listed = codes.values.iter().flatten().any(|v| *v == code);
-        if codes.operator == "NotIn" { !listed } else { listed }
-    })
+    // the other one, RestartAllContainers, is a feature this node does not declare
+    rule.action == "Restart"
+        && rule.exit_codes.as_ref().is_some_and(|codes| {
+            let listed = codes.values.iter().flatten().any(|v| *v == code);
+            if codes.operator == "NotIn" { !listed } else { listed }
+        })
 }
 
 /// `Always`, `OnFailure` or `Never`, where no rule says otherwise.
@@ -36,7 +38,7 @@ pub fn restarts(pod: &Pod, name: &str, code: i32) -> bool {
         "OnFailure" => code != 0,
         _ => false,
     };
-    // the only action of rules is to restart; an init container that ended well has done its part
+    // an init container that ended well has done its part
     ruled && !(init.is_some() && !is_sidecar(container) && code == 0) || restart
 }
 

@@ -51,6 +51,8 @@ resize live 100m 150m 96Mi
 check "it can be taken back" soon memory live 96
 check "  CPU too" soon quota live 15000
 
+# the API server looks at the Node before: here it is told of more than there is
+k patch node n1 --subresource=status -p '{"status": {"capacity": {"cpu": "100"}, "allocatable": {"cpu": "100"}}}' >/dev/null
 resize live 4900m 5000m 96Mi
 check "what the node can never give is infeasible" soon says live PodResizePending Infeasible
 message() { [[ $(pod_condition live PodResizePending message) == "Node didn't have enough capacity: cpu, requested: 4900, capacity: "* ]]; }

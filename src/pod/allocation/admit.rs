@@ -43,7 +43,8 @@ impl Worker {
             self.shared.allocations.keep(&self.pod);
         }
         self.allocated = Some(Allocated::of(&self.pod));
-        self.save_allocated();
+        // a start waits for no disk: what a power cut takes of this is found out again at the next boot
+        self.save_allocated(false);
         if self.victims.is_empty() { Ok(()) } else { Err(Some(Instant::now() + AGAIN)) }
     }
 
@@ -74,9 +75,9 @@ impl Worker {
     }
 
     /// Writes down what the pod was given.
-    pub(super) fn save_allocated(&self) {
+    pub(super) fn save_allocated(&self, synced: bool) {
         let Some(allocated) = &self.allocated else { return };
-        if let Err(error) = allocated.save(&self.pod_dir()) {
+        if let Err(error) = allocated.save(&self.pod_dir(), synced) {
             warn!(pod = %self.uid, %error, "allocation not written: after a restart of the agent the pod may be given something else");
         }
     }

@@ -56,8 +56,8 @@ impl Allocated {
         serde_json::from_slice(&fs::read(pod_dir.join(FILE)).ok()?).ok()
     }
 
-    /// Writes it (temporary name, fsync, rename) unless it is there.
-    pub fn save(&self, pod_dir: &Path) -> std::io::Result<()> {
+    /// Writes it (temporary name, rename) unless it is there; `synced` also so that it outlives a power cut.
+    pub fn save(&self, pod_dir: &Path, synced: bool) -> std::io::Result<()> {
         if Self::load(pod_dir).as_ref() == Some(self) {
             return Ok(());
         }
@@ -65,7 +65,9 @@ impl Allocated {
         let temporary = pod_dir.join("allocation.json.tmp");
         let mut file = fs::File::create(&temporary)?;
         file.write_all(&serde_json::to_vec(self).map_err(std::io::Error::other)?)?;
-        file.sync_data()?;
+        if synced {
+            file.sync_data()?;
+        }
         fs::rename(&temporary, pod_dir.join(FILE))
     }
 }
@@ -83,7 +85,7 @@ mod tests {
             .unwrap()
         };
         let given = Allocated::of(&pod("1"));
-        given.save(&dir).unwrap();
+        given.save(&dir, true).unwrap();
         let read = Allocated::load(&dir).unwrap();
         assert_eq!(read, given);
         let mut wanted = pod("2");

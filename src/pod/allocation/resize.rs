@@ -98,7 +98,7 @@ impl Worker {
         self.allocated = Some(Allocated { applied, ..desired.clone() });
         self.pod = pod;
         self.resizing = Resizing { pending: None, progress: Some(None) };
-        self.save_allocated();
+        self.save_allocated(true);
         self.event(None, "Normal", "ResizeStarted", "Pod resize started".to_owned());
     }
 
@@ -137,7 +137,7 @@ impl Worker {
                 errors.push(error);
             }
         }
-        self.save_allocated();
+        self.save_allocated(true);
         (!errors.is_empty()).then(|| errors.join("; "))
     }
 
