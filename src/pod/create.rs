@@ -194,6 +194,7 @@ impl Worker {
                 state.retry.reset();
                 state.applied = Some(container.resources.clone().unwrap_or_default());
                 state.changed = false;
+                crate::allocator::trim_soon();
                 self.event(Some(container), "Normal", "Started", format!("Container started: {}", container.name));
                 // before the status is told: nothing is ready that has a probe which has not said so
                 self.post_start(container);

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::{mpsc, oneshot};
@@ -29,9 +28,6 @@ pub struct Inputs {
     pub orders: mpsc::Receiver<Order>,
 }
 
-/// How long after the end of a pod its memory is given back.
-const TRIM_AFTER: Duration = Duration::from_secs(3);
-
 /// The API server's copy of a static pod.
 struct Mirror {
     static_uid: String,
@@ -55,7 +51,6 @@ pub struct Manager {
     manifests_read: bool,
     listed: bool,
     draining: Option<oneshot::Sender<()>>,
-    trim: Option<tokio::task::JoinHandle<()>>,
 }
 
 impl Manager {
@@ -72,7 +67,6 @@ impl Manager {
             manifests_read: false,
             listed: false,
             draining: None,
-            trim: None,
         }
     }
 
@@ -173,19 +167,9 @@ impl Manager {
                 if self.statics.remove(&uid).is_some() {
                     self.start_statics();
                 }
-                self.trim_soon();
+                crate::allocator::trim_soon();
             }
             Err(error) => warn!(%error, "a pod worker ended abnormally"),
-        }
-    }
-
-    /// Once for many pods that end together: what they used goes back to the kernel.
-    fn trim_soon(&mut self) {
-        if self.trim.as_ref().is_none_or(tokio::task::JoinHandle::is_finished) {
-            self.trim = Some(tokio::spawn(async {
-                tokio::time::sleep(TRIM_AFTER).await;
-                crate::allocator::trim();
-            }));
         }
     }
 
@@ -328,7 +312,7 @@ impl Manager {
         let (worker, tx) = Worker::new(self.shared.clone(), pod, found);
         self.workers.insert(uid.clone(), tx);
         self.tasks.spawn(async move {
-            Box::pin(worker.run()).await;
+            worker.run().await;
             uid
         });
     }
