@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# make bench: figures of one node on a real control plane, beside crun in the same run, of pulls (bench/images.sh) and of
-# single containers (bench/containers.sh). Takes five minutes.
+# make bench: figures of one node on a real control plane, beside crun in the same run, of pulls (bench/images.sh), of
+# single containers (bench/containers.sh) and of hundreds of pods (bench/pods.sh). Takes seven minutes.
 #
 #   tests/bench.sh           the release build, all figures
 #   tests/bench.sh --short   the debug build, few pods: whether every figure can be measured
@@ -11,6 +11,7 @@ export PIKELET_CLUSTER_ID=${PIKELET_CLUSTER_ID:-b$(($$ % 9999))} PROFILE_DIR=rel
 [ "${1:-}" != --short ] || export PROFILE_DIR=debug BENCH_SHORT=1
 bench/images.sh
 bench/containers.sh
+bench/pods.sh
 cluster=$PWD/scripts/cluster.sh
 work=$(mktemp -d)
 trap '$cluster down; rm -rf "$work"' EXIT
