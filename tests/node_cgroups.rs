@@ -277,6 +277,8 @@ async fn a_mounted_device_takes_a_grant() {
         source: device.clone(),
         destination: device.to_str().unwrap().into(),
         read_only: false,
+        recursive_read_only: false,
+        no_exec: false,
         propagation: Propagation::None,
     });
     let mounts: Vec<Mount> = mounts.collect();
