@@ -1,12 +1,11 @@
 //! Archives of images: in and out, in every form, by skopeo and umoci; and those nobody should have made.
 
 use std::fs;
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use pikelet::image::{Image, ImageStore, Imported, Piece, StoreConfig};
-use serde_json::{Value, json};
+use serde_json::json;
 use tar::{Builder, EntryType, Header};
 use tokio::sync::mpsc;
 
@@ -40,7 +39,7 @@ fn skopeo(from: &str, to: &str) {
     assert!(copied.status.success(), "{from} to {to}: {}", String::from_utf8_lossy(&copied.stderr));
 }
 
-fn empty_store(scene: &Scene, name: &str, keep_blobs: bool) -> StoreConfig {
+pub fn empty_store(scene: &Scene, name: &str, keep_blobs: bool) -> StoreConfig {
     StoreConfig { dir: scene.dir.join(name), keep_blobs, ..StoreConfig::default() }
 }
 
@@ -97,7 +96,7 @@ async fn archives_of_every_form_are_imported() {
 }
 
 /// A docker archive as `docker save` of several images wrote it: layers shared by links.
-fn docker_save(images: &[(&str, &str)], tar: &[u8]) -> Vec<u8> {
+pub fn docker_save(images: &[(&str, &str)], tar: &[u8]) -> Vec<u8> {
     let mut archive = Builder::new(Vec::new());
     let mut list = Vec::new();
     for (number, (name, arch)) in images.iter().enumerate() {
@@ -281,10 +280,13 @@ async fn archives_nobody_should_have_made_are_refused_and_leave_nothing() {
         entry(&mut tar, &format!("way/{marker}"), 0o644, 0, EntryType::Regular, "x");
         tar.into_inner().unwrap()
     };
+    let mut tar = Builder::new(Vec::new());
+    plain(&mut tar, &"x".repeat(2000), b"");
+    let long = tar.into_inner().unwrap();
     let mut escaping = outside(&format!("../../../../../../../../tmp/{marker}"));
     escaping.truncate(512);
     escaping.extend(&whole);
-    let cases: [(&str, Vec<u8>, &str); 12] = [
+    let cases: [(&str, Vec<u8>, &str); 14] = [
         ("empty", Vec::new(), "empty"),
         ("no archive", b"hello".repeat(1000), "reading the archive"),
         ("no images", noise(1, 3, 100).2, "no index.json and no manifest.json"),
@@ -292,6 +294,8 @@ async fn archives_nobody_should_have_made_are_refused_and_leave_nothing() {
         ("cut in a layer", whole[..4000].to_vec(), "reading"),
         ("cut gzip", gzip(&whole)[..200].to_vec(), "reading the archive"),
         ("cut zstd", zstd(&whole)[..200].to_vec(), "reading the archive"),
+        ("a long name", long, "a name of more than"),
+        ("a sparse file", crate::hostile::sparse("gnu", &scene.dir), "sparse file"),
         ("a name out", escaping, "would leave the archive"),
         ("another layer", swap(1, upper()), "digest does not match"),
         ("another configuration", swap(2, b"{}".to_vec()), "digest does not match"),
@@ -330,137 +334,4 @@ async fn an_archive_that_unpacks_without_end_is_refused_at_the_limit_that_is_set
     let wide = ImageStore::open(config).await.unwrap();
     let error = one(&wide, &gzip(&inner), None).await.unwrap_err();
     assert!(error.contains("no index.json"), "it is read to its end: {error}");
-}
-
-fn folder(scene: &Scene) -> PathBuf {
-    let dir = scene.dir.join("archives");
-    fs::create_dir_all(&dir).unwrap();
-    dir
-}
-
-/// Imports the folder as an agent does at its start; returns what it reported.
-async fn start(config: &StoreConfig) -> (ImageStore, Vec<String>) {
-    let store = ImageStore::open(config.clone()).await.unwrap();
-    assert!(store.is_importing());
-    let reports = std::sync::Mutex::new(Vec::new());
-    store.import_folder(|reason, message| reports.lock().unwrap().push(format!("{reason}: {message}"))).await;
-    assert!(!store.is_importing());
-    (store, reports.into_inner().unwrap())
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_folder_of_archives_is_imported_once_for_each_content() {
-    let Some(scene) = scene("folder") else { return };
-    let dir = folder(&scene);
-    let good = docker_save(&[("r.example/a:1", go_arch())], &base());
-    fs::write(dir.join("a.tar"), &good).unwrap();
-    fs::write(dir.join("b.tar.gz"), gzip(&docker_save(&[("r.example/b:1", go_arch())], &upper()))).unwrap();
-    fs::write(dir.join("bad.tar"), &good[..1000]).unwrap();
-    fs::write(dir.join("readme.txt"), "text").unwrap();
-    let config = StoreConfig { import_dir: Some(dir.clone()), ..empty_store(&scene, "store", false) };
-    let (store, reports) = start(&config).await;
-    let names = async |store: &ImageStore| {
-        let images = store.list().await.unwrap();
-        let mut names: Vec<_> = images.into_iter().flat_map(|i| i.repo_tags).collect();
-        names.sort();
-        names
-    };
-    assert_eq!(names(&store).await, ["r.example/a:1", "r.example/b:1"]);
-    assert!(reports.len() == 1 && reports[0].starts_with("ImageImportFailed: "), "{reports:?}");
-    assert!(reports[0].contains("bad.tar"), "{reports:?}");
-    // never garbage
-    let policy = pikelet::image::GcPolicy {
-        max_age: std::time::Duration::from_nanos(1),
-        high_percent: 100,
-        ..Default::default()
-    };
-    assert_eq!(store.collect_garbage(&policy).await.unwrap(), 0);
-    fs::remove_file(dir.join("bad.tar")).unwrap();
-
-    // spoiled behind its back, same size and time: it is not read again, and nothing is written
-    let time = fs::metadata(dir.join("a.tar")).unwrap().modified().unwrap();
-    let spoil = |time| {
-        let mut file = fs::File::create(dir.join("a.tar")).unwrap();
-        file.write_all(&vec![b'x'; good.len()]).unwrap();
-        file.set_modified(time).unwrap();
-    };
-    spoil(time);
-    let state = || (fs::metadata(config.dir.join("imported.json")).unwrap().modified().unwrap(), tree(&config.dir));
-    let before = state();
-    let (store, reports) = start(&config).await;
-    assert!(reports.is_empty() && state() == before, "{reports:?}");
-    // an image that was removed comes back, so the archive is read
-    store.remove("r.example/a:1").await.unwrap();
-    let (_, reports) = start(&config).await;
-    assert!(reports.len() == 1 && reports[0].contains("a.tar"), "{reports:?}");
-    // new content under an old name
-    fs::write(dir.join("a.tar"), docker_save(&[("r.example/c:1", go_arch())], &base())).unwrap();
-    let (store, reports) = start(&config).await;
-    assert_eq!((names(&store).await, reports.len()), (vec!["r.example/b:1".to_owned(), "r.example/c:1".to_owned()], 0));
-}
-
-/// The layer of an image that has a busybox.
-fn busybox() -> Vec<u8> {
-    let mut tar = Builder::new(Vec::new());
-    let mut header = Header::new_gnu();
-    let program = fs::read("/bin/busybox").unwrap();
-    header.set_mode(0o755);
-    header.set_size(program.len() as u64);
-    tar.append_data(&mut header, "bin/busybox", program.as_slice()).unwrap();
-    tar.into_inner().unwrap()
-}
-
-#[test]
-fn pods_start_from_the_folder_with_no_registry_and_archives_go_in_and_out_by_hand() {
-    let Some(scene) = scene("by-hand") else { return };
-    let dir = scene.dir.join("root/images-import");
-    fs::create_dir_all(&dir).unwrap();
-    let archive = docker_save(&[("r.invalid/box:1", go_arch())], &busybox());
-    fs::write(dir.join("box.tar.zst"), zstd(&archive)).unwrap();
-    let manifests = scene.dir.join("manifests");
-    fs::create_dir_all(&manifests).unwrap();
-    for policy in ["Never", "IfNotPresent"] {
-        let name = policy.to_lowercase();
-        let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
-            "spec": {"hostNetwork": true, "terminationGracePeriodSeconds": 0, "containers": [{"name": "c",
-                "image": "r.invalid/box:1", "imagePullPolicy": policy,
-                "command": ["/bin/busybox", "sleep", "1000"]}]}});
-        fs::write(manifests.join(format!("{name}.json")), pod.to_string()).unwrap();
-    }
-    let agent = crate::commands::Agent::new(&scene, "r.invalid", &["--pod-manifest-path", manifests.to_str().unwrap()]);
-    let end = std::time::Instant::now() + std::time::Duration::from_secs(30);
-    loop {
-        let shown = agent.says("ps", &[]);
-        if shown.lines().filter(|l| l.contains("Running")).count() == 2 {
-            break;
-        }
-        assert!(std::time::Instant::now() < end, "{shown}");
-        std::thread::sleep(std::time::Duration::from_millis(100));
-    }
-    // one that runs is not removed; what is listed says that it is not garbage
-    let list: Value = serde_json::from_str(&agent.says("images", &["-o", "json"])).unwrap();
-    assert_eq!(list["images"][0]["pinned"], json!(true));
-
-    let out = scene.dir.join("out.tar");
-    let path = out.to_str().unwrap();
-    agent.says("image export", &[path, "r.invalid/box:1"]);
-    let printed = agent.says("image import", &[path, "--name", "r.invalid/copy:1"]);
-    assert!(printed.starts_with("r.invalid/copy:1 sha256:"), "{printed}");
-    let piped = format!(
-        "{0} image export --state-dir {1} - r.invalid/box:1 | {0} image import --state-dir {1} --name r.invalid/piped -",
-        env!("CARGO_BIN_EXE_pikelet"),
-        agent.state_dir.display()
-    );
-    let piped = Command::new("sh").args(["-c", &piped]).output().unwrap();
-    assert_eq!(String::from_utf8_lossy(&piped.stdout).split(' ').next(), Some("r.invalid/piped:latest"), "{piped:?}");
-    assert!(agent.says("image list", &[]).contains("r.invalid/piped"));
-    agent.says("image rm", &["r.invalid/piped:latest"]);
-    fs::write(&out, &archive[..archive.len() / 2]).unwrap();
-    assert!(agent.refuses("image import", &[path]).contains("archive"));
-    assert!(agent.refuses("image export", &[path, "r.invalid/none:1"]).contains("not in the store"));
-    let _ = Command::new(env!("CARGO_BIN_EXE_pikelet"))
-        .arg("drain-local")
-        .arg("--state-dir")
-        .arg(&agent.state_dir)
-        .status();
 }

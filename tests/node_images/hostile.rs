@@ -34,7 +34,7 @@ fn raw(tar: &mut Builder<Vec<u8>>, path: &str, kind: EntryType, link: &str) {
 }
 
 /// What `tar` writes of a file of 10 GiB that is all a hole.
-fn sparse(format: &str, dir: &Path) -> Vec<u8> {
+pub fn sparse(format: &str, dir: &Path) -> Vec<u8> {
     fs::File::create(dir.join("hole")).unwrap().set_len(10 << 30).unwrap();
     let format = format!("--format={format}");
     let tar = Command::new("tar").args(["--sparse", &format, "-cf", "-", "-C", dir.to_str().unwrap(), "hole"]).output();

@@ -4,6 +4,7 @@
 //! doing anything where one is missing.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod airgap;
 mod archives;
 mod collection;
 mod commands;
