@@ -13,10 +13,19 @@ pub struct Agent {
     pub state_dir: std::path::PathBuf,
 }
 
+fn cgroup_root() -> String {
+    format!("pikelet-images-{}", std::process::id())
+}
+
 impl Drop for Agent {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
+        // what an agent keeps for the next one
+        let own = format!("*/{}", cgroup_root());
+        let below = format!("{own}/*");
+        let find = ["/sys/fs/cgroup", "-depth", "-type", "d", "(", "-path", &own, "-o", "-path", &below, ")"];
+        let _ = Command::new("find").args(find).args(["-exec", "rmdir", "{}", ";"]).stderr(Stdio::null()).status();
     }
 }
 
@@ -28,7 +37,7 @@ impl Agent {
             .args(["run", "--healthz-port", "0", "--node-name", "n", "--insecure-registry", registry])
             .args(["--root-dir", &dir("root"), "--state-dir", &dir("run"), "--pod-logs-dir", &dir("logs")])
             .args(["--bridge", &format!("pki{}", std::process::id() % 100_000)])
-            .args(["--cgroup-root", &format!("pki{}", std::process::id())])
+            .args(["--cgroup-root", &cgroup_root()])
             .args(more)
             .stdout(Stdio::null())
             .stderr(std::fs::File::create(scene.dir.join("agent.log")).unwrap())
