@@ -47,6 +47,13 @@ waits() { field crashes '.status.containerStatuses[0].state.waiting.message' | g
 check "  the wait is told" soon waits
 configured() { [ "$(k get --raw /api/v1/nodes/n3/proxy/configz | jq -r .kubeletconfig.crashLoopBackOff.maxContainerRestartPeriod)" = 2s ]; }
 check "  and /configz has it" configured
+twelve() { [ "$(field crashes "$restarts")" -ge 12 ]; }
+until_true 60 twelve
+counts() { k get events --field-selector "involvedObject.name=crashes$1" -o 'jsonpath={range .items[*]}{.count}{"\n"}{end}'; }
+once() { [ "$(counts ,reason=Started | wc -l)" = 1 ] && [ "$(counts ,reason=Started)" -ge 3 ]; }
+check "Events that come again are counted on one object" once
+few() { [ "$(counts "" | awk '{ n += $1 } END { print n }')" -le 27 ]; }
+check "  and there are no more than 25 at once about one pod" few
 k delete pod crashes --grace-period=1 --timeout=30s >/dev/null
 rm "$dir/n3/config.yaml"
 agent_with n3
