@@ -4,9 +4,8 @@
 #   tests/scripts/setup.sh [PACKAGE...]     these as well
 set -euo pipefail
 
-packages=(busybox-static ca-certificates containerd crun curl docker-registry e2fsprogs g++ gcc iproute2 iputils-ping jq
-  libc6-dev libseccomp-dev make nftables openssl pkg-config python3-kubernetes python3-prometheus-client runc skopeo umoci
-  util-linux "$@")
+packages=(busybox-static ca-certificates crun curl docker-registry e2fsprogs g++ gcc iproute2 iputils-ping jq libc6-dev
+  libseccomp-dev make nftables openssl pkg-config python3-kubernetes python3-prometheus-client skopeo umoci util-linux "$@")
 
 # fail MESSAGE: says what a person has to do
 fail() { echo "setup: $*" >&2; exit 1; }
@@ -33,6 +32,8 @@ done
 command -v python3 >/dev/null || missing+=(python3)
 # a kubectl of another version than the one the tests build
 command -v kubectl >/dev/null || missing+=(kubernetes-client)
+# a machine with Docker's own packages has these two, and Debian's would take their place
+for program in containerd runc; do command -v $program >/dev/null || missing+=($program); done
 [ ${#missing[@]} = 0 ] || install "${missing[@]}"
 
 rust=$(rustc --version 2>/dev/null | awk '{print $2}' || true)
