@@ -28,6 +28,7 @@ test: setup
 	tests/demo.sh $${CARGO_TARGET_DIR:-target}/debug/pikelet
 	tests/guest.sh
 	tests/cluster.sh
+	tests/conformance.sh --short
 	tests/bench.sh --short
 	tests/fuzz.sh 60
 
