@@ -27,7 +27,8 @@ gone() { k delete pod "$@" --grace-period=1 --timeout=60s >/dev/null; }
 # what is left of memory, as the kubelet counts it, in KiB
 left() { awk '/^(MemFree|Inactive\(file\)):/ { n += $2 } END { print n }' /proc/meminfo; }
 
-threshold=$(($(left) / 1024 - 400))
+# far enough below that what else goes on here does not reach it
+threshold=$(($(left) / 1024 - 1500))
 agent_with n3 --eviction-hard "memory.available<${threshold}Mi" --eviction-pressure-transition-period 15s \
   --kube-reserved memory=64Mi --system-reserved memory=32Mi,cpu=100m
 kept() {
@@ -38,7 +39,7 @@ kept() {
 check "allocatable is capacity less what is reserved and the hard threshold" soon kept
 resources='{requests: {memory: 64Mi}}' pod_on_n3 modest 'sleep 1000'
 running_on_n3 modest
-volume='{medium: Memory, sizeLimit: 4Gi}' pod_on_n3 greedy 'i=0; while dd if=/dev/zero of=/v/$i bs=1M count=20 2>/dev/null; do i=$((i+1)); done; sleep 1000'
+volume='{medium: Memory, sizeLimit: 6Gi}' pod_on_n3 greedy 'i=0; while dd if=/dev/zero of=/v/$i bs=1M count=20 2>/dev/null; do i=$((i+1)); done; sleep 1000'
 check "memory: what takes it all is evicted" until_true 60 evicted greedy
 check "  and the message says of what there was too little" says_of greedy 'The node was low on resource: memory. Threshold quantity: '
 check "  and who used it" says_of greedy 'Container c was using '
