@@ -96,7 +96,9 @@ pub fn path(pod: &Pod) -> String {
 /// The container that is meant: the named one, the pod's default, or its first.
 pub fn container(pod: &Pod, named: Option<&str>) -> Result<String, Failure> {
     let containers = pod.spec.iter().flat_map(|s| s.containers.iter().chain(s.init_containers.iter().flatten()));
-    let names: Vec<&str> = containers.map(|c| c.name.as_str()).collect();
+    let ephemeral = pod.spec.iter().flat_map(|s| s.ephemeral_containers.iter().flatten());
+    let names = containers.map(|c| c.name.as_str()).chain(ephemeral.map(|c| c.name.as_str()));
+    let names: Vec<&str> = names.collect();
     let annotation = pod.metadata.annotations.as_ref().and_then(|a| a.get("kubectl.kubernetes.io/default-container"));
     let wanted = named.or(annotation.map(String::as_str)).or(names.first().copied()).unwrap_or_default();
     if names.contains(&wanted) {

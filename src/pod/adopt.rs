@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use super::container::ContainerState;
+use super::shared::Shared;
 use super::termination;
-use super::worker::{Sandbox, Shared, now_nanos};
+use super::worker::{Sandbox, now_nanos};
 use crate::runtime::{ExitRecord, SandboxInfo};
 
 /// Takes over what an earlier agent left in the runtime.

@@ -9,9 +9,11 @@ use k8s_openapi::api::core::v1::{Container, LifecycleHandler, Pod, Probe};
 use nix::sys::signal::Signal;
 use tracing::warn;
 
+use super::message::Message;
 use super::probe::Check;
+use super::shared::Shared;
 use super::termination;
-use super::worker::{Message, Shared, Worker};
+use super::worker::Worker;
 
 /// What a program has after its preStop hook has used up the grace period.
 pub(super) const LEAST_GRACE: Duration = Duration::from_secs(2);

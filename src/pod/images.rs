@@ -8,7 +8,8 @@ use k8s_openapi::api::core::v1::{Container, Pod};
 use super::PodExt;
 use super::create::Refused;
 use super::ephemeral::all_containers;
-use super::worker::{Message, Worker};
+use super::message::Message;
+use super::worker::Worker;
 use crate::image::{Image, ImageError};
 use crate::volume;
 

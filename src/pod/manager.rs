@@ -9,9 +9,11 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
+use super::message::Message;
 use super::order::Order;
+use super::shared::Shared;
 use super::source::StaticUpdate;
-use super::worker::{Message, Shared, Worker};
+use super::worker::Worker;
 use super::{PodExt, checkpoint, log_links};
 use crate::cluster::{self, PodUpdate};
 use crate::runtime::{RuntimeEvent, SandboxInfo};

@@ -9,174 +9,20 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodStatus};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, warn};
 
 use super::adopt::adopt;
-use super::allocation::{Allocated, Allocations, Resizing, applied_before};
+use super::allocation::{Allocated, Resizing, applied_before};
 use super::backoff::{Backoff, RESET_AFTER};
 use super::container::ContainerState;
 use super::ending::Ending;
 use super::evict::Evicted;
-use super::eviction::Pressures;
-use super::limit_policy::{LimitPolicy, Memory};
-use super::order::Order;
+use super::message::Message;
+use super::shared::Shared;
 use super::stop::Stopping;
-use super::table::PodTable;
-use super::{PodExt, checkpoint, ephemeral, probe, references, status, termination, writer};
-use crate::cluster::{EventRecorder, Services};
-use crate::image::{Image, ImageError, ImageStore};
-use crate::machine::apparmor::AppArmor;
-use crate::network::Network;
-use crate::runtime::{ExitRecord, Rotation, Runtime, SandboxInfo};
-use crate::volume::{ObjectSource, Volumes};
-
-/// What all workers of an agent share.
-pub struct Shared {
-    /// Containers.
-    pub runtime: Runtime,
-    /// Images.
-    pub images: ImageStore,
-    /// Pod network.
-    pub network: Network,
-    /// True once pods can be attached to the network.
-    pub network_ready: watch::Receiver<bool>,
-    /// Clients of probes and hooks.
-    pub probe_clients: probe::Clients,
-    /// Containers that name no seccomp profile get `RuntimeDefault`.
-    pub seccomp_default: bool,
-    /// Where `localhostProfile`s are.
-    pub seccomp_dir: PathBuf,
-    /// `allowedUnsafeSysctls`.
-    pub unsafe_sysctls: Vec<String>,
-    /// What probes have found.
-    pub probe_counts: probe::Counts,
-    /// Volumes.
-    pub volumes: Volumes,
-    /// ConfigMaps, Secrets and tokens.
-    pub objects: Arc<dyn ObjectSource>,
-    /// Wakes when an object some pod uses has changed.
-    pub objects_changed: watch::Receiver<u64>,
-    /// What pods were given of the node.
-    pub allocations: Allocations,
-    /// To the manager.
-    pub orders: mpsc::Sender<Order>,
-    /// Longest wait of a CrashLoopBackOff.
-    pub max_restart_period: Duration,
-    /// What the node runs short of.
-    pub pressures: watch::Receiver<Pressures>,
-    /// Events.
-    pub events: EventRecorder,
-    /// Where every room reads pods.
-    pub table: PodTable,
-    /// The control plane, if there is one.
-    pub client: Option<kube::Client>,
-    /// Name of this node.
-    pub node_name: String,
-    /// Addresses of this node.
-    pub host_ips: Vec<IpAddr>,
-    /// `<root>/pods`.
-    pub pods_dir: PathBuf,
-    /// `<root>/containers`: write layers.
-    pub containers_dir: PathBuf,
-    /// `/var/log/pods`.
-    pub logs_dir: PathBuf,
-    /// When a container's log file is put aside.
-    pub log_rotation: Rotation,
-    /// What the machine has of `AppArmor`.
-    pub apparmor: AppArmor,
-    /// Limits the node's settings put on pods.
-    pub limits: LimitPolicy,
-    /// What the machine has.
-    pub machine: Memory,
-    /// Name servers for `ClusterFirst`.
-    pub cluster_dns: Vec<IpAddr>,
-    /// Cluster domain.
-    pub cluster_domain: String,
-    /// `KUBERNETES_SERVICE_HOST` and friends.
-    pub services: Services,
-}
-
-/// What a worker is told.
-#[derive(Debug)]
-pub enum Message {
-    /// The newest spec (or deletion time) of the pod.
-    Update(Box<Pod>),
-    /// The pod is gone from its source: stop and forget it.
-    Removed {
-        /// Somebody took it from the API server while it still runs here.
-        forced: bool,
-    },
-    /// Somebody deleted the API server's copy of this static pod.
-    MirrorChanged,
-    /// A container ended.
-    Exited {
-        /// Container id.
-        container: String,
-        /// How.
-        exit: ExitRecord,
-    },
-    /// The shim died.
-    SandboxLost {
-        /// Sandbox id.
-        sandbox: String,
-    },
-    /// A postStart hook has ended.
-    PostStarted {
-        /// Container id.
-        container: String,
-        /// Why it failed.
-        result: Result<(), String>,
-    },
-    /// The answer of a probe has changed.
-    Probed {
-        /// Container id.
-        container: String,
-        /// Which probe.
-        kind: probe::Kind,
-        /// Its answer.
-        success: bool,
-    },
-    /// Stop these runs (container ids); `grace` is the pod's own when unset.
-    Stop {
-        /// Container ids.
-        containers: Vec<String>,
-        /// Time between SIGTERM and SIGKILL.
-        grace: Option<Duration>,
-    },
-    /// Stop all containers and remove the sandbox, then go on.
-    Renew {
-        /// Time between SIGTERM and SIGKILL.
-        grace: Option<Duration>,
-        /// Told when the sandbox is gone.
-        done: oneshot::Sender<Result<(), String>>,
-    },
-    /// The import of archives this worker waited for has ended.
-    Imported {
-        /// Container name.
-        container: String,
-    },
-    /// This node can or will not go on with the pod.
-    Evict {
-        /// Such as `Evicted`.
-        reason: &'static str,
-        /// For the pod's status.
-        message: String,
-        /// Time between SIGTERM and SIGKILL.
-        grace: Duration,
-    },
-    /// Remove what ended containers have written; dropped when done.
-    Clean(mpsc::Sender<()>),
-    /// A pull this worker asked for has ended.
-    Pulled {
-        /// Container name.
-        container: String,
-        /// What was asked for.
-        image: String,
-        /// The image, or why there is none.
-        result: Result<Image, ImageError>,
-    },
-}
+use super::{PodExt, checkpoint, ephemeral, references, status, termination, writer};
+use crate::runtime::{ExitRecord, SandboxInfo};
 
 /// The sandbox of a pod.
 pub(super) struct Sandbox {

@@ -10,6 +10,8 @@ sees() { k logs debugged -c looks | grep -q 'sleep 4243'; }
 check "  and sees the processes of its target" soon sees
 entered() { [ "$(k exec debugged -c looks -- echo in)" = in ]; }
 check "  exec reaches it" entered
+locally() { [ "$(on n1 "$(cat "$dir/pikelet")" exec --state-dir "$dir/n1/run" debugged -c looks -- echo here)" = here ]; }
+check "  and so does pikelet exec" locally
 check "  the pod's own container is untouched" is debugged "$restarts" 0
 k debug debugged --image=$image --container=ends -- sh -c 'exit 3' >/dev/null 2>&1
 over() { [ "$(field debugged "$of\"ends\")].state.terminated.exitCode") $(field debugged "$of\"ends\")].restartCount")" = "3 0" ]; }

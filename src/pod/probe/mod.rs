@@ -15,7 +15,7 @@ pub use check::{Check, Clients};
 pub use counts::Counts;
 
 use super::hook::Run;
-use super::worker::Message;
+use super::message::Message;
 
 /// The three questions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
