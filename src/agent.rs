@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -49,10 +50,11 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
     }
     let facts = machine::inspect(&config.root_dir);
     let host_ips = if config.node.ips.is_empty() { vec![own_address()] } else { config.node.ips.clone() };
-    let client = match &config.kubeconfig {
-        Some(file) => Some(cluster::connect(file).await?),
+    let membership = match &config.join {
+        Some(join) => Some(cluster::join(join, &config.node.name, &config.root_dir).await?),
         None => None,
     };
+    let (client, cluster_ca) = membership.map(|m| (m.client, m.ca_file)).unzip();
     let images = ImageStore::open(config.images.clone()).await?;
     let network = Network::open(NetworkConfig {
         bridge: config.bridge.clone(),
@@ -159,7 +161,7 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
     tokio::spawn(weights::keep(runtime.clone(), table.clone()));
     let kubelet = kubelet(&config, table, runtime.clone(), probe_counts);
     tokio::spawn(serve_local(config.state_dir.clone(), kubelet.clone(), images_of_commands, orders_tx));
-    serve_api(&config, client.clone(), kubelet, &host_ips)?;
+    serve_api(&config, client.clone(), cluster_ca.flatten(), kubelet, &host_ips)?;
     let mut manager = Manager::new(shared);
     let found = runtime.recover().await?;
     let live: Vec<String> = found.iter().map(|s| s.spec.id.clone()).collect();
@@ -263,7 +265,7 @@ fn kubelet(config: &Config, pods: PodTable, runtime: Runtime, probe_counts: prob
     }
 }
 
-async fn serve_local(state_dir: std::path::PathBuf, kubelet: Kubelet, images: ImageStore, orders: mpsc::Sender<Order>) {
+async fn serve_local(state_dir: PathBuf, kubelet: Kubelet, images: ImageStore, orders: mpsc::Sender<Order>) {
     if let Err(error) = local::serve(state_dir, kubelet, images, orders).await {
         warn!(%error, "local socket not served: `pikelet ps` and the like will not work");
     }
@@ -273,6 +275,7 @@ async fn serve_local(state_dir: std::path::PathBuf, kubelet: Kubelet, images: Im
 fn serve_api(
     config: &Config,
     client: Option<kube::Client>,
+    cluster_ca: Option<PathBuf>,
     kubelet: Kubelet,
     host_ips: &[IpAddr],
 ) -> Result<(), Box<dyn Error + Send + Sync>> {
@@ -292,6 +295,7 @@ fn serve_api(
         certificate: config.api.certificate.clone(),
         pki_dir: config.root_dir.join("pki"),
         client_ca_file: config.api.client_ca_file.clone(),
+        cluster_ca,
         names: vec![config.node.name.clone()],
         ips: host_ips.to_vec(),
     };

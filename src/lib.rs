@@ -13,6 +13,7 @@ pub mod errors;
 pub mod image;
 pub mod machine;
 pub mod network;
+pub mod pki;
 pub mod pod;
 pub mod quantity;
 pub mod runtime;

@@ -13,6 +13,7 @@ use kube::{Client, Config};
 use rustls::pki_types::ServerName;
 use tower::{BoxError, ServiceBuilder, ServiceExt};
 
+use super::link::Way;
 use crate::errors::causes;
 
 /// How long a connection attempt may take.
@@ -71,6 +72,11 @@ impl ClusterError {
         }
     }
 
+    /// The API server does not know who asks (401).
+    pub fn is_unauthorized(&self) -> bool {
+        self.code() == Some(401)
+    }
+
     /// The object does not exist (404).
     pub fn is_not_found(&self) -> bool {
         self.code() == Some(404)
@@ -89,11 +95,12 @@ pub async fn connect(kubeconfig: &Path) -> Result<Client, ClusterError> {
     let wrong = |message: String| ClusterError::Kubeconfig { path: path.clone(), message };
     let file = Kubeconfig::read_from(kubeconfig).map_err(|e| wrong(e.to_string()))?;
     let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await;
-    build(&config.map_err(|e| wrong(e.to_string()))?).map_err(wrong)
+    let config = config.map_err(|e| wrong(e.to_string()))?;
+    Ok(ClientBuilder::new(way(&config).map_err(wrong)?, config.default_namespace.clone()).build())
 }
 
 /// kube's own client speaks HTTP/1.1: a connection, with its TLS buffers, for every watch.
-fn build(config: &Config) -> Result<Client, String> {
+pub(super) fn way(config: &Config) -> Result<Way, String> {
     if config.proxy_url.is_some() {
         return Err("proxy-url is not supported: reach the API server directly, or by a tunnel".to_owned());
     }
@@ -119,5 +126,5 @@ fn build(config: &Config) -> Result<Client, String> {
         .option_layer(config.auth_layer().map_err(|e| e.to_string())?)
         .layer(config.extra_headers_layer().map_err(|e| e.to_string())?)
         .service(http.map_err(BoxError::from));
-    Ok(ClientBuilder::new(service, config.default_namespace.clone()).build())
+    Ok(Way::new(service))
 }

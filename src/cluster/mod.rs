@@ -1,9 +1,17 @@
 //! The link to a control plane: client, Node object, lease, events, objects pods refer to. Knows nothing of containers.
 
+mod bootstrap;
 mod client;
+mod client_certificate;
+mod complaint;
+mod csr;
+mod discovery;
 mod event_filter;
 mod events;
+mod https;
+mod join;
 mod lease;
+mod link;
 mod mirror;
 mod node;
 mod objects;
@@ -14,8 +22,11 @@ mod services;
 mod serving_certificate;
 mod status;
 
-pub use client::{ClusterError, connect};
+pub use bootstrap::Source;
+pub use client::ClusterError;
+pub use discovery::{BootstrapToken, Pin};
 pub use events::{EventRate, EventRecorder};
+pub use join::{Join, Membership, join};
 pub use lease::keep_lease;
 pub use mirror::{delete_mirror, ensure_mirror, mirrored};
 pub use node::{KUBELET_VERSION, NodeSeen, NodeSettings, NodeState, keep_node, own_labels};

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Taint;
 
-use crate::cluster::EventRate;
+use crate::cluster::{EventRate, Join};
 use crate::image::{GcPolicy, StoreConfig};
 use crate::pod::LimitPolicy;
 use crate::pod::backoff;
@@ -17,6 +17,7 @@ use crate::runtime::Rotation;
 
 mod eviction;
 mod images;
+mod join;
 mod limits;
 mod mistake;
 mod providers;
@@ -35,8 +36,8 @@ pub struct ConfigError(String);
 /// The settings an agent runs with.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Kubeconfig of the control plane.
-    pub kubeconfig: Option<PathBuf>,
+    /// How the control plane is joined; `None`: there is none, only static pods run.
+    pub join: Option<Join>,
     /// The Node.
     pub node: NodeConfig,
     /// Fixed pod ranges.
@@ -234,6 +235,7 @@ impl Config {
         let root_dir = root_dir.cloned().unwrap_or_else(|| "/var/lib/pikelet".into());
         let (images, image_gc) = (images::store(&root_dir, &flags, &file)?, images::collection(&flags, &file)?);
         let limits = limits::limits(&flags, &file)?;
+        let join = join::join(&root_dir, &flags, &file)?;
         let bridge = flags.bridge.or(file.bridge).unwrap_or_else(|| "pikelet0".to_owned());
         if bridge.is_empty() || bridge.len() > 15 {
             return wrong(format!("bridge {bridge:?}: an interface name has 1 to 15 characters"));
@@ -290,7 +292,7 @@ impl Config {
         let path =
             |flag: Option<PathBuf>, file: Option<PathBuf>, default: &str| flag.or(file).unwrap_or(default.into());
         Ok(Self {
-            kubeconfig: flags.kubeconfig.or(file.kubeconfig),
+            join,
             node,
             pod_cidrs: list(flags.pod_cidr, file.pod_cidr),
             cluster_cidrs: list(flags.cluster_cidr, file.cluster_cidr),

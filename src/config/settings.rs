@@ -24,8 +24,31 @@ pub struct Settings {
     /// Kubeconfig of the control plane; without one only static pods run
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
+    /// Kubeconfig that may only ask for a certificate; the member's own one is then written to --kubeconfig [default:
+    /// kubeconfig in --root-dir]
+    #[arg(long, value_name = "FILE", conflicts_with = "server")]
+    pub bootstrap_kubeconfig: Option<PathBuf>,
+    /// Server to join, by a token
+    #[arg(short, long, env = "K3S_URL", value_name = "URL")]
+    pub server: Option<String>,
+    /// Token to join with
+    #[arg(short, long, env = "K3S_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+    pub token: Option<String>,
+    /// File the token is in
+    #[arg(long, env = "K3S_TOKEN_FILE", value_name = "FILE")]
+    #[serde(alias = "token-file")]
+    pub token_file: Option<PathBuf>,
+    /// Hash of the public key of the cluster's CA: no other cluster is joined with a bootstrap token
+    #[arg(
+        long = "ca-cert-hash",
+        alias = "discovery-token-ca-cert-hash",
+        value_delimiter = ',',
+        value_name = "sha256:HEX"
+    )]
+    #[serde(alias = "ca-cert-hash", with = "one_or_many")]
+    pub ca_cert_hash: Vec<String>,
     /// Name of the Node [default: the host name]
-    #[arg(long, alias = "hostname-override", value_name = "NAME")]
+    #[arg(long, alias = "hostname-override", env = "K3S_NODE_NAME", value_name = "NAME")]
     #[serde(alias = "hostnameOverride", alias = "node-name")]
     pub node_name: Option<String>,
     /// Addresses of the Node [default: the one of the default route]

@@ -11,6 +11,7 @@ use tracing::{info, warn};
 
 use super::tls::{self, TlsSettings};
 use crate::cluster;
+use crate::pki::{self, LOOK_AGAIN, Standing};
 
 /// Pause after a request for a certificate that came to nothing.
 const PAUSE: Duration = Duration::from_mins(1);
@@ -49,9 +50,24 @@ impl Identity {
     }
 
     async fn find_client_ca(&mut self, client: Client) {
-        let Some(ca) = cluster::client_ca(client).await else { return };
+        let ca = match cluster::client_ca(client).await {
+            Ok(Some(ca)) => ca,
+            // who may not read which CA the clients have assumes, as kubeadm does, that there is one CA
+            answer => match self.settings.cluster_ca.as_ref().map(std::fs::read_to_string) {
+                Some(Ok(ca)) => ca,
+                _ => {
+                    let error = answer.err().map_or_else(|| "there is none".to_owned(), |e| e.to_string());
+                    warn!(
+                        error,
+                        "clients can log in by token only: set clientCAFile, or bind the role \
+                        extension-apiserver-authentication-reader in kube-system to system:nodes"
+                    );
+                    return;
+                }
+            },
+        };
         let file = self.settings.pki_dir.join("client-ca.crt");
-        match tls::write_secret(&file, &ca) {
+        match pki::write_secret(&file, &ca) {
             Ok(()) => {
                 self.settings.client_ca_file = Some(file);
                 self.rebuild();
@@ -64,19 +80,27 @@ impl Identity {
         let dir = self.settings.pki_dir.clone();
         let files = (dir.join("kubelet-server.crt"), dir.join("kubelet-server.key"));
         let node = self.settings.names.first().cloned().unwrap_or_default();
+        let mut received = false;
         loop {
-            match tls::renewal(&files.0) {
-                Some(wait) => {
-                    self.settings.certificate = Some(files.clone());
-                    self.rebuild();
-                    tokio::time::sleep(wait).await;
+            match pki::standing(&files.0) {
+                Ok(Standing::Valid { renew_in }) => {
+                    if self.settings.certificate.is_none() || received {
+                        self.settings.certificate = Some(files.clone());
+                        self.rebuild();
+                        received = false;
+                    }
+                    tokio::time::sleep(renew_in.min(LOOK_AGAIN)).await;
+                    if !renew_in.is_zero() {
+                        continue;
+                    }
                 }
-                None => self.settings.certificate = None,
+                _ => self.settings.certificate = None,
             }
             if let Err(error) = fetch(client.clone(), &node, &self.settings.ips, &files).await {
                 warn!(error, "no serving certificate of the cluster's signer yet");
                 tokio::time::sleep(PAUSE).await;
             } else {
+                received = true;
                 info!("serving certificate of the cluster's signer received");
             }
         }
@@ -85,7 +109,7 @@ impl Identity {
 
 async fn fetch(client: Client, node: &str, ips: &[IpAddr], files: &(PathBuf, PathBuf)) -> Result<(), String> {
     let certificate = cluster::request_serving_certificate(client, node, ips).await?;
-    let write = |file: &Path, text: &str| tls::write_secret(file, text).map_err(|e| format!("{}: {e}", file.display()));
+    let write = |file: &Path, text: &str| pki::write_secret(file, text).map_err(|e| format!("{}: {e}", file.display()));
     // the key first: a certificate without its key would be taken for whole
     write(&files.1, &certificate.key)?;
     write(&files.0, &certificate.chain)

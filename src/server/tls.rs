@@ -2,12 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write;
 use std::net::IpAddr;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, KeyPair, SanType};
 use rustls::RootCertStore;
@@ -17,6 +14,7 @@ use rustls::server::WebPkiClientVerifier;
 use tokio_rustls::TlsAcceptor;
 
 use super::access::User;
+use crate::pki::{self, Standing, certificates, write_secret};
 
 /// What the server's certificate is made from.
 pub struct TlsSettings {
@@ -26,6 +24,8 @@ pub struct TlsSettings {
     pub pki_dir: PathBuf,
     /// CAs whose client certificates are accepted; `None`: no client certificates.
     pub client_ca_file: Option<PathBuf>,
+    /// The cluster's own CA, which may be written later: accepted when the cluster names none for clients.
+    pub cluster_ca: Option<PathBuf>,
     /// Names of the Node.
     pub names: Vec<String>,
     /// Addresses of the Node.
@@ -62,20 +62,15 @@ pub fn acceptor(settings: &TlsSettings) -> Result<TlsAcceptor, String> {
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
-fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let read = CertificateDer::pem_file_iter(file).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-    match read {
-        Ok(found) if found.is_empty() => Err(format!("{}: no certificate in it", file.display())),
-        other => other.map_err(|e| format!("reading certificates of {}: {e}", file.display())),
-    }
-}
-
 /// The kept certificate, or a new one when there is none for these names that is still valid.
 fn self_signed(settings: &TlsSettings) -> Result<(PathBuf, PathBuf), String> {
     let (cert, key) = (settings.pki_dir.join("kubelet.crt"), settings.pki_dir.join("kubelet.key"));
     let names = settings.pki_dir.join("kubelet.names");
     let wanted = format!("{:?} {:?}", settings.names, settings.ips);
-    if fs::read_to_string(&names).is_ok_and(|n| n == wanted) && key.exists() && renewal(&cert).is_some() {
+    if fs::read_to_string(&names).is_ok_and(|n| n == wanted)
+        && key.exists()
+        && matches!(pki::standing(&cert), Ok(Standing::Valid { .. }))
+    {
         return Ok((cert, key));
     }
     let failed = |e: &dyn std::fmt::Display| format!("making a serving certificate in {}: {e}", cert.display());
@@ -97,32 +92,6 @@ fn self_signed(settings: &TlsSettings) -> Result<(PathBuf, PathBuf), String> {
         .and_then(|()| write_secret(&names, &wanted))
         .map_err(|e| failed(&e))?;
     Ok((cert, key))
-}
-
-/// How long until a certificate is to be renewed, at 70 to 90 % of its life; `None` when there is no valid one.
-pub fn renewal(cert: &Path) -> Option<Duration> {
-    let chain = certificates(cert).ok()?;
-    let (_, parsed) = x509_parser::parse_x509_certificate(chain.first()?).ok()?;
-    let validity = parsed.validity();
-    if !validity.is_valid() {
-        return None;
-    }
-    let (begin, end) = (validity.not_before.timestamp(), validity.not_after.timestamp());
-    let share = 0.7 + 0.2 * rand::random::<f64>();
-    let renew = begin + ((end - begin) as f64 * share) as i64;
-    Some(Duration::from_secs(u64::try_from(renew - jiff::Timestamp::now().as_second()).unwrap_or(0)))
-}
-
-/// Replaces a file readable by root only.
-pub fn write_secret(path: &Path, text: &str) -> std::io::Result<()> {
-    if let Some(dir) = path.parent() {
-        fs::create_dir_all(dir)?;
-    }
-    let temporary = path.with_extension("new");
-    let mut file = fs::OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&temporary)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(temporary, path)
 }
 
 /// Whom a verified client certificate names: the common name is the user, organizations are groups (Kubernetes
@@ -147,6 +116,7 @@ mod tests {
             certificate: None,
             pki_dir: dir.clone(),
             client_ca_file: None,
+            cluster_ca: None,
             names: vec!["pi".into()],
             ips: vec!["10.0.0.1".parse().unwrap()],
         };

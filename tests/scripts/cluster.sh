@@ -3,6 +3,7 @@
 #
 #   cluster.sh up [NODES]              starts it (default 2 nodes; 0: control plane only), prints `export KUBECONFIG=...`
 #   cluster.sh down                    drains and removes everything; what was left behind is reported as an error
+#   cluster.sh add NODE FLAG...        one more node, its agent not started; FLAGs instead of a kubeconfig
 #   cluster.sh kubectl ...             as the cluster's admin; KUBECTL names another program
 #   cluster.sh start|stop NAME [SIGNAL]  one process: etcd apiserver controller-manager scheduler agent-n1 ...
 #   cluster.sh logs NAME               what it said
@@ -82,10 +83,13 @@ network() {
   ip -n "$(ns sw)" link add br0 type bridge && ip -n "$(ns sw)" link set br0 up || fail "making the switch"
   namespace cp; join cp $cp_ip
   local node
-  for node in $(nodes); do
-    namespace "$node"; join "$node" "$(node_ip "$node")"
-    ip -n "$(ns "$node")" route add default via $cp_ip
-  done
+  for node in $(nodes); do plug "$node"; done
+}
+
+# plug NODE: its network namespace, at the switch
+plug() {
+  namespace "$1"; join "$1" "$(node_ip "$1")"
+  ip -n "$(ns "$1")" route add default via $cp_ip
 }
 
 # routes: every node's pod range, on all other nodes and the control plane
@@ -112,7 +116,7 @@ launch() {
       --listen-client-urls http://127.0.0.1:2379 --advertise-client-urls http://127.0.0.1:2379 \
       --listen-peer-urls http://127.0.0.1:2380 --log-level warn ;;
     apiserver) proc_start "$pids" "$logs" apiserver "${in_cp[@]}" "$bin/kube-apiserver" \
-      --authorization-mode=Node,RBAC --enable-admission-plugins=NodeRestriction --client-ca-file="$pki/ca.crt" \
+      --authorization-mode=Node,RBAC --enable-bootstrap-token-auth --enable-admission-plugins=NodeRestriction --client-ca-file="$pki/ca.crt" \
       --tls-cert-file="$pki/apiserver.crt" --tls-private-key-file="$pki/apiserver.key" \
       --etcd-servers=http://127.0.0.1:2379 --service-cluster-ip-range=10.96.0.0/16 \
       --service-account-issuer=https://kubernetes.default.svc.cluster.local \
@@ -124,11 +128,15 @@ launch() {
       --requestheader-username-headers=X-Remote-User --requestheader-group-headers=X-Remote-Group \
       --requestheader-extra-headers-prefix=X-Remote-Extra- \
       --proxy-client-cert-file="$pki/front-proxy-client.crt" --proxy-client-key-file="$pki/front-proxy-client.key" ;;
-    controller-manager) proc_start "$pids" "$logs" controller-manager "${in_cp[@]}" "$bin/kube-controller-manager" \
+    controller-manager)
+      local more=()
+      [ ! -e "$dir/controller-manager.flags" ] || mapfile -t more <"$dir/controller-manager.flags"
+      proc_start "$pids" "$logs" controller-manager "${in_cp[@]}" "$bin/kube-controller-manager" \
       --kubeconfig="$dir/controller-manager.kubeconfig" --allocate-node-cidrs --cluster-cidr=10.244.0.0/16 \
       --node-cidr-mask-size=24 --service-cluster-ip-range=10.96.0.0/16 --use-service-account-credentials \
       --cluster-signing-cert-file="$pki/ca.crt" --cluster-signing-key-file="$pki/ca.key" --root-ca-file="$pki/ca.crt" \
-      --service-account-private-key-file="$pki/sa.key" --bind-address=127.0.0.1 --leader-elect=false ;;
+      --service-account-private-key-file="$pki/sa.key" --bind-address=127.0.0.1 --leader-elect=false \
+      --controllers='*,bootstrapsigner,tokencleaner' "${more[@]}" ;;
     scheduler) proc_start "$pids" "$logs" scheduler "${in_cp[@]}" "$bin/kube-scheduler" \
       --kubeconfig="$dir/scheduler.kubeconfig" --bind-address=127.0.0.1 --leader-elect=false ;;
     metrics-server)
@@ -150,16 +158,17 @@ launch() {
     agent-n*)
       node=${name#agent-}
       # each node in its own way: n2 asks the cluster for a serving certificate, n3 for the CA of its clients
-      local own=(--client-ca-file "$pki/ca.crt")
+      local own=(--client-ca-file "$pki/ca.crt") way=(--kubeconfig "$dir/$node/kubeconfig")
       case $node in
         n2) own+=(--rotate-server-certificates) ;;
         n3) own=() ;;
       esac
+      [ ! -e "$dir/$node/way" ] || { own=(); mapfile -t way <"$dir/$node/way"; }
       # what a case wants of this node: one argument a line
       grep -qs eviction-hard "$dir/$node/flags" || own+=(--eviction-hard 'memory.available<50Mi,nodefs.available<1%')
       [ ! -f "$dir/$node/flags" ] || mapfile -t -O ${#own[@]} own <"$dir/$node/flags"
       proc_start "$pids" "$logs" "$name" nsenter --target "$(proc_pid "$pids" "mounts-$node")" --mount --net \
-        "$(cat "$dir/pikelet")" run --kubeconfig "$dir/$node/kubeconfig" --node-name "$node" \
+        "$(cat "$dir/pikelet")" run "${way[@]}" --node-name "$node" \
         --node-ip "$(node_ip "$node")" --root-dir "$dir/$node/lib" --state-dir "$dir/$node/run" \
         --pod-logs-dir "$dir/$node/log" --cgroup-root "$(ns "$node")" --bridge pikelet0 \
         "${own[@]}" --container-log-max-size 1Mi -v 4 --cluster-cidr 10.244.0.0/16 \
@@ -209,6 +218,15 @@ up() {
   routes
   echo "export KUBECONFIG=$dir/admin.kubeconfig"
 }
+add() {
+  local node=$1; shift
+  mkdir "$dir/$node" || fail "node $node exists"
+  echo "$node" >>"$dir/nodes"
+  printf '%s\n' "$@" >"$dir/$node/flags"
+  plug "$node"
+  launch "mounts-$node"
+  until_true 5 node_mounts_ready "$node" || report_failure "no mount namespace for $node" "mounts-$node"
+}
 node_mounts_ready() { [ "$(cat "/proc/$(proc_pid "$pids" "mounts-$1")/comm")" = sleep ]; }
 
 down() {
@@ -248,10 +266,11 @@ command=${1:-}; shift || true
 case $command in
   up) up "$@" ;;
   down) down ;;
+  add) add "${@:?a node}" ;;
   kubectl) kubectl "$@" ;;
   start) launch "${1:?a process name}" ;;
   stop) proc_stop "$pids" "${1:?a process name}" "${2:-TERM}" ;;
   logs) cat "$logs/${1:?a process name}.log" ;;
   dir) echo "$dir" ;;
-  *) sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+  *) sed -n '2,10s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac
