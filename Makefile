@@ -26,6 +26,7 @@ test: setup
 	cargo test
 	cargo build
 	tests/demo.sh $${CARGO_TARGET_DIR:-target}/debug/pikelet
+	tests/systemd.sh
 	tests/guest.sh
 	tests/cluster.sh
 	tests/conformance.sh --short

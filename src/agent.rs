@@ -10,7 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
-use crate::cluster::{self, EventRecorder, NodeSeen, NodeSettings, NodeState, Objects, Services};
+use crate::cluster::{self, EventRecorder, Given, NodeSeen, NodeSettings, NodeState, Objects, Services};
 use crate::config::Config;
 use crate::image::{Image, ImageStore};
 use crate::machine;
@@ -31,6 +31,7 @@ use crate::server::access::Access;
 use crate::server::api::{self, Kubelet};
 use crate::server::identity::Identity;
 use crate::server::{local, tls};
+use crate::service;
 use crate::volume::Volumes;
 
 /// How often volumes look whether a token nears its end.
@@ -43,6 +44,21 @@ fn own_address() -> IpAddr {
     socket.map_or(IpAddr::from([127, 0, 0, 1]), |a| a.ip())
 }
 
+/// A serving certificate that the cluster gave, and when there is another one.
+type ServingFiles = ((PathBuf, PathBuf), watch::Receiver<()>);
+
+/// Who joins the cluster.
+fn member(config: &Config, ips: &[IpAddr]) -> cluster::Node {
+    // a tunnel ends here: it reaches the kubelet API at loopback, unless that listens elsewhere only
+    let address = if config.api.address.is_unspecified() { [127, 0, 0, 1].into() } else { config.api.address };
+    cluster::Node {
+        name: config.node.name.clone(),
+        ips: ips.to_vec(),
+        kubelet: SocketAddr::new(address, config.api.port),
+        root: config.root_dir.clone(),
+    }
+}
+
 /// Runs the agent until SIGTERM or SIGINT (pods go on) or a drain (pods stop).
 pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
     for dir in [&config.root_dir, &config.state_dir, &config.logs_dir] {
@@ -50,11 +66,15 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
     }
     let facts = machine::inspect(&config.root_dir);
     let host_ips = if config.node.ips.is_empty() { vec![own_address()] } else { config.node.ips.clone() };
-    let membership = match &config.join {
-        Some(join) => Some(cluster::join(join, &config.node.name, &config.root_dir).await?),
-        None => None,
-    };
-    let (client, cluster_ca) = membership.map(|m| (m.client, m.ca_file)).unzip();
+    let mut config = config;
+    let mut given = Given::default();
+    let (mut client, mut cluster_ca) = (None, None);
+    if let Some(join) = &config.join {
+        service::status("joining the cluster");
+        let member = cluster::join(join, &member(&config, &host_ips)).await?;
+        config.complete(&member.given);
+        (client, cluster_ca, given) = (Some(member.client), member.ca_file, member.given);
+    }
     let images = ImageStore::open(config.images.clone()).await?;
     let network = Network::open(NetworkConfig {
         bridge: config.bridge.clone(),
@@ -114,7 +134,7 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
         limits: config.limits,
         machine: Memory { memory: facts.memory_bytes, swap: facts.swap_bytes },
         cluster_dns: config.cluster_dns.clone(),
-        cluster_domain: config.cluster_domain.clone(),
+        cluster_domain: config.cluster_domain().to_owned(),
         services: client.clone().map_or_else(Services::none, Services::watch),
     });
 
@@ -161,7 +181,7 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
     tokio::spawn(weights::keep(runtime.clone(), table.clone()));
     let kubelet = kubelet(&config, table, runtime.clone(), probe_counts);
     tokio::spawn(serve_local(config.state_dir.clone(), kubelet.clone(), images_of_commands, orders_tx));
-    serve_api(&config, client.clone(), cluster_ca.flatten(), kubelet, &host_ips)?;
+    serve_api(&config, client.clone(), (cluster_ca, given.serving), kubelet, &host_ips)?;
     let mut manager = Manager::new(shared);
     let found = runtime.recover().await?;
     let live: Vec<String> = found.iter().map(|s| s.spec.id.clone()).collect();
@@ -170,7 +190,8 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
     if let Some(client) = client.clone() {
         let settings = NodeSettings {
             name: config.node.name.clone(),
-            labels: config.node.labels.clone(),
+            labels: given.labels.into_iter().chain(config.node.labels.clone()).collect(),
+            annotations: given.annotations,
             taints: config.node.taints.clone(),
             node_ips: host_ips,
             kubelet_port: config.api.port,
@@ -186,6 +207,7 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
         orders,
     };
     info!(node = config.node.name, version = env!("CARGO_PKG_VERSION"), "agent is up");
+    service::ready();
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     tokio::select! {
         () = manager.run(inputs) => {
@@ -195,6 +217,7 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
         _ = term.recv() => info!("SIGTERM: agent ends, pods go on"),
         _ = int.recv() => info!("SIGINT: agent ends, pods go on"),
     }
+    service::stopping();
     // without a control plane this kept the configured ranges
     drop(cidrs_tx);
     // lets an answer to a drain reach its asker
@@ -275,7 +298,7 @@ async fn serve_local(state_dir: PathBuf, kubelet: Kubelet, images: ImageStore, o
 fn serve_api(
     config: &Config,
     client: Option<kube::Client>,
-    cluster_ca: Option<PathBuf>,
+    (cluster_ca, serving): (Option<PathBuf>, Option<ServingFiles>),
     kubelet: Kubelet,
     host_ips: &[IpAddr],
 ) -> Result<(), Box<dyn Error + Send + Sync>> {
@@ -300,7 +323,8 @@ fn serve_api(
         ips: host_ips.to_vec(),
     };
     let (identity, acceptor) = Identity::new(settings, client.clone())?;
-    tokio::spawn(identity.keep(config.api.server_tls_bootstrap && config.api.certificate.is_none()));
+    let changes = serving.map(|(_, changes)| changes);
+    tokio::spawn(identity.keep(config.api.server_tls_bootstrap && config.api.certificate.is_none(), changes));
     let access = Access::new(client, config.node.name.clone());
     let address = SocketAddr::new(config.api.address, config.api.port);
     let idle_timeout = config.api.idle_timeout;

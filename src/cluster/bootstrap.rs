@@ -17,11 +17,12 @@ use super::client_certificate::ClientCertificate;
 use super::complaint::Complaint;
 use super::csr::CsrError;
 use super::discovery::{BootstrapToken, Cluster, Pin, discover};
+use super::https::clock;
 use super::link::Link;
 use crate::pki::{LOOK_AGAIN, Standing, write_secret};
 
 /// Pause between two tries, and what is added to it by chance.
-const PAUSE: Duration = Duration::from_secs(5);
+pub(super) const PAUSE: Duration = Duration::from_secs(5);
 
 /// Where the right to ask for a certificate comes from.
 #[derive(Debug, Clone)]
@@ -90,10 +91,7 @@ impl Bootstrap {
                         continue;
                     }
                 }
-                (Some(Standing::NotYet(from)), Some(_)) => Err(format!(
-                    "this node's certificate holds from {from} on, and the clock of this machine says {}: waiting for time",
-                    jiff::Timestamp::now()
-                )),
+                (Some(Standing::NotYet(from)), Some(_)) => Err(too_early(from)),
                 (standing, _) => self.bootstrap(&certificate, standing).await,
             };
             if let Err(error) = outcome {
@@ -124,12 +122,7 @@ impl Bootstrap {
         if used.as_ref() == Some(&pem) {
             return Ok(());
         }
-        let (chain, key) = pem.split_once("-----BEGIN PRIVATE KEY").unwrap_or((&pem, ""));
-        let user = AuthInfo {
-            client_certificate_data: Some(STANDARD.encode(chain)),
-            client_key_data: Some(STANDARD.encode(format!("-----BEGIN PRIVATE KEY{key}")).into()),
-            ..AuthInfo::default()
-        };
+        let user = identity(&pem);
         for named in &mut file.auth_infos {
             named.auth_info = Some(user.clone());
         }
@@ -206,7 +199,28 @@ impl Bootstrap {
     }
 }
 
-fn kubeconfig(name: &str, cluster: &Cluster, user: AuthInfo) -> Kubeconfig {
+/// What is said when the node's certificate is not valid yet.
+pub(super) fn too_early(from: jiff::Timestamp) -> String {
+    format!("this node's certificate holds from {from} on, {}", clock())
+}
+
+/// The holder of a certificate, from chain and key in one PEM text.
+pub(super) fn identity(pem: &str) -> AuthInfo {
+    // a key's kind may stand before the word PRIVATE
+    let key = pem
+        .match_indices("-----BEGIN ")
+        .map(|(i, _)| i)
+        .find(|i| pem.get(*i..).and_then(|rest| rest.lines().next()).is_some_and(|line| line.contains("PRIVATE KEY")));
+    let (chain, key) = pem.split_at(key.unwrap_or(pem.len()));
+    AuthInfo {
+        client_certificate_data: Some(STANDARD.encode(chain)),
+        client_key_data: Some(STANDARD.encode(key).into()),
+        ..AuthInfo::default()
+    }
+}
+
+/// A kubeconfig for one user of one cluster.
+pub(super) fn kubeconfig(name: &str, cluster: &Cluster, user: AuthInfo) -> Kubeconfig {
     let entry = Entry {
         server: Some(cluster.server.clone()),
         certificate_authority_data: Some(STANDARD.encode(&cluster.ca)),
@@ -234,6 +248,6 @@ fn authority(file: &Kubeconfig) -> Result<Vec<u8>, String> {
     }
 }
 
-async fn config(file: Kubeconfig) -> Result<Config, String> {
+pub(super) async fn config(file: Kubeconfig) -> Result<Config, String> {
     Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.map_err(|e| e.to_string())
 }

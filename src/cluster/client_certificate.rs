@@ -46,15 +46,8 @@ impl ClientCertificate {
     /// kept beside, so that an agent that was restarted waits for the same request.
     pub async fn obtain(&self, client: Client, node: &str) -> Result<(), CsrError> {
         let pending = self.dir.join("kubelet-client.key.tmp");
-        let key = match fs::read_to_string(&pending).ok().and_then(|text| KeyPair::from_pem(&text).ok()) {
-            Some(key) => key,
-            None => {
-                let key = KeyPair::generate().map_err(|e| CsrError::Other(format!("making a key: {e}")))?;
-                write_secret(&pending, &key.serialize_pem())
-                    .map_err(|e| CsrError::Other(format!("writing {}: {e}", pending.display())))?;
-                key
-            }
-        };
+        let kept = fs::read_to_string(&pending).ok().and_then(|text| KeyPair::from_pem(&text).ok());
+        let key = kept.map_or_else(|| new_key(&pending), Ok).map_err(CsrError::Other)?;
         let wanted = Wanted { signer: csr::CLIENT, node, ips: &[] };
         let answer = csr::request(client, &wanted, &key).await;
         let kept = match &answer {
@@ -67,4 +60,10 @@ impl ClientCertificate {
         }
         answer.and(kept)
     }
+}
+
+fn new_key(file: &Path) -> Result<KeyPair, String> {
+    let key = KeyPair::generate().map_err(|e| format!("making a key: {e}"))?;
+    write_secret(file, &key.serialize_pem()).map_err(|e| format!("writing {}: {e}", file.display()))?;
+    Ok(key)
 }

@@ -16,6 +16,7 @@ use tracing::info;
 
 use super::client::ClusterError;
 use super::retry::Retry;
+use crate::hex::hex;
 
 /// Signer of kubelets' client certificates.
 pub(super) const CLIENT: &str = "kubernetes.io/kube-apiserver-client-kubelet";
@@ -72,8 +73,7 @@ impl Wanted<'_> {
     /// The same for the same key, so that a request is found again after a restart.
     fn name(&self, key: &KeyPair) -> String {
         let digest = Sha256::digest([key.public_key_raw(), self.signer.as_bytes(), self.node.as_bytes()].concat());
-        let hex: String = digest.iter().take(16).map(|b| format!("{b:02x}")).collect();
-        format!("node-csr-{hex}")
+        format!("node-csr-{}", hex(digest.get(..16).unwrap_or(&digest)))
     }
 }
 

@@ -96,7 +96,7 @@ pub(super) fn client(trust: Trust<'_>, identity: Option<&str>) -> Result<Client,
 
 /// Sends a request; the answer, whatever its status, unless it is too large or a redirect.
 pub(super) async fn send(request: RequestBuilder) -> Result<Answer, String> {
-    let mut response = request.send().await.map_err(|e| causes(&e))?;
+    let mut response = request.send().await.map_err(|e| explained(causes(&e)))?;
     let (status, url) = (response.status(), response.url().clone());
     if status.is_redirection() {
         return Err(format!("{url} redirects elsewhere ({status}): not followed; name the server itself"));
@@ -109,6 +109,16 @@ pub(super) async fn send(request: RequestBuilder) -> Result<Answer, String> {
         body.extend_from_slice(&chunk);
     }
     Ok(Answer { status, body })
+}
+
+/// What this machine takes for the time: boards without a clock of their own begin in 1970.
+pub(super) fn clock() -> String {
+    format!("and the clock of this machine says {}: waiting for time", jiff::Timestamp::now())
+}
+
+/// An error of TLS with what may be behind it.
+fn explained(error: String) -> String {
+    if error.contains("not valid yet") { format!("{error}; {}", clock()) } else { error }
 }
 
 /// GET without credentials.

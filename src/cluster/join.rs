@@ -1,11 +1,20 @@
 //! Becoming a member of a cluster, in each of the ways there are.
 
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 
+use ipnet::IpNet;
 use kube::Client;
+use reqwest::StatusCode;
+use tokio::sync::watch;
+use tracing::warn;
 
-use super::bootstrap::{Bootstrap, Source};
+use super::bootstrap::{Bootstrap, PAUSE, Source};
 use super::client::{ClusterError, connect};
+use super::complaint::Complaint;
+use super::https::{self, Trust};
+use super::k3s::{K3s, Token};
 
 /// How a cluster is joined.
 #[derive(Debug, Clone)]
@@ -19,6 +28,52 @@ pub enum Join {
         /// Where the kubeconfig of the member is kept.
         kubeconfig: PathBuf,
     },
+    /// As an agent of k3s.
+    K3s {
+        /// URL of a server.
+        server: String,
+        /// `None`: a member already.
+        token: Option<Token>,
+    },
+    /// With a bootstrap token alone: the server shows whether it is one of k3s.
+    Ask {
+        /// The ways there are: as an agent of k3s ...
+        k3s: Box<Join>,
+        /// ... and as kubeadm does.
+        bootstrap: Box<Join>,
+    },
+}
+
+/// Who joins.
+#[derive(Debug, Clone)]
+pub struct Node {
+    /// Name.
+    pub name: String,
+    /// Addresses.
+    pub ips: Vec<IpAddr>,
+    /// Where its kubelet API listens.
+    pub kubelet: SocketAddr,
+    /// What must last is kept below (`<root>`).
+    pub root: PathBuf,
+}
+
+/// What a cluster tells its members; what is configured on the node goes before.
+#[derive(Default)]
+pub struct Given {
+    /// Name servers of pods.
+    pub cluster_dns: Vec<IpAddr>,
+    /// Cluster domain.
+    pub cluster_domain: Option<String>,
+    /// Ranges of all pods.
+    pub cluster_cidrs: Vec<IpNet>,
+    /// For the Node.
+    pub annotations: BTreeMap<String, String>,
+    /// For the Node.
+    pub labels: BTreeMap<String, String>,
+    /// CA of the kubelet API's clients.
+    pub client_ca_file: Option<PathBuf>,
+    /// Serving certificate and key of the kubelet API; and when there is another one.
+    pub serving: Option<((PathBuf, PathBuf), watch::Receiver<()>)>,
 }
 
 /// What a member has.
@@ -27,22 +82,65 @@ pub struct Membership {
     pub client: Client,
     /// The cluster's CA, there once the node is a member; `None`: not known.
     pub ca_file: Option<PathBuf>,
+    /// From the cluster.
+    pub given: Given,
 }
 
-/// Joins as the node `node`; what must last is kept below `root`.
-pub async fn join(how: &Join, node: &str, root: &Path) -> Result<Membership, ClusterError> {
+/// Joins as `node`.
+pub async fn join(how: &Join, node: &Node) -> Result<Membership, ClusterError> {
     crate::crypto::install();
     match how {
-        Join::Kubeconfig(file) => Ok(Membership { client: connect(file).await?, ca_file: None }),
+        Join::Kubeconfig(file) => {
+            Ok(Membership { client: connect(file).await?, ca_file: None, given: Given::default() })
+        }
         Join::Bootstrap { source, kubeconfig } => {
             let bootstrap = Bootstrap {
-                node: node.to_owned(),
-                pki_dir: root.join("pki"),
+                node: node.name.clone(),
+                pki_dir: node.root.join("pki"),
                 kubeconfig: kubeconfig.clone(),
                 source: source.clone(),
             };
             let ca_file = Some(bootstrap.ca_file());
-            Ok(Membership { client: bootstrap.begin(), ca_file })
+            Ok(Membership { client: bootstrap.begin(), ca_file, given: Given::default() })
+        }
+        Join::K3s { server, token } => {
+            let k3s = K3s {
+                server: server.clone(),
+                token: token.clone(),
+                node: node.name.clone(),
+                ips: node.ips.clone(),
+                root: node.root.clone(),
+                kubelet: node.kubelet,
+            };
+            Ok(k3s.join().await)
+        }
+        Join::Ask { k3s, bootstrap } => {
+            let Join::K3s { server, .. } = &**k3s else { return Box::pin(join(bootstrap, node)).await };
+            let chosen = if is_k3s(server, node).await { k3s } else { bootstrap };
+            Box::pin(join(chosen, node)).await
+        }
+    }
+}
+
+/// Whether a server is one of k3s, by what a member kept or by what only k3s shows to strangers. Waits for an answer.
+async fn is_k3s(server: &str, node: &Node) -> bool {
+    if node.root.join("k3s-config.json").exists() {
+        return true;
+    }
+    if node.root.join("kubeconfig").exists() {
+        return false;
+    }
+    let mut complaint = Complaint::default();
+    loop {
+        let asked = async { https::get(&https::client(Trust::Anybody, None)?, &format!("{server}/cacerts")).await };
+        match asked.await {
+            Ok(answer) => return answer.status == StatusCode::OK && https::bundle(&answer.body).is_ok(),
+            Err(error) => {
+                if complaint.is_due(&error) {
+                    warn!(error, server, "not a member of the cluster yet: trying again");
+                }
+                tokio::time::sleep(PAUSE.mul_f64(1.0 + rand::random::<f64>())).await;
+            }
         }
     }
 }

@@ -35,11 +35,6 @@ impl Link {
         self.0.send_replace(Some(way));
     }
 
-    /// True once there was a way.
-    pub(super) fn leads(&self) -> bool {
-        self.0.borrow().is_some()
-    }
-
     /// A client that follows the link.
     pub(super) fn client(&self, namespace: String) -> Client {
         ClientBuilder::new(Follow(self.0.subscribe()), namespace).build()

@@ -29,6 +29,8 @@ pub struct NodeSettings {
     pub name: String,
     /// More labels.
     pub labels: BTreeMap<String, String>,
+    /// More annotations.
+    pub annotations: BTreeMap<String, String>,
     /// Taints at registration.
     pub taints: Vec<Taint>,
     /// Addresses.
@@ -162,15 +164,21 @@ fn status(settings: &NodeSettings, machine: &MachineInfo, state: &NodeState, old
 
 const ATTACH: &str = "volumes.kubernetes.io/controller-managed-attach-detach";
 
+fn annotations(settings: &NodeSettings) -> BTreeMap<String, String> {
+    let mut annotations = settings.annotations.clone();
+    annotations.insert(ATTACH.to_owned(), "true".to_owned());
+    annotations
+}
+
 async fn register(api: &Api<Node>, settings: &NodeSettings, machine: &MachineInfo) -> Result<(), kube::Error> {
     let labels = own_labels(&settings.name, &machine.architecture, &settings.labels);
-    let metadata = json!({"name": settings.name, "labels": labels, "annotations": {ATTACH: "true"}});
+    let metadata = json!({"name": settings.name, "labels": labels, "annotations": annotations(settings)});
     let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": metadata, "spec": {"taints": settings.taints}});
     let node: Node = serde_json::from_value(node).map_err(kube::Error::SerdeError)?;
     match api.create(&PostParams::default(), &node).await {
         Ok(_) => info!(node = settings.name, "registered"),
         Err(kube::Error::Api(answer)) if answer.code == 409 => {
-            let patch = json!({"metadata": {"labels": labels, "annotations": {ATTACH: "true"}}});
+            let patch = json!({"metadata": {"labels": labels, "annotations": annotations(settings)}});
             api.patch(&settings.name, &PatchParams::default(), &Patch::Merge(patch)).await?;
         }
         Err(error) => return Err(error),

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::{ConfigError, Settings, list, wrong};
-use crate::cluster::{BootstrapToken, Join, Pin, Source};
+use crate::cluster::{BootstrapToken, Join, Pin, Source, Token};
 
 /// From flags and file: a kubeconfig, a bootstrap kubeconfig, or a server with a token.
 pub fn join(root_dir: &Path, flags: &Settings, file: &Settings) -> Result<Option<Join>, ConfigError> {
@@ -27,13 +27,30 @@ pub fn join(root_dir: &Path, flags: &Settings, file: &Settings) -> Result<Option
                 })
             });
             let pins = pins.collect::<Result<Vec<_>, _>>()?;
-            let token = match token(flags, file)? {
-                None => None,
-                Some(text) => Some(BootstrapToken::parse(&text).ok_or_else(|| {
-                    ConfigError("token: a bootstrap token is written abcdef.0123456789abcdef".to_owned())
-                })?),
+            let text = token(flags, file)?;
+            let bootstrap = |token| {
+                let source = Source::Token { server: server.clone(), token, pins: pins.clone() };
+                Box::new(Join::Bootstrap { source, kubeconfig: kept() })
             };
-            Ok(Some(Join::Bootstrap { source: Source::Token { server, token, pins }, kubeconfig: kept() }))
+            let k3s = |token| Box::new(Join::K3s { server: server.clone(), token });
+            // only kubeadm has hashes of its own; a bootstrap token alone may be of either
+            Ok(Some(match text.as_deref().map(|text| (BootstrapToken::parse(text), text)) {
+                None if pins.is_empty() => Join::Ask { k3s: k3s(None), bootstrap: bootstrap(None) },
+                None => *bootstrap(None),
+                Some((Some(token), _)) if !pins.is_empty() => *bootstrap(Some(token)),
+                Some((Some(token), text)) => {
+                    let of_k3s = Token::parse(text).map_err(|e| ConfigError(format!("token: {e}")))?;
+                    Join::Ask { k3s: k3s(Some(of_k3s)), bootstrap: bootstrap(Some(token)) }
+                }
+                Some((None, _)) if !pins.is_empty() => {
+                    return wrong(
+                        "ca-cert-hash goes with a bootstrap token, abcdef.0123456789abcdef; a token of k3s has the \
+                        hash in it"
+                            .to_owned(),
+                    );
+                }
+                Some((None, text)) => *k3s(Some(Token::parse(text).map_err(|e| ConfigError(format!("token: {e}")))?)),
+            }))
         }
         (None, None) => Ok(kubeconfig.cloned().map(Join::Kubeconfig)),
     }
@@ -77,6 +94,7 @@ mod tests {
         let file = Settings {
             server: Some("https://s:6443/".into()),
             token: Some("abcdef.0123456789abcdef".into()),
+            ca_cert_hash: vec![format!("sha256:{}", "0".repeat(64))],
             ..Settings::default()
         };
         let Some(Join::Bootstrap { source: Source::Token { server, token, .. }, kubeconfig }) =
@@ -86,6 +104,11 @@ mod tests {
         };
         assert_eq!((server.as_str(), token.is_some()), ("https://s:6443", true));
         assert_eq!(kubeconfig, Path::new("/r/kubeconfig"));
+        let open = Settings { ca_cert_hash: vec![], ..file.clone() };
+        assert!(matches!(of(open.clone(), Settings::default()).unwrap(), Some(Join::Ask { .. })));
+        let k3s = Settings { token: Some("K10::node:password".into()), ..open };
+        assert!(matches!(of(k3s.clone(), Settings::default()).unwrap(), Some(Join::K3s { token: Some(_), .. })));
+        assert!(of(k3s, file.clone()).unwrap_err().contains("ca-cert-hash goes with a bootstrap token"));
         let flags = Settings { bootstrap_kubeconfig: Some("/b".into()), ..Settings::default() };
         let Some(Join::Bootstrap { source: Source::Kubeconfig(path), .. }) = of(flags, file).unwrap() else { panic!() };
         assert_eq!(path, Path::new("/b"));

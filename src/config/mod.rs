@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Taint;
 
-use crate::cluster::{EventRate, Join};
+use crate::cluster::{EventRate, Given, Join};
 use crate::image::{GcPolicy, StoreConfig};
 use crate::pod::LimitPolicy;
 use crate::pod::backoff;
@@ -68,8 +68,8 @@ pub struct Config {
     pub api: ApiConfig,
     /// Name servers of pods.
     pub cluster_dns: Vec<IpAddr>,
-    /// Cluster domain.
-    pub cluster_domain: String,
+    /// Cluster domain; `None`: the cluster's, or `cluster.local`.
+    pub cluster_domain: Option<String>,
     /// The image store.
     pub images: StoreConfig,
     /// When images are removed by themselves.
@@ -123,6 +123,30 @@ pub struct ApiConfig {
 }
 
 impl Config {
+    /// Takes from the cluster what was not set on the node.
+    pub fn complete(&mut self, given: &Given) {
+        if self.cluster_dns.is_empty() {
+            self.cluster_dns.clone_from(&given.cluster_dns);
+        }
+        if self.cluster_cidrs.is_empty() {
+            self.cluster_cidrs.clone_from(&given.cluster_cidrs);
+        }
+        if self.cluster_domain.is_none() {
+            self.cluster_domain.clone_from(&given.cluster_domain);
+        }
+        if self.api.client_ca_file.is_none() {
+            self.api.client_ca_file.clone_from(&given.client_ca_file);
+        }
+        if self.api.certificate.is_none() {
+            self.api.certificate = given.serving.as_ref().map(|(files, _)| files.clone());
+        }
+    }
+
+    /// Cluster domain.
+    pub fn cluster_domain(&self) -> &str {
+        self.cluster_domain.as_deref().unwrap_or("cluster.local")
+    }
+
     /// The settings as a `KubeletConfiguration` (v1beta1), for `/configz`.
     pub fn configuration(&self) -> serde_json::Value {
         let mut configuration = eviction::written(&self.eviction);
@@ -135,7 +159,7 @@ impl Config {
                 "x509": {"clientCAFile": self.api.client_ca_file}},
             "authorization": {"mode": "Webhook",
                 "webhook": {"cacheAuthorizedTTL": "5m0s", "cacheUnauthorizedTTL": "30s"}},
-            "clusterDNS": self.cluster_dns, "clusterDomain": self.cluster_domain, "maxPods": self.node.max_pods,
+            "clusterDNS": self.cluster_dns, "clusterDomain": self.cluster_domain(), "maxPods": self.node.max_pods,
             "serverTLSBootstrap": self.api.server_tls_bootstrap,
             "streamingConnectionIdleTimeout": format!("{}s", self.api.idle_timeout.as_secs_f64()),
             "podLogsDir": self.logs_dir, "seccompDefault": self.seccomp_default,
@@ -308,7 +332,7 @@ impl Config {
             bridge,
             api,
             cluster_dns: list(flags.cluster_dns, file.cluster_dns),
-            cluster_domain: flags.cluster_domain.or(file.cluster_domain).unwrap_or_else(|| "cluster.local".to_owned()),
+            cluster_domain: flags.cluster_domain.or(file.cluster_domain),
             images,
             image_gc,
             eviction: policy,

@@ -1,9 +1,10 @@
 //! Hashing what is read.
 
-use std::fmt::Write;
 use std::io::{self, Read};
 
 use ring::digest::{Context, SHA256};
+
+use crate::hex::hex;
 
 /// Hashes what is read through it.
 pub struct Hashed<R> {
@@ -35,11 +36,7 @@ impl<R: Read> Read for Hashed<R> {
 }
 
 fn written(hash: &[u8]) -> String {
-    hash.iter().fold("sha256:".to_owned(), |mut text, byte| {
-        // writing to a String cannot fail
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    format!("sha256:{}", hex(hash))
 }
 
 /// The digest of bytes.

@@ -9,16 +9,13 @@ use super::admission::sysctl_name;
 use super::identity::Identity;
 use super::worker::{Sandbox, Worker};
 use super::{PodExt, qos};
+use crate::hex::hex;
 use crate::runtime::SandboxSpec;
 use crate::{machine, network};
 
 /// 64 random hex digits.
 pub(super) fn new_id() -> String {
-    use std::fmt::Write;
-    rand::random::<[u8; 32]>().iter().fold(String::with_capacity(64), |mut id, byte| {
-        let _ = write!(id, "{byte:02x}");
-        id
-    })
+    hex(&rand::random::<[u8; 32]>())
 }
 
 impl Worker {

@@ -31,14 +31,18 @@ impl Identity {
     }
 
     /// Finds the cluster's client CA when none is set, and keeps a certificate of the cluster's signer when `bootstrap`
-    /// asks for it. Runs as long as the agent.
-    pub async fn keep(mut self, bootstrap: bool) {
+    /// asks for it; else looks at its files again at each of `changes`. Runs as long as the agent.
+    pub async fn keep(mut self, bootstrap: bool, changes: Option<watch::Receiver<()>>) {
         let Some(client) = self.client.clone() else { return };
         if self.settings.client_ca_file.is_none() {
             self.find_client_ca(client.clone()).await;
         }
         if bootstrap {
             self.keep_certificate(client).await;
+        } else if let Some(mut changes) = changes {
+            while changes.changed().await.is_ok() {
+                self.rebuild();
+            }
         }
     }
 
@@ -53,9 +57,11 @@ impl Identity {
         let ca = match cluster::client_ca(client).await {
             Ok(Some(ca)) => ca,
             // who may not read which CA the clients have assumes, as kubeadm does, that there is one CA
-            answer => match self.settings.cluster_ca.as_ref().map(std::fs::read_to_string) {
-                Some(Ok(ca)) => ca,
-                _ => {
+            answer => {
+                // who may not read which CA the clients have assumes, as kubeadm does, that there is one CA
+                if let Some(Ok(ca)) = self.settings.cluster_ca.as_ref().map(std::fs::read_to_string) {
+                    ca
+                } else {
                     let error = answer.err().map_or_else(|| "there is none".to_owned(), |e| e.to_string());
                     warn!(
                         error,
@@ -64,7 +70,7 @@ impl Identity {
                     );
                     return;
                 }
-            },
+            }
         };
         let file = self.settings.pki_dir.join("client-ca.crt");
         match pki::write_secret(&file, &ca) {

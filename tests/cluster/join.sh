@@ -23,16 +23,16 @@ token=abcdef.0123456789abcdef
 
 $cluster add n4 --server $url --token $token --ca-cert-hash "$hash"
 $cluster start agent-n4
-check "without cluster-info it says so" soon says n4 "has no ConfigMap cluster-info"
+check "strangers may not read cluster-info: it says so" soon says n4 "does not show kube-public/cluster-info to strangers"
+k create role -n kube-public cluster-info --verb=get --resource=configmaps --resource-name=cluster-info >/dev/null
+k create rolebinding -n kube-public cluster-info --role=cluster-info --group=system:unauthenticated --user=system:anonymous >/dev/null
+check "there is none: it says so" soon says n4 "has no ConfigMap cluster-info"
 k create configmap cluster-info -n kube-public --from-literal=kubeconfig="$(cat <<YAML
 apiVersion: v1
 kind: Config
 clusters: [{name: "", cluster: {server: "$url", certificate-authority-data: $(base64 -w0 "$dir/pki/ca.crt")}}]
 YAML
 )" >/dev/null
-check "strangers may not read it: it says so" soon says n4 "does not show kube-public/cluster-info to strangers"
-k create role -n kube-public cluster-info --verb=get --resource=configmaps --resource-name=cluster-info >/dev/null
-k create rolebinding -n kube-public cluster-info --role=cluster-info --group=system:unauthenticated --user=system:anonymous >/dev/null
 check "not signed: it says so" soon says n4 "cluster-info is not signed for the token abcdef"
 bootstrap_token abcdef fedcba9876543210
 check "signed with another secret: it says so" soon says n4 "was not made with this token (abcdef)"
@@ -73,12 +73,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
         print(self.command, self.path, dict(self.headers), flush=True)
         if sys.argv[4] == "redirect":
             self.send_response(302); self.send_header("Location", "https://10.77.0.1:6443" + self.path); self.end_headers(); return
-        self.send_response(200); self.end_headers()
         try:
             if sys.argv[4] == "endless":
+                self.send_response(200); self.end_headers()
                 while True: self.wfile.write(b" " * 65536)
             data = {"kubeconfig": open(sys.argv[3]).read(), "jws-kubeconfig-abcdef": "eyJhbGciOiJIUzI1NiIsImtpZCI6ImFiY2RlZiJ9..AAAA"}
-            self.wfile.write(json.dumps({"data": data}).encode())
+            body = json.dumps({"apiVersion": "v1", "kind": "ConfigMap", "data": data}).encode()
+            self.send_response(200); self.send_header("Content-Length", str(len(body))); self.end_headers()
+            self.wfile.write(body)
         except OSError: pass
     do_POST = do_GET
     def log_message(self, *args): pass
@@ -117,6 +119,18 @@ check "with no server there it says so" soon says n5 "onnection refused"
 $cluster start apiserver
 until_true 60 k get --raw /readyz
 check "  and joins once it is" soon ready n5
+
+# a board that believes it is 1970, until a time server is reached
+$cluster stop agent-n5
+rm -r "$dir/n5/lib/pki" "$dir/n5/lib/kubeconfig"; : >"$dir/logs/agent-n5.log"
+faketime=$(dpkg -L libfaketime | grep '/libfaketimeMT.so.1$')
+echo '@1970-01-02 00:00:00' >"$dir/time"
+LD_PRELOAD=$faketime FAKETIME_TIMESTAMP_FILE=$dir/time FAKETIME_NO_CACHE=1 FAKETIME_DONT_FAKE_MONOTONIC=1 $cluster start agent-n5
+check "a clock of 1970 is waited for" soon says n5 "the clock of this machine says 1970-01-0"
+echo +0 >"$dir/time"
+joined() { says n5 "joined: the cluster gave this node a certificate"; }
+check "  and once it is right the node joins, without a restart" soon joined
+check "  Ready" soon ready n5
 
 # certificates of a minute: renewed, expired
 echo --cluster-signing-duration=60s >"$dir/controller-manager.flags"

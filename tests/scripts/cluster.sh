@@ -3,7 +3,7 @@
 #
 #   cluster.sh up [NODES]              starts it (default 2 nodes; 0: control plane only), prints `export KUBECONFIG=...`
 #   cluster.sh down                    drains and removes everything; what was left behind is reported as an error
-#   cluster.sh add NODE FLAG...        one more node, its agent not started; FLAGs instead of a kubeconfig
+#   cluster.sh add NODE FLAG...        one more node, its agent not started; FLAGs instead of a kubeconfig and addresses
 #   cluster.sh kubectl ...             as the cluster's admin; KUBECTL names another program
 #   cluster.sh start|stop NAME [SIGNAL]  one process: etcd apiserver controller-manager scheduler agent-n1 ...
 #   cluster.sh logs NAME               what it said
@@ -115,7 +115,10 @@ launch() {
     etcd) proc_start "$pids" "$logs" etcd "${in_cp[@]}" "$bin/etcd" --data-dir "$dir/etcd" --unsafe-no-fsync \
       --listen-client-urls http://127.0.0.1:2379 --advertise-client-urls http://127.0.0.1:2379 \
       --listen-peer-urls http://127.0.0.1:2380 --log-level warn ;;
-    apiserver) proc_start "$pids" "$logs" apiserver "${in_cp[@]}" "$bin/kube-apiserver" \
+    apiserver)
+      local more=()
+      [ ! -e "$dir/apiserver.flags" ] || mapfile -t more <"$dir/apiserver.flags"
+      proc_start "$pids" "$logs" apiserver "${in_cp[@]}" "$bin/kube-apiserver" \
       --authorization-mode=Node,RBAC --enable-bootstrap-token-auth --enable-admission-plugins=NodeRestriction --client-ca-file="$pki/ca.crt" \
       --tls-cert-file="$pki/apiserver.crt" --tls-private-key-file="$pki/apiserver.key" \
       --etcd-servers=http://127.0.0.1:2379 --service-cluster-ip-range=10.96.0.0/16 \
@@ -127,7 +130,7 @@ launch() {
       --requestheader-client-ca-file="$pki/ca.crt" --requestheader-allowed-names=front-proxy-client \
       --requestheader-username-headers=X-Remote-User --requestheader-group-headers=X-Remote-Group \
       --requestheader-extra-headers-prefix=X-Remote-Extra- \
-      --proxy-client-cert-file="$pki/front-proxy-client.crt" --proxy-client-key-file="$pki/front-proxy-client.key" ;;
+      --proxy-client-cert-file="$pki/front-proxy-client.crt" --proxy-client-key-file="$pki/front-proxy-client.key" "${more[@]}" ;;
     controller-manager)
       local more=()
       [ ! -e "$dir/controller-manager.flags" ] || mapfile -t more <"$dir/controller-manager.flags"
@@ -158,7 +161,8 @@ launch() {
     agent-n*)
       node=${name#agent-}
       # each node in its own way: n2 asks the cluster for a serving certificate, n3 for the CA of its clients
-      local own=(--client-ca-file "$pki/ca.crt") way=(--kubeconfig "$dir/$node/kubeconfig")
+      local own=(--client-ca-file "$pki/ca.crt") way=(--kubeconfig "$dir/$node/kubeconfig"
+        --cluster-cidr 10.244.0.0/16 --cluster-dns 10.96.0.10 --cluster-domain cluster.local)
       case $node in
         n2) own+=(--rotate-server-certificates) ;;
         n3) own=() ;;
@@ -171,8 +175,8 @@ launch() {
         "$(cat "$dir/pikelet")" run "${way[@]}" --node-name "$node" \
         --node-ip "$(node_ip "$node")" --root-dir "$dir/$node/lib" --state-dir "$dir/$node/run" \
         --pod-logs-dir "$dir/$node/log" --cgroup-root "$(ns "$node")" --bridge pikelet0 \
-        "${own[@]}" --container-log-max-size 1Mi -v 4 --cluster-cidr 10.244.0.0/16 \
-        --pod-manifest-path "$dir/$node/manifests" --cluster-dns 10.96.0.10 --cluster-domain cluster.local --insecure-registry $registry ;;
+        "${own[@]}" --container-log-max-size 1Mi -v 4 \
+        --pod-manifest-path "$dir/$node/manifests" --insecure-registry $registry ;;
     *) fail "no process is called $name" ;;
   esac
 }
@@ -222,7 +226,7 @@ add() {
   local node=$1; shift
   mkdir "$dir/$node" || fail "node $node exists"
   echo "$node" >>"$dir/nodes"
-  printf '%s\n' "$@" >"$dir/$node/flags"
+  printf '%s\n' "$@" >"$dir/$node/way"
   plug "$node"
   launch "mounts-$node"
   until_true 5 node_mounts_ready "$node" || report_failure "no mount namespace for $node" "mounts-$node"
@@ -243,7 +247,7 @@ down() {
     fi
     proc_stop "$pids" "agent-$node"
   done
-  for name in metrics-server scheduler controller-manager apiserver registry etcd forward; do proc_stop "$pids" "$name"; done
+  for name in k3s k3s-2 metrics-server scheduler controller-manager apiserver registry etcd forward; do proc_stop "$pids" "$name"; done
   for node in $(nodes); do
     found=$(leftovers "$dir/$node" "$(ns "$node")")
     [ -z "$found" ] || left+=$(sed "s/^/$node: /" <<<"$found")$'\n'

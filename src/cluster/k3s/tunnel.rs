@@ -1,0 +1,164 @@
+//! A tunnel to every server of the cluster, kept open.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use reqwest::{Method, Url};
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_tungstenite::client_async_with_config;
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+use tracing::{info, warn};
+
+use super::session;
+use super::targets::Targets;
+use crate::cluster::complaint::Complaint;
+use crate::cluster::https::{self, Trust};
+
+/// How long connecting may take, TLS and upgrade included.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Pause after a tunnel broke.
+const AGAIN: Duration = Duration::from_secs(1);
+/// How often the servers of the cluster are listed, and again after a failure.
+const LIST: Duration = Duration::from_mins(1);
+/// Largest message taken, in bytes.
+const MESSAGE: usize = 4 << 20;
+
+/// Certificate and key of the node, and the CAs of servers, in PEM.
+pub(super) type Identity = Option<(String, String)>;
+
+/// What tunnels need.
+pub(super) struct Tunnels {
+    /// URL of the server that was configured: it always has one.
+    pub server: String,
+    /// A new one is shown by tunnels that open from then on.
+    pub identity: watch::Receiver<Identity>,
+    /// What servers may reach.
+    pub targets: Targets,
+    /// Servers whose tunnel is open.
+    pub healthy: watch::Sender<Vec<String>>,
+}
+
+impl Tunnels {
+    /// Keeps one to the configured server and to all that it lists.
+    pub async fn keep(self) {
+        let mut identity = self.identity.clone();
+        if identity.wait_for(Option::is_some).await.is_err() {
+            return;
+        }
+        let targets = Arc::new(self.targets);
+        let start = |url: &str| start(url.to_owned(), identity.clone(), targets.clone(), self.healthy.clone());
+        let mut open: BTreeMap<String, AbortHandle> = BTreeMap::new();
+        open.insert(self.server.clone(), start(&self.server));
+        let mut complaint = Complaint::default();
+        loop {
+            let now = identity.borrow().clone();
+            // any server may be asked: the configured one may be away
+            let asked = self.healthy.borrow().first().cloned().unwrap_or_else(|| self.server.clone());
+            match list(&asked, now.as_ref()).await {
+                Ok(others) => {
+                    open.retain(|url, task| {
+                        let wanted = *url == self.server || others.contains(url);
+                        if !wanted {
+                            task.abort();
+                            self.healthy.send_modify(|servers| servers.retain(|s| s != url));
+                            info!(url, "tunnel closed: no longer a server of the cluster");
+                        }
+                        wanted
+                    });
+                    for url in others {
+                        if !open.keys().any(|known| same(known, &url)) {
+                            open.insert(url.clone(), start(&url));
+                        }
+                    }
+                }
+                // the servers that are known stay
+                Err(error) => {
+                    if complaint.is_due(&error) {
+                        warn!(error, "servers of the cluster not listed");
+                    }
+                }
+            }
+            tokio::time::sleep(LIST).await;
+        }
+    }
+}
+
+/// The servers there are, as URLs.
+async fn list(server: &str, identity: Option<&(String, String)>) -> Result<Vec<String>, String> {
+    let Some((pem, ca)) = identity else { return Ok(Vec::new()) };
+    let client = https::client(Trust::Roots(ca.as_bytes()), Some(pem))?;
+    let answer = https::send(client.request(Method::GET, format!("{server}/v1-k3s/apiservers"))).await?;
+    if !answer.status.is_success() {
+        return Err(format!("{server}/v1-k3s/apiservers: {}: {}", answer.status, answer.text()));
+    }
+    let hosts: Option<Vec<String>> =
+        serde_json::from_slice(&answer.body).map_err(|e| format!("{server}/v1-k3s/apiservers: {e}"))?;
+    Ok(hosts.unwrap_or_default().iter().map(|host| format!("https://{host}")).collect())
+}
+
+fn same(a: &str, b: &str) -> bool {
+    Url::parse(a).ok().zip(Url::parse(b).ok()).is_some_and(|(a, b)| a == b)
+}
+
+fn start(
+    url: String,
+    identity: watch::Receiver<Identity>,
+    targets: Arc<Targets>,
+    healthy: watch::Sender<Vec<String>>,
+) -> AbortHandle {
+    tokio::spawn(async move {
+        let mut complaint = Complaint::default();
+        loop {
+            let now = identity.borrow().clone();
+            let ended = match &now {
+                Some(identity) => one(&url, identity, &targets, &healthy).await,
+                None => Ok(()),
+            };
+            if let Err(error) = ended
+                && complaint.is_due(&error)
+            {
+                warn!(
+                    url,
+                    error, "tunnel ended: opening it again; until then kubectl logs and exec fail by this server"
+                );
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
+    })
+    .abort_handle()
+}
+
+/// Opens a tunnel and serves it until it breaks.
+async fn one(
+    url: &str,
+    (pem, ca): &(String, String),
+    targets: &Targets,
+    healthy: &watch::Sender<Vec<String>>,
+) -> Result<(), String> {
+    let parsed = Url::parse(url).map_err(|e| e.to_string())?;
+    let host = parsed.host_str().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+    let port = parsed.port_or_known_default().unwrap_or(443);
+    let tls = TlsConnector::from(Arc::new(https::tls(Trust::Roots(ca.as_bytes()), Some(pem))?));
+    let connecting = async {
+        let tcp = TcpStream::connect((host.as_str(), port)).await.map_err(|e| e.to_string())?;
+        tcp.set_nodelay(true).map_err(|e| e.to_string())?;
+        let name = ServerName::try_from(host.clone()).map_err(|e| e.to_string())?;
+        let stream = tls.connect(name, tcp).await.map_err(|e| e.to_string())?;
+        let config = WebSocketConfig::default().max_message_size(Some(MESSAGE)).max_frame_size(Some(MESSAGE));
+        let address = format!("{}/v1-k3s/connect", url.replacen("https://", "wss://", 1));
+        client_async_with_config(address, stream, Some(config)).await.map_err(|e| e.to_string())
+    };
+    let connected = timeout(HANDSHAKE, connecting).await;
+    let (socket, _) = connected.map_err(|_| "no connection in time".to_owned())??;
+    info!(url, "tunnel open");
+    healthy.send_modify(|servers| servers.push(url.to_owned()));
+    let ended = session::serve(socket, targets).await;
+    healthy.send_modify(|servers| servers.retain(|s| s != url));
+    ended
+}

@@ -1,0 +1,36 @@
+//! What the service manager is told (`sd_notify(3)`); without one nothing is.
+
+use sd_notify::NotifyState;
+use tracing::warn;
+
+fn tell(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        warn!(%error, "the service manager was not told");
+    }
+}
+
+/// What the agent waits for, as `systemctl status` shows it.
+pub fn status(text: &str) {
+    tell(NotifyState::Status(text));
+}
+
+/// The agent is up. From now on the service manager hears that it lives, if it wants to.
+pub fn ready() {
+    status("running");
+    tell(NotifyState::Ready);
+    if let Some(limit) = sd_notify::watchdog_enabled() {
+        tokio::spawn(async move {
+            // by a task of the runtime: it falls silent when that is stuck
+            let mut tick = tokio::time::interval(limit / 3);
+            loop {
+                tick.tick().await;
+                tell(NotifyState::Watchdog);
+            }
+        });
+    }
+}
+
+/// The agent ends.
+pub fn stopping() {
+    tell(NotifyState::Stopping);
+}
