@@ -1,4 +1,4 @@
-// A stand-in for `k3s server`, for tests: the supervisor's endpoints as docs of the protocol have them, the tunnel by
+// A stand-in for `k3s server`, for tests: the supervisor's endpoints as k3s's agents know them, the tunnel by
 // k3s's own server side (rancher/remotedialer), a real API server behind, which reaches kubelets through the tunnel.
 package main
 
@@ -323,7 +323,10 @@ func (s *server) probe(w http.ResponseWriter, r *http.Request) {
 	send, _ := strconv.ParseInt(query.Get("send"), 10, 64)
 	seconds, _ := strconv.ParseFloat(query.Get("seconds"), 64)
 	var sent int64
-	stop := make(chan struct{})
+	var stop chan struct{}
+	if send > 0 {
+		stop = make(chan struct{})
+	}
 	go func() {
 		piece := make([]byte, 32<<10)
 		for sent < send {
@@ -333,7 +336,9 @@ func (s *server) probe(w http.ResponseWriter, r *http.Request) {
 				break
 			}
 		}
-		close(stop)
+		if stop != nil {
+			close(stop)
+		}
 	}()
 	received := make(chan string, 1)
 	go func() {
@@ -343,6 +348,8 @@ func (s *server) probe(w http.ResponseWriter, r *http.Request) {
 	select {
 	case text := <-received:
 		fmt.Fprintf(w, "%s sent=%d ms=%d\n", text, sent, time.Since(begin).Milliseconds())
+	case <-stop:
+		fmt.Fprintf(w, "whole sent=%d ms=%d\n", sent, time.Since(begin).Milliseconds())
 	case <-time.After(time.Duration(seconds * float64(time.Second))):
 		fmt.Fprintf(w, "open sent=%d ms=%d\n", sent, time.Since(begin).Milliseconds())
 	}
