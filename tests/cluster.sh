@@ -66,6 +66,7 @@ check "every node becomes Ready" k wait --for=condition=Ready node/n1 node/n2 no
 
 subjects=("$@")
 [ $# != 0 ] || subjects=(workloads rollouts containers mistakes logs streams stats certificates security probes hooks sidecars identity volumes ephemeral cli mirror outage kills shims node eviction admission resize restarts join k3s)
+[ $# != 0 ] || [ -z "${PIKELET_K3S:-}" ] || subjects+=(k3s-binary)
 for subject in "${subjects[@]}"; do
   echo "     -- $subject"
   # shellcheck source=/dev/null

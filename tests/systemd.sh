@@ -12,7 +12,7 @@ bin=$(pikelet_bin) || exit 1
 dir=$(mktemp -d /tmp/pikelet-systemd.XXXXXX)
 
 sed "s|^ExecStart=[^ ]*|ExecStart=$bin|" ../systemd/pikelet.service >"$dir/pikelet.service"
-said=$(systemd-analyze verify "$dir/pikelet.service" 2>&1)
+said=$(systemd-analyze verify --man=no "$dir/pikelet.service" 2>&1)
 check "systemd takes the unit${said:+: $said}" test -z "$said"
 
 cat >"$dir/manager.py" <<'PY'

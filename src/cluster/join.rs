@@ -122,12 +122,13 @@ pub async fn join(how: &Join, node: &Node) -> Result<Membership, ClusterError> {
     }
 }
 
-/// Whether a server is one of k3s, by what a member kept or by what only k3s shows to strangers. Waits for an answer.
+/// Whether a server is one of k3s, by what a member of it kept or by what only k3s shows to strangers. Waits for an answer.
 async fn is_k3s(server: &str, node: &Node) -> bool {
-    if node.root.join("k3s-config.json").exists() {
+    let kept = |name: &str| std::fs::read_to_string(node.root.join(name)).is_ok_and(|text| text.contains(server));
+    if kept("k3s-config.json") {
         return true;
     }
-    if node.root.join("kubeconfig").exists() {
+    if kept("kubeconfig") {
         return false;
     }
     let mut complaint = Complaint::default();

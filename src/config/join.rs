@@ -11,7 +11,9 @@ pub fn join(root_dir: &Path, flags: &Settings, file: &Settings) -> Result<Option
     // what a flag names is not overruled by what the file names
     let bootstrap = flags.bootstrap_kubeconfig.as_ref();
     let bootstrap = bootstrap.or(file.bootstrap_kubeconfig.as_ref().filter(|_| flags.server.is_none()));
-    let server = flags.server.as_ref().or(file.server.as_ref()).filter(|_| flags.bootstrap_kubeconfig.is_none());
+    // variables of the environment may be there, and empty
+    let server = flags.server.as_ref().filter(|s| !s.is_empty()).or(file.server.as_ref());
+    let server = server.filter(|_| flags.bootstrap_kubeconfig.is_none());
     let kept = || kubeconfig.cloned().unwrap_or_else(|| root_dir.join("kubeconfig"));
     match (bootstrap, server) {
         (Some(_), Some(_)) => wrong("server and bootstrapKubeconfig: one of them is to be set, not both".to_owned()),
@@ -67,10 +69,12 @@ fn url(server: &str) -> Result<String, ConfigError> {
 
 /// The token, or the first line of its file.
 fn token(flags: &Settings, file: &Settings) -> Result<Option<String>, ConfigError> {
-    let named = |settings: &Settings| match (&settings.token, &settings.token_file) {
-        (Some(token), _) => Some(Ok(token.clone())),
+    let token = |settings: &Settings| settings.token.clone().filter(|t| !t.is_empty());
+    let path = |settings: &Settings| settings.token_file.clone().filter(|p| !p.as_os_str().is_empty());
+    let named = |settings: &Settings| match (token(settings), path(settings)) {
+        (Some(token), _) => Some(Ok(token)),
         (None, Some(path)) => Some(
-            std::fs::read_to_string(path)
+            std::fs::read_to_string(&path)
                 .map(|text| text.lines().next().unwrap_or_default().to_owned())
                 .map_err(|e| ConfigError(format!("token file {}: {e}", path.display()))),
         ),
@@ -109,6 +113,14 @@ mod tests {
         let k3s = Settings { token: Some("K10::node:password".into()), ..open };
         assert!(matches!(of(k3s.clone(), Settings::default()).unwrap(), Some(Join::K3s { token: Some(_), .. })));
         assert!(of(k3s, file.clone()).unwrap_err().contains("ca-cert-hash goes with a bootstrap token"));
+        let empty = Settings { server: Some(String::new()), token: Some(String::new()), ..Settings::default() };
+        let Some(Join::Bootstrap { source: Source::Token { token, .. }, .. }) =
+            of(empty.clone(), file.clone()).unwrap()
+        else {
+            panic!()
+        };
+        assert!(token.is_some());
+        assert!(of(empty, Settings::default()).unwrap().is_none());
         let flags = Settings { bootstrap_kubeconfig: Some("/b".into()), ..Settings::default() };
         let Some(Join::Bootstrap { source: Source::Kubeconfig(path), .. }) = of(flags, file).unwrap() else { panic!() };
         assert_eq!(path, Path::new("/b"));

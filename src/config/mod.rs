@@ -268,7 +268,8 @@ impl Config {
         if !matches!(format.as_str(), "text" | "json") {
             return wrong(format!("log format {format:?}: it is text or json"));
         }
-        let name = flags.node_name.or(file.node_name).unwrap_or_else(crate::machine::hostname).to_lowercase();
+        let name = flags.node_name.filter(|n| !n.is_empty()).or(file.node_name);
+        let name = name.unwrap_or_else(crate::machine::hostname).to_lowercase();
         let valid = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
         if name.is_empty() || !name.chars().all(valid) {
             return wrong(format!(

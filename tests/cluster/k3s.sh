@@ -152,6 +152,8 @@ check "another password for the same name: it says what to do" soon says n7 "put
 cp "$dir/n7/password" "$dir/n7/etc/rancher/node/password"
 check "  with the old one it joins" soon answers
 
+variable() { [[ $(K3S_NODE_NAME=a_b "$(cat "$dir/pikelet")" check 2>&1) == *'node name "a_b"'* ]]; }
+check "K3S_NODE_NAME is the node's name" variable
 machine n8 --max-pods 20
 K3S_URL=$server K3S_TOKEN=secret K3S_NODE_NAME=ignored $cluster start agent-n8
 check "a bare password, from the variables of k3s, joins" soon ready n8

@@ -60,7 +60,10 @@ pub(super) struct ServerConfig {
 impl ServerConfig {
     /// Reads it.
     pub fn parse(json: &[u8]) -> Result<Self, String> {
-        serde_json::from_slice(json).map_err(|e| format!("the server's /v1-k3s/config is not understood: {e}"))
+        // an object first: a list would do for a structure whose fields may all be missing
+        serde_json::from_slice::<serde_json::Map<_, _>>(json)
+            .and_then(|object| serde_json::from_value(object.into()))
+            .map_err(|e| format!("the server's /v1-k3s/config is not understood: {e}"))
     }
 
     /// Name servers of pods.

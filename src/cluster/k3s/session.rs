@@ -13,7 +13,7 @@ use bytes::Bytes;
 use futures::{SinkExt, StreamExt};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
@@ -32,8 +32,10 @@ const CONNECT: Duration = Duration::from_mins(1);
 /// Bytes on their way to one target at which the server is asked to pause, and to go on.
 const PAUSE_AT: usize = 2 << 20;
 const RESUME_AT: usize = PAUSE_AT / 8;
-/// Bytes on their way to all targets: the connection that goes above ends.
+/// Bytes on their way to all targets: above, nothing more is read from the server for a while, and a connection whose
+/// bytes find no room even then ends.
 const MOST: usize = 16 << 20;
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Connections at once.
 const CONNECTIONS: usize = 256;
 /// Largest piece read from a target, and messages that wait to be sent.
@@ -45,9 +47,24 @@ struct Shared {
     out: mpsc::Sender<Message>,
     ids: AtomicI64,
     waiting: AtomicUsize,
+    drained: Notify,
 }
 
 impl Shared {
+    /// Waits until there is room for so many bytes more; false: there was none in time.
+    async fn room(&self, length: usize) -> bool {
+        let found = async {
+            loop {
+                let drained = self.drained.notified();
+                if self.waiting.load(Ordering::Relaxed) + length <= MOST {
+                    return;
+                }
+                drained.await;
+            }
+        };
+        timeout(PATIENCE, found).await.is_ok()
+    }
+
     /// Sends; an error: the tunnel is gone, or stuck.
     async fn send(&self, frame: Frame) -> Result<(), String> {
         let message = Message::Binary(frame.write(self.ids.fetch_add(1, Ordering::Relaxed)));
@@ -73,7 +90,7 @@ where
 {
     let (mut sink, mut stream) = socket.split();
     let (out, mut outs) = mpsc::channel::<Message>(QUEUE);
-    let shared = Arc::new(Shared { out, ids: AtomicI64::new(1), waiting: AtomicUsize::new(0) });
+    let shared = Arc::new(Shared { out, ids: AtomicI64::new(1), waiting: AtomicUsize::new(0), drained: Notify::new() });
     let writing = async move {
         while let Some(message) = outs.recv().await {
             sink.feed(message).await.map_err(|e| e.to_string())?;
@@ -154,11 +171,11 @@ async fn handle(shared: &Shared, connections: &mut BTreeMap<i64, Held>, frame: F
                 return shared.send(Frame::Error(id, format!("connection not found {id}"))).await;
             };
             let length = bytes.len();
-            if shared.waiting.fetch_add(length, Ordering::Relaxed) + length > MOST {
-                shared.waiting.fetch_sub(length, Ordering::Relaxed);
+            if !shared.room(length).await {
                 connections.remove(&id);
                 return shared.send(Frame::Error(id, "too much data while paused".to_owned())).await;
             }
+            shared.waiting.fetch_add(length, Ordering::Relaxed);
             let waiting = held.waiting.fetch_add(length, Ordering::Relaxed) + length;
             if held.bytes.send(bytes).is_err() {
                 shared.waiting.fetch_sub(length, Ordering::Relaxed);
@@ -248,6 +265,7 @@ impl Down {
     /// Bytes that no longer wait; returns those that do.
     fn count(&self, length: usize) -> usize {
         self.shared.waiting.fetch_sub(length, Ordering::Relaxed);
+        self.shared.drained.notify_waiters();
         self.waiting.fetch_sub(length, Ordering::Relaxed) - length
     }
 
