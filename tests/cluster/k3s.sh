@@ -216,4 +216,3 @@ k delete pod inside short --grace-period=1 --timeout=60s >/dev/null
 rm "$dir/apiserver.flags"
 $cluster stop apiserver; $cluster start apiserver
 until_true 60 k get --raw /readyz
-for node in n7 n8; do $cluster stop agent-$node; done
