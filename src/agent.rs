@@ -10,7 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
-use crate::cluster::{self, EventRecorder, Given, NodeSeen, NodeSettings, NodeState, Objects, Services};
+use crate::cluster::{self, EventRecorder, Given, Kept, NodeSeen, NodeSettings, NodeState, Objects, Services, Slot};
 use crate::config::Config;
 use crate::image::{Image, ImageStore};
 use crate::machine;
@@ -89,7 +89,8 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
         shim_exe: "/proc/self/exe".into(),
     })?;
     let (objects_tx, objects_changed) = watch::channel(0);
-    let objects = Arc::new(Objects::new(client.clone(), objects_tx.clone()));
+    let kept = kept(&config);
+    let objects = Arc::new(Objects::new(client.clone(), objects_tx.clone(), kept.clone()));
     let table = PodTable::default();
     let (network_tx, network_ready) = watch::channel(false);
     let (pressures_tx, pressures) = watch::channel(Pressures::new());
@@ -135,12 +136,13 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
         machine: Memory { memory: facts.memory_bytes, swap: facts.swap_bytes },
         cluster_dns: config.cluster_dns.clone(),
         cluster_domain: config.cluster_domain().to_owned(),
-        services: client.clone().map_or_else(Services::none, Services::watch),
+        services: client.clone().map_or_else(Services::none, |client| Services::watch(client, kept.clone())),
     });
 
     let (cidrs_tx, cidrs) = watch::channel(config.pod_cidrs.iter().map(ToString::to_string).collect::<Vec<_>>());
     let (state_tx, state) = watch::channel(NodeState::default());
-    tokio::spawn(keep_network(network.clone(), cidrs, network_tx, state_tx.clone()));
+    tokio::spawn(keep_network(network.clone(), cidrs, network_tx, state_tx.clone(), kept.clone()));
+    tokio::spawn(recall_cidrs(kept, cidrs_tx.clone()));
     tokio::spawn(list_images(images.clone(), state_tx.clone()));
     tokio::spawn(tell_pressures(pressures, state_tx));
     let images_of_commands = images.clone();
@@ -361,12 +363,42 @@ async fn list_images(images: ImageStore, state: watch::Sender<NodeState>) {
     }
 }
 
+/// Where the ranges are kept.
+const CIDRS: Slot = Slot("node", "", "podcidrs");
+/// How long the Node is waited for before the ranges it had count.
+const NODE_READ: Duration = Duration::from_millis(300);
+
+/// What pods use of the API on disk, if that is wanted and can be.
+fn kept(config: &Config) -> Kept {
+    let dir = config.root_dir.join("objects");
+    if !config.keep_objects || config.join.is_none() {
+        return Kept::none(&dir);
+    }
+    Kept::open(&dir).unwrap_or_else(|error| {
+        warn!(dir = %dir.display(), %error, "objects not kept: pods that use them will not come back without an API server");
+        Kept::default()
+    })
+}
+
+/// Where the API server does not say what ranges this node has, it has those it had before.
+async fn recall_cidrs(kept: Kept, cidrs: watch::Sender<Vec<String>>) {
+    let Some(known) = kept.get::<Vec<String>>(CIDRS) else { return };
+    tokio::time::sleep(NODE_READ).await;
+    cidrs.send_if_modified(|now| {
+        now.is_empty() && {
+            *now = known;
+            true
+        }
+    });
+}
+
 /// Makes the pod network follow the ranges of this node.
 async fn keep_network(
     network: Network,
     mut cidrs: watch::Receiver<Vec<String>>,
     ready: watch::Sender<bool>,
     state: watch::Sender<NodeState>,
+    kept: Kept,
 ) {
     loop {
         let wanted: Vec<ipnet::IpNet> = cidrs.borrow_and_update().iter().filter_map(|c| c.parse().ok()).collect();
@@ -375,6 +407,7 @@ async fn keep_network(
                 Ok(()) => {
                     ready.send_replace(true);
                     state.send_modify(|s| s.network_ready = true);
+                    kept.put(CIDRS, &wanted).await;
                 }
                 Err(error) => warn!(%error, "pod network not set up"),
             }

@@ -9,6 +9,7 @@ pub mod cli;
 pub mod cluster;
 pub mod config;
 pub mod crypto;
+mod durable;
 pub mod errors;
 pub mod hex;
 pub mod image;

@@ -65,7 +65,7 @@ push_image "pk$PIKELET_CLUSTER_ID-cp" "$layout/oci" usr1 "10.77.0.1:5000/busybox
 check "every node becomes Ready" k wait --for=condition=Ready node/n1 node/n2 node/n3 --timeout=30s
 
 subjects=("$@")
-[ $# != 0 ] || subjects=(workloads rollouts containers mistakes logs streams stats certificates security probes hooks sidecars identity volumes ephemeral cli mirror outage kills shims node eviction admission resize restarts join k3s)
+[ $# != 0 ] || subjects=(workloads rollouts containers mistakes logs streams stats certificates security probes hooks sidecars identity volumes ephemeral cli mirror outage reboot kills shims node eviction admission resize restarts join k3s)
 [ $# != 0 ] || [ -z "${PIKELET_K3S:-}" ] || subjects+=(k3s-binary)
 for subject in "${subjects[@]}"; do
   echo "     -- $subject"

@@ -16,16 +16,23 @@ use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeCl
 use kube::api::PostParams;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
+use tracing::warn;
 
+use super::kept::{Kept, Slot};
 use super::retry::Retry;
 use crate::volume::{ObjectKey, ObjectKind, ObjectSource};
 
 const STANDALONE: &str = "no API server is configured: standalone pods cannot use ConfigMaps, Secrets or tokens";
 /// How long a first read waits for the API server.
 const FIRST_READ: Duration = Duration::from_secs(10);
+/// The same when what was kept of an earlier read can be used.
+const FIRST_READ_KEPT: Duration = Duration::from_secs(1);
+/// How long a kept token is used before the API server is asked again, in seconds.
+const KEPT_TOKEN: i64 = 300;
 
 /// An object as last seen.
 #[derive(Debug, Clone)]
@@ -58,12 +65,17 @@ pub struct Objects {
     client: Option<Client>,
     state: Mutex<State>,
     changed: watch::Sender<u64>,
+    kept: Kept,
 }
 
 impl Objects {
-    /// A reader that counts every change of a watched object in `changed`.
-    pub fn new(client: Option<Client>, changed: watch::Sender<u64>) -> Self {
-        Self { client, state: Mutex::default(), changed }
+    /// A reader that counts every change of a watched object in `changed`, and falls back to what was `kept`.
+    pub fn new(client: Option<Client>, changed: watch::Sender<u64>, kept: Kept) -> Self {
+        Self { client, state: Mutex::default(), changed, kept }
+    }
+
+    fn told(&self) -> (watch::Sender<u64>, Kept) {
+        (self.changed.clone(), self.kept.clone())
     }
 
     fn client(&self) -> Result<Client, String> {
@@ -84,11 +96,11 @@ impl Objects {
         }
         let (object, task) = match kind {
             ObjectKind::ConfigMap => {
-                let (seen, task) = start::<ConfigMap>(client, &key, self.changed.clone(), |c| c.immutable);
+                let (seen, task) = start::<ConfigMap>(client, &key, self.told(), |c| c.immutable);
                 (Object::ConfigMap(seen), task)
             }
             ObjectKind::Secret => {
-                let (seen, task) = start::<Secret>(client, &key, self.changed.clone(), |s| s.immutable);
+                let (seen, task) = start::<Secret>(client, &key, self.told(), |s| s.immutable);
                 (Object::Secret(seen), task)
             }
         };
@@ -102,7 +114,7 @@ type Immutable<K> = fn(&K) -> Option<bool>;
 fn start<K>(
     client: Client,
     key: &ObjectKey,
-    changed: watch::Sender<u64>,
+    (changed, kept): (watch::Sender<u64>, Kept),
     immutable: Immutable<K>,
 ) -> (watch::Receiver<Seen<K>>, AbortHandle)
 where
@@ -110,10 +122,12 @@ where
         + Clone
         + Debug
         + DeserializeOwned
+        + Serialize
         + Send
         + Sync
         + 'static,
 {
+    let key = key.clone();
     let api: Api<K> = Api::namespaced(client, &key.namespace);
     let config = watcher::Config::default().fields(&format!("metadata.name={}", key.name));
     let (tx, rx) = watch::channel(Seen::Unknown(None));
@@ -145,8 +159,12 @@ where
                 }
             };
             let done = object.as_deref().and_then(immutable) == Some(true);
-            tx.send_replace(Seen::Known(object));
+            tx.send_replace(Seen::Known(object.clone()));
             changed.send_modify(|n| *n += 1);
+            match object {
+                Some(object) => kept.put(slot(&key), &*object).await,
+                None => kept.remove(slot(&key)),
+            }
             if done {
                 return;
             }
@@ -155,28 +173,70 @@ where
     (rx, task.abort_handle())
 }
 
-/// The object once it was read.
-async fn read<K: Clone>(mut seen: watch::Receiver<Seen<K>>, what: &str, name: &str) -> Result<Option<K>, String> {
-    let known = tokio::time::timeout(FIRST_READ, seen.wait_for(|s| !matches!(s, Seen::Unknown(None)))).await;
+fn slot(key: &ObjectKey) -> Slot<'_> {
+    let kind = match key.kind {
+        ObjectKind::ConfigMap => "configmap",
+        ObjectKind::Secret => "secret",
+    };
+    Slot(kind, &key.namespace, &key.name)
+}
+
+/// The object once it was read; what was kept of it where nothing is heard of the API server.
+async fn read<K: Clone + DeserializeOwned>(
+    mut seen: watch::Receiver<Seen<K>>,
+    kept: &Kept,
+    slot: Slot<'_>,
+) -> Result<Option<K>, String> {
+    if let Seen::Known(object) = &*seen.borrow() {
+        return Ok(object.as_deref().cloned());
+    }
+    let Slot(what, _, name) = slot;
+    let old = kept.get::<K>(slot);
+    let limit = if old.is_some() { FIRST_READ_KEPT } else { FIRST_READ };
+    let known = tokio::time::timeout(limit, seen.wait_for(|s| !matches!(s, Seen::Unknown(None)))).await;
     let known = known.map(|seen| seen.map(|s| s.clone()));
-    match known {
-        Ok(Ok(Seen::Known(object))) => Ok(object.as_deref().cloned()),
-        Ok(Ok(Seen::Unknown(error))) => Err(format!("reading {what} {name:?}: {}", error.unwrap_or_default())),
-        Ok(Err(_)) => Err(format!("reading {what} {name:?}: its watch has ended")),
-        Err(_) => Err(format!("reading {what} {name:?}: no answer in {} s", FIRST_READ.as_secs())),
+    let missing = match known {
+        Ok(Ok(Seen::Known(object))) => return Ok(object.as_deref().cloned()),
+        Ok(Ok(Seen::Unknown(error))) => error.unwrap_or_default(),
+        Ok(Err(_)) => "its watch has ended".to_owned(),
+        Err(_) => format!("no answer in {} s", limit.as_secs()),
+    };
+    or_kept(old, || format!("reading {what} {name:?}: {missing}"))
+}
+
+/// What was kept, if there is any; it is said why it is used.
+fn or_kept<K>(old: Option<K>, error: impl FnOnce() -> String) -> Result<Option<K>, String> {
+    match old {
+        Some(old) => {
+            warn!(error = error(), "using what was kept");
+            Ok(Some(old))
+        }
+        None => Err(error()),
     }
 }
 
-/// An object as it is now.
-async fn get<K: Clone + Debug + DeserializeOwned>(api: &Api<K>, what: &str, name: &str) -> Result<Option<K>, String> {
-    api.get_opt(name).await.map_err(|e| format!("reading {what} {name:?}: {e}"))
+/// An object as it is now, kept for the pod it is read for.
+async fn get<K: Clone + Debug + DeserializeOwned + Serialize>(
+    api: &Api<K>,
+    kept: &Kept,
+    slot: Slot<'_>,
+    name: &str,
+) -> Result<Option<K>, String> {
+    match api.get_opt(name).await {
+        Ok(Some(object)) => {
+            kept.put(slot, &object).await;
+            Ok(Some(object))
+        }
+        Ok(None) => Ok(None),
+        Err(error) => or_kept(kept.get(slot), || format!("reading {} {name:?}: {error}", slot.0)),
+    }
 }
 
 impl ObjectSource for Objects {
     fn config_map<'a>(&'a self, namespace: &'a str, name: &'a str) -> BoxFuture<'a, Result<Option<ConfigMap>, String>> {
         async move {
             match self.watched(ObjectKind::ConfigMap, namespace, name)? {
-                Object::ConfigMap(seen) => read(seen, "configmap", name).await,
+                Object::ConfigMap(seen) => read(seen, &self.kept, Slot("configmap", namespace, name)).await,
                 Object::Secret(_) => Ok(None),
             }
         }
@@ -186,7 +246,7 @@ impl ObjectSource for Objects {
     fn secret<'a>(&'a self, namespace: &'a str, name: &'a str) -> BoxFuture<'a, Result<Option<Secret>, String>> {
         async move {
             match self.watched(ObjectKind::Secret, namespace, name)? {
-                Object::Secret(seen) => read(seen, "secret", name).await,
+                Object::Secret(seen) => read(seen, &self.kept, Slot("secret", namespace, name)).await,
                 Object::ConfigMap(_) => Ok(None),
             }
         }
@@ -197,12 +257,19 @@ impl ObjectSource for Objects {
         &'a self,
         namespace: &'a str,
         name: &'a str,
+        pod_uid: &'a str,
     ) -> BoxFuture<'a, Result<Option<PersistentVolumeClaim>, String>> {
-        async move { get(&Api::namespaced(self.client()?, namespace), "persistentvolumeclaim", name).await }.boxed()
+        let slot = Slot("persistentvolumeclaim", pod_uid, name);
+        async move { get(&Api::namespaced(self.client()?, namespace), &self.kept, slot, name).await }.boxed()
     }
 
-    fn persistent_volume<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<PersistentVolume>, String>> {
-        async move { get(&Api::all(self.client()?), "persistentvolume", name).await }.boxed()
+    fn persistent_volume<'a>(
+        &'a self,
+        name: &'a str,
+        pod_uid: &'a str,
+    ) -> BoxFuture<'a, Result<Option<PersistentVolume>, String>> {
+        let slot = Slot("persistentvolume", pod_uid, name);
+        async move { get(&Api::all(self.client()?), &self.kept, slot, name).await }.boxed()
     }
 
     fn hold(&self, pod_uid: &str, keys: BTreeSet<ObjectKey>) {
@@ -217,9 +284,12 @@ impl ObjectSource for Objects {
             let kept = held.values().any(|keys| keys.contains(key));
             if !kept {
                 watched.task.abort();
+                self.kept.remove(slot(key));
             }
             kept
         });
+        drop(state);
+        self.kept.remove_all(pod_uid);
     }
 
     fn token<'a>(
@@ -232,29 +302,56 @@ impl ObjectSource for Objects {
         expiration_seconds: i64,
     ) -> BoxFuture<'a, Result<(String, i64), String>> {
         async move {
-            let api: Api<ServiceAccount> = Api::namespaced(self.client()?, namespace);
-            let bound = BoundObjectReference {
-                api_version: Some("v1".to_owned()),
-                kind: Some("Pod".to_owned()),
-                name: Some(pod_name.to_owned()),
-                uid: Some(pod_uid.to_owned()),
-            };
-            let request = TokenRequest {
-                spec: Some(TokenRequestSpec {
-                    audiences: Some(audience.into_iter().collect()),
-                    expiration_seconds: Some(expiration_seconds),
-                    bound_object_ref: Some(bound),
-                }),
-                ..TokenRequest::default()
-            };
-            let what = |e| format!("requesting a token of service account {namespace}/{account}: {e}");
-            let answer = api.create_token_request(account, &PostParams::default(), &request).await.map_err(what)?;
-            let status = answer
-                .status
-                .ok_or_else(|| format!("no token of service account {namespace}/{account} in the answer"))?;
-            let expires = status.expiration_timestamp.map_or(0, |t| t.0.as_second());
-            Ok((status.token.unwrap_or_default(), expires))
+            let whom = crate::hex::hex(audience.as_deref().unwrap_or_default().as_bytes());
+            let name = format!("{account}.{whom}");
+            let slot = Slot("token", pod_uid, &name);
+            match self.request_token(namespace, account, (pod_name, pod_uid), audience, expiration_seconds).await {
+                // the first one only: tokens are renewed every hour, and API servers take them for longer than they say
+                Ok(token) if self.kept.get::<(String, i64)>(slot).is_none() => {
+                    self.kept.put(slot, &token).await;
+                    Ok(token)
+                }
+                Ok(token) => Ok(token),
+                Err(error) => {
+                    let old = self.kept.get::<(String, i64)>(slot).map(|(token, _)| token);
+                    let now = jiff::Timestamp::now().as_second();
+                    or_kept(old, || error).map(|old| (old.unwrap_or_default(), now + KEPT_TOKEN))
+                }
+            }
         }
         .boxed()
+    }
+}
+
+impl Objects {
+    async fn request_token(
+        &self,
+        namespace: &str,
+        account: &str,
+        (pod_name, pod_uid): (&str, &str),
+        audience: Option<String>,
+        expiration_seconds: i64,
+    ) -> Result<(String, i64), String> {
+        let api: Api<ServiceAccount> = Api::namespaced(self.client()?, namespace);
+        let bound = BoundObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some("Pod".to_owned()),
+            name: Some(pod_name.to_owned()),
+            uid: Some(pod_uid.to_owned()),
+        };
+        let request = TokenRequest {
+            spec: Some(TokenRequestSpec {
+                audiences: Some(audience.into_iter().collect()),
+                expiration_seconds: Some(expiration_seconds),
+                bound_object_ref: Some(bound),
+            }),
+            ..TokenRequest::default()
+        };
+        let what = |e| format!("requesting a token of service account {namespace}/{account}: {e}");
+        let answer = api.create_token_request(account, &PostParams::default(), &request).await.map_err(what)?;
+        let status =
+            answer.status.ok_or_else(|| format!("no token of service account {namespace}/{account} in the answer"))?;
+        let expires = status.expiration_timestamp.map_or(0, |t| t.0.as_second());
+        Ok((status.token.unwrap_or_default(), expires))
     }
 }

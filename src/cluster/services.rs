@@ -8,17 +8,24 @@ use futures::StreamExt;
 use k8s_openapi::api::core::v1::Service;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client};
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tracing::warn;
 
+use super::kept::{Kept, Slot};
 use super::retry::Retry;
 use crate::errors::causes;
 
 /// How long the first container waits for the first list.
 const FIRST_LIST: Duration = Duration::from_secs(5);
 
+/// The same when what was kept of an earlier list can be used.
+const FIRST_LIST_KEPT: Duration = Duration::from_secs(1);
+/// Where the table is kept.
+const SLOT: Slot = Slot("services", "", "");
+
 /// What of a service its variables are made from.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Known {
     ip: String,
     /// Name, protocol, port.
@@ -32,18 +39,23 @@ type Table = BTreeMap<(String, String), Known>;
 pub struct Services {
     table: Arc<Mutex<Table>>,
     listed: watch::Receiver<bool>,
+    kept: Kept,
+    /// What was last kept.
+    filed: Arc<Mutex<Option<Table>>>,
 }
 
 impl Services {
     /// No services at all, for an agent without a control plane.
     pub fn none() -> Self {
-        Self { table: Arc::default(), listed: watch::channel(true).1 }
+        Self { table: Arc::default(), listed: watch::channel(true).1, kept: Kept::default(), filed: Arc::default() }
     }
 
-    /// Watches every service.
-    pub fn watch(client: Client) -> Self {
+    /// Watches every service; until they are listed, those that were `kept` count.
+    pub fn watch(client: Client, kept: Kept) -> Self {
         let (tx, listed) = watch::channel(false);
-        let services = Self { table: Arc::default(), listed };
+        let filed = kept.get::<Vec<_>>(SLOT).map(Table::from_iter);
+        let table = Arc::new(Mutex::new(filed.clone().unwrap_or_default()));
+        let services = Self { table, listed, kept, filed: Arc::new(Mutex::new(filed)) };
         let table = services.table.clone();
         tokio::spawn(async move {
             let api: Api<Service> = Api::all(client);
@@ -70,8 +82,13 @@ impl Services {
     /// while for the first list; a board that starts with no API server goes on without.
     pub async fn variables(&self, namespace: &str, links: bool) -> Vec<(String, String)> {
         let mut listed = self.listed.clone();
-        if tokio::time::timeout(FIRST_LIST, listed.wait_for(|l| *l)).await.is_err() {
-            warn!(namespace, "services are not known yet: containers start without their variables");
+        let filed = self.filed.lock().unwrap_or_else(PoisonError::into_inner).is_some();
+        let limit = if filed { FIRST_LIST_KEPT } else { FIRST_LIST };
+        let waited = tokio::time::timeout(limit, listed.wait_for(|l| *l)).await.is_ok();
+        match (waited, filed) {
+            (true, _) => self.keep().await,
+            (false, true) => warn!(namespace, "services are not known yet: containers start with what was kept"),
+            (false, false) => warn!(namespace, "services are not known yet: containers start without their variables"),
         }
         let table = locked(&self.table);
         let master = ("default".to_owned(), "kubernetes".to_owned());
@@ -79,6 +96,15 @@ impl Services {
         let own = own.filter(|(k, _)| links && **k != master);
         let all = table.get_key_value(&master).into_iter().chain(own);
         all.flat_map(|((_, name), known)| variables(name, known)).collect()
+    }
+
+    /// Keeps what a container that starts now would see again after a reboot.
+    async fn keep(&self) {
+        let table = locked(&self.table).clone();
+        let before = self.filed.lock().unwrap_or_else(PoisonError::into_inner).replace(table.clone());
+        if before.as_ref() != Some(&table) {
+            self.kept.put(SLOT, &table.into_iter().collect::<Vec<_>>()).await;
+        }
     }
 }
 

@@ -56,6 +56,8 @@ pub struct Config {
     pub log_rotation: Rotation,
     /// Containers that name no seccomp profile get `RuntimeDefault`.
     pub seccomp_default: bool,
+    /// What pods use of the API is kept on disk.
+    pub keep_objects: bool,
     /// Sysctls pods may set beside the safe ones.
     pub unsafe_sysctls: Vec<String>,
     /// Limits of pods and containers.
@@ -327,6 +329,7 @@ impl Config {
             logs_dir: path(flags.pod_logs_dir, file.pod_logs_dir, "/var/log/pods"),
             log_rotation,
             seccomp_default: flags.seccomp_default.or(file.seccomp_default).unwrap_or(false),
+            keep_objects: flags.keep_objects.or(file.keep_objects).unwrap_or(true),
             unsafe_sysctls: list(flags.allowed_unsafe_sysctls, file.allowed_unsafe_sysctls),
             limits,
             cgroup_root: flags.cgroup_root.or(file.cgroup_root).unwrap_or_else(|| "kubepods".to_owned()),

@@ -223,6 +223,11 @@ pub struct Settings {
     #[arg(long, value_name = "FILE")]
     #[serde(alias = "private-registry")]
     pub private_registry: Option<PathBuf>,
+    /// Keep the ConfigMaps, Secrets and tokens of this node's pods in the root directory, for root alone, so that pods
+    /// come back after a reboot with no API server [default: true]
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    #[serde(alias = "keep-objects")]
+    pub keep_objects: Option<bool>,
     /// Keep compressed layers too: the store is a complete OCI image layout then, of about twice the size
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     #[serde(alias = "keep-blobs")]

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::digest::{hex, is_hex};
-use super::durable::{sync_dir, write_whole};
 use super::hashed::Hashed;
+use crate::durable::{sync_dir, write_whole};
 
 /// The blobs of a store; cheap to clone.
 #[derive(Clone)]

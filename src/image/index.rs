@@ -9,12 +9,12 @@ use serde_json::{Value, json};
 
 use super::blobs::Blobs;
 use super::digest::{hex, is_digest};
-use super::durable::{sync_dir, write_whole};
 use super::layers::Layers;
 use super::manifest::{ImageConfig, Manifest};
 use super::pull::Pulled;
 use super::reference::Reference;
 use super::types::{Image, ImageError, ImageProcess};
+use crate::durable::{sync_dir, write_whole};
 
 /// Annotation of an entry: the name it was pulled by.
 const NAME: &str = "org.opencontainers.image.ref.name";

@@ -14,9 +14,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tracing::warn;
 
 use super::digest::{hex, is_hex};
-use super::durable::sync_dir;
 use super::mount;
 use super::unpack::Unpacked;
+use crate::durable::sync_dir;
 
 const MARK: &str = "complete";
 

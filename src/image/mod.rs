@@ -8,7 +8,7 @@ mod compression;
 mod credentials;
 mod digest;
 mod download;
-mod durable;
+
 mod endpoints;
 mod export;
 mod flights;

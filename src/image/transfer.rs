@@ -11,11 +11,11 @@ use tokio::sync::mpsc;
 use tracing::{info, warn};
 
 use super::archive;
-use super::durable::{sync_dir, write_whole};
 use super::import;
 use super::pieces::{Piece, Pieces};
 use super::store::ImageStore;
 use super::types::ImageError;
+use crate::durable::{sync_dir, write_whole};
 
 /// Which archives of the folder are in the store.
 const RECORD: &str = "imported.json";

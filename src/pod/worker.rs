@@ -274,9 +274,8 @@ impl Worker {
             self.end_of_life().await;
             return None;
         }
-        if let Err(error) = checkpoint::save(&self.shared.pods_dir, &self.uid, &self.pod) {
-            warn!(pod = %self.uid, %error, "checkpoint not written: the pod would not come back after a reboot with no API server");
-        }
+        let pod = self.pod.clone();
+        self.save(&pod);
         if !self.renewed().await {
             return None;
         }
@@ -292,9 +291,18 @@ impl Worker {
         };
         if self.ended() {
             self.publish();
+            // so that an agent that starts with no API server does not run it again
+            let pod = Pod { status: Some(self.status.clone()), ..(*self.pod).clone() };
+            self.save(&pod);
             self.end_of_life().await;
         }
         [wake, deadline, resize].into_iter().flatten().min()
+    }
+
+    fn save(&self, pod: &Pod) {
+        if let Err(error) = checkpoint::save(&self.shared.pods_dir, &self.uid, pod) {
+            warn!(pod = %self.uid, %error, "checkpoint not written: the pod would not come back after a reboot with no API server");
+        }
     }
 
     /// True when somebody wants the pod gone.

@@ -53,16 +53,21 @@ pub trait ObjectSource: Send + Sync {
     fn config_map<'a>(&'a self, ns: &'a str, name: &'a str) -> BoxFuture<'a, Result<Option<ConfigMap>, String>>;
     /// The `Secret` of that namespace and name.
     fn secret<'a>(&'a self, ns: &'a str, name: &'a str) -> BoxFuture<'a, Result<Option<Secret>, String>>;
-    /// The claim of that namespace and name; a source with no API server behind it has none.
+    /// The claim of that namespace and name, for a pod; a source with no API server behind it has none.
     fn claim<'a>(
         &'a self,
         _ns: &'a str,
         _name: &'a str,
+        _pod_uid: &'a str,
     ) -> BoxFuture<'a, Result<Option<PersistentVolumeClaim>, String>> {
         Box::pin(async { Ok(None) })
     }
     /// The persistent volume of that name; as for claims.
-    fn persistent_volume<'a>(&'a self, _name: &'a str) -> BoxFuture<'a, Result<Option<PersistentVolume>, String>> {
+    fn persistent_volume<'a>(
+        &'a self,
+        _name: &'a str,
+        _pod_uid: &'a str,
+    ) -> BoxFuture<'a, Result<Option<PersistentVolume>, String>> {
         Box::pin(async { Ok(None) })
     }
     /// From now on the pod of that uid refers to those objects: they are kept up to date.

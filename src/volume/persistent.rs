@@ -46,7 +46,8 @@ impl Volumes {
     async fn claimed(&self, pod: &Pod, volume: &Volume, claim: &str, read_only: bool) -> Result<PathBuf, String> {
         let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
         let what = format!("{namespace}/{claim}");
-        let found = self.objects.claim(namespace, claim).await?;
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        let found = self.objects.claim(namespace, claim, uid).await?;
         let found = found.ok_or_else(|| format!("persistentvolumeclaim {what:?} not found"))?;
         if volume.ephemeral.is_some() && !is_owned(&found, pod) {
             return Err(format!(
@@ -57,7 +58,7 @@ impl Volumes {
         let bound = found.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Bound");
         let name = found.spec.as_ref().and_then(|s| s.volume_name.clone()).filter(|n| bound && !n.is_empty());
         let name = name.ok_or_else(|| format!("PVC {what} is not bound: waiting for a PersistentVolume"))?;
-        let pv = self.objects.persistent_volume(&name).await?;
+        let pv = self.objects.persistent_volume(&name, uid).await?;
         let pv = pv.ok_or_else(|| format!("persistentvolume {name:?} not found"))?;
         let claimed_by = pv.spec.as_ref().and_then(|s| s.claim_ref.as_ref()?.uid.clone());
         if claimed_by != found.metadata.uid {
