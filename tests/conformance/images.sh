@@ -31,6 +31,12 @@ cp "$(command -v bash-static)" "$work/root/bin/bash"
 ln -s /bin/bash "$work/root/usr/local/bin/sh"
 image sleeper 1 "$work/root" --clear=config.cmd --config.cmd sleep --config.cmd 100000
 image busybox "$(tag busybox)" "$work/root" --config.env PATH=/usr/local/bin:/bin
+# tests of a node want another image than busybox of these, and a shell in it
+for name in nginx httpd; do
+  for tag in $(awk -F: -v name="/$name:" 'index($0, name) { print $NF }' "$work/images"); do
+    image $name "$tag" "$work/root" --config.env PATH=/usr/local/bin:/bin
+  done
+done
 image nonroot "$(tag nonroot)" "$work/root" --config.user 1234
 cp "$bin/nnp" "$work/root/bin/" && chmod 6755 "$work/root/bin/nnp"
 image nonewprivs "$(tag nonewprivs)" "$work/root" --clear=config.cmd --config.cmd nnp
