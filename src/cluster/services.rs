@@ -100,9 +100,11 @@ impl Services {
 
     /// Keeps what a container that starts now would see again after a reboot.
     async fn keep(&self) {
-        let table = locked(&self.table).clone();
-        let before = self.filed.lock().unwrap_or_else(PoisonError::into_inner).replace(table.clone());
-        if before.as_ref() != Some(&table) {
+        let changed = {
+            let (table, mut filed) = (locked(&self.table), self.filed.lock().unwrap_or_else(PoisonError::into_inner));
+            (filed.as_ref() != Some(&*table)).then(|| filed.insert(table.clone()).clone())
+        };
+        if let Some(table) = changed {
             self.kept.put(SLOT, &table.into_iter().collect::<Vec<_>>()).await;
         }
     }

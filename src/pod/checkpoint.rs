@@ -1,11 +1,12 @@
 //! The last accepted spec of each pod on disk (`pods/<uid>/pod.json`), so that pods come back without an API server.
 
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::Pod;
 use tracing::warn;
+
+use crate::durable::write_whole;
 
 fn path(pods_dir: &Path, uid: &str) -> PathBuf {
     pods_dir.join(uid).join("pod.json")
@@ -13,17 +14,9 @@ fn path(pods_dir: &Path, uid: &str) -> PathBuf {
 
 /// Writes the pod if its spec or metadata differ from what is there (temporary name, fsync, rename).
 pub fn save(pods_dir: &Path, uid: &str, pod: &Pod) -> std::io::Result<()> {
-    let target = path(pods_dir, uid);
     let text = serde_json::to_vec(pod).map_err(std::io::Error::other)?;
-    if fs::read(&target).is_ok_and(|old| old == text) {
-        return Ok(());
-    }
     fs::create_dir_all(pods_dir.join(uid))?;
-    let temporary = target.with_extension("json.tmp");
-    let mut file = fs::File::create(&temporary)?;
-    file.write_all(&text)?;
-    file.sync_data()?;
-    fs::rename(&temporary, &target)
+    write_whole(&path(pods_dir, uid), &text)
 }
 
 /// True when the folder of a pod holds its checkpoint.
