@@ -40,21 +40,21 @@ cat >"$dir/n3/config.yaml" <<'YAML'
 crashLoopBackOff: {maxContainerRestartPeriod: 2s}
 YAML
 agent_with n3 --config "$dir/n3/config.yaml"
-k run crashes --image=$image --overrides='{"spec":{"nodeName":"n3"}}' --command -- false >/dev/null
-five() { [ "$(field crashes "$restarts")" -ge 5 ]; }
+k run crashloop --image=$image --overrides='{"spec":{"nodeName":"n3"}}' --command -- false >/dev/null
+five() { [ "$(field crashloop "$restarts")" -ge 5 ]; }
 check "crashLoopBackOff.maxContainerRestartPeriod: five restarts in 20 s" until_true 20 five
-waits() { field crashes '.status.containerStatuses[0].state.waiting.message' | grep -q 'back-off 2s'; }
+waits() { field crashloop '.status.containerStatuses[0].state.waiting.message' | grep -q 'back-off 2s'; }
 check "  the wait is told" soon waits
 configured() { [ "$(k get --raw /api/v1/nodes/n3/proxy/configz | jq -r .kubeletconfig.crashLoopBackOff.maxContainerRestartPeriod)" = 2s ]; }
 check "  and /configz has it" configured
-twelve() { [ "$(field crashes "$restarts")" -ge 12 ]; }
+twelve() { [ "$(field crashloop "$restarts")" -ge 12 ]; }
 until_true 60 twelve
-counts() { k get events --field-selector "involvedObject.name=crashes$1" -o 'jsonpath={range .items[*]}{.count}{"\n"}{end}'; }
+counts() { k get events --field-selector "involvedObject.name=crashloop$1" -o 'jsonpath={range .items[*]}{.count}{"\n"}{end}'; }
 once() { [ "$(counts ,reason=Started | wc -l)" = 1 ] && [ "$(counts ,reason=Started)" -ge 3 ]; }
 check "Events that come again are counted on one object" once
 few() { [ "$(counts "" | awk '{ n += $1 } END { print n }')" -le 27 ]; }
 check "  and there are no more than 25 at once about one pod" few
-k delete pod crashes --grace-period=1 --timeout=30s >/dev/null
+k delete pod crashloop --grace-period=1 --timeout=30s >/dev/null
 rm "$dir/n3/config.yaml"
 agent_with n3
 
