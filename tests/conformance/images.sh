@@ -57,6 +57,8 @@ for blob in "$digest" $(jq -r '.config.digest, .layers[].digest' "$work/oci/blob
   mkdir -p "$served/$folder" && cp "$work/oci/blobs/${blob/://}" "$served/$folder/data"
 done
 echo "$digest" >"$served/manifests/testing"
+# it does not run as root
+chmod -R a+rX "$served"
 echo 'user-defined-in-image:x:1000:1000::/:/bin/sh' >>"$work/root/etc/passwd"
 printf 'user-defined-in-image:x:1000:\ngroup-defined-in-image:x:50000:user-defined-in-image\n' >>"$work/root/etc/group"
 agnhost=(--clear=config.cmd --config.entrypoint /agnhost --config.cmd pause)
