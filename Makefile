@@ -31,7 +31,7 @@ test: setup
 	tests/cluster.sh
 	tests/conformance.sh --short
 	tests/bench.sh --short
-	tests/fuzz.sh 60
+	tests/fuzz.sh 20
 
 demo: setup
 	$(RELEASE)
@@ -47,7 +47,7 @@ bench: setup
 
 # ten minutes of each target
 fuzz: setup
-	tests/fuzz.sh 600
+	tests/fuzz.sh 200
 
 # Kubernetes' own tests of a node; FOCUS=, SKIP=, NODES= as tests/conformance.sh says
 conformance: setup
