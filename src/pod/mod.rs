@@ -29,6 +29,7 @@ mod adopt;
 mod checkpoint;
 mod container_mounts;
 mod container_spec;
+mod container_status;
 mod create;
 mod deadline;
 mod ending;

@@ -5,18 +5,14 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use k8s_openapi::api::core::v1::{
-    Container, ContainerState as ApiState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
-    ContainerStatus, ContainerUser, HostIP, LinuxContainerUser, Pod, PodCondition, PodIP, PodStatus,
-    ResourceRequirements, VolumeMountStatus,
-};
+use k8s_openapi::api::core::v1::{Container, ContainerStatus, HostIP, Pod, PodCondition, PodIP, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::allocation::{Resizing, Unfit};
-use super::container::{ContainerState, LABEL_IMAGE, LABEL_IMAGE_ID, exit_reason};
+use super::container::ContainerState;
+use super::container_status::container_status;
 use super::ephemeral::ephemeral;
 use super::{PodExt, is_sidecar, qos};
-use crate::runtime::{ContainerInfo, User};
 
 /// What the status is computed from.
 pub struct Facts<'a> {
@@ -44,120 +40,8 @@ pub struct Facts<'a> {
     pub terminating: bool,
 }
 
-/// A Kubernetes time from nanoseconds since the epoch.
-pub fn time(nanoseconds: i64) -> Time {
-    Time(jiff::Timestamp::from_second(nanoseconds.div_euclid(1_000_000_000)).unwrap_or_default())
-}
-
 fn now() -> Time {
     Time(jiff::Timestamp::from_second(jiff::Timestamp::now().as_second()).unwrap_or_default())
-}
-
-/// The state a run is in.
-fn run_state(info: &ContainerInfo, message: Option<&String>) -> ApiState {
-    let started = info.started_at.map(time);
-    match &info.exit {
-        Some(exit) => ApiState {
-            terminated: Some(ContainerStateTerminated {
-                container_id: Some(container_id(info)),
-                exit_code: exit.code,
-                signal: exit.signal,
-                reason: Some(exit_reason(exit).to_owned()),
-                message: message.cloned(),
-                started_at: started,
-                finished_at: Some(time(exit.finished_at)),
-            }),
-            ..ApiState::default()
-        },
-        None => ApiState { running: Some(ContainerStateRunning { started_at: started }), ..ApiState::default() },
-    }
-}
-
-fn container_id(info: &ContainerInfo) -> String {
-    format!("pikelet://{}", info.spec.id)
-}
-
-fn waiting(reason: &str, message: Option<String>) -> ApiState {
-    let state = ContainerStateWaiting { reason: Some(reason.to_owned()), message };
-    ApiState { waiting: Some(state), ..ApiState::default() }
-}
-
-fn container_status(
-    container: &Container,
-    state: Option<&ContainerState>,
-    init: bool,
-    fallback: (&str, Option<&str>),
-) -> ContainerStatus {
-    let image = container.image.clone().unwrap_or_default();
-    let Some(state) = state else {
-        return ContainerStatus {
-            name: container.name.clone(),
-            image,
-            state: Some(waiting(fallback.0, fallback.1.map(str::to_owned))),
-            last_state: Some(ApiState::default()),
-            started: Some(false),
-            ..ContainerStatus::default()
-        };
-    };
-    let newest = state.current.as_ref();
-    let current = newest.filter(|c| c.started_at.is_some() || c.exit.is_some());
-    let (now, last) = match (&state.waiting, current) {
-        (Some(w), current) => {
-            // a run that ended is the last state while the next one waits
-            let last = match current.filter(|c| c.exit.is_some()) {
-                Some(c) => Some(run_state(c, state.message.as_ref())),
-                None => state.last.as_ref().map(|c| run_state(c, state.last_message.as_ref())),
-            };
-            (waiting(w.reason, Some(w.message.clone()).filter(|m| !m.is_empty())), last)
-        }
-        (None, Some(c)) => (
-            run_state(c, state.message.as_ref()),
-            state.last.as_ref().map(|c| run_state(c, state.last_message.as_ref())),
-        ),
-        (None, None) => (waiting(fallback.0, fallback.1.map(str::to_owned)), None),
-    };
-    let ready = if init && !is_sidecar(container) { state.succeeded() } else { state.ready() };
-    ContainerStatus {
-        name: container.name.clone(),
-        image: newest.and_then(|c| c.spec.labels.get(LABEL_IMAGE).cloned()).unwrap_or(image),
-        image_id: newest.and_then(|c| c.spec.labels.get(LABEL_IMAGE_ID).cloned()).unwrap_or_default(),
-        container_id: newest.map(container_id),
-        restart_count: state.restart_count() as i32,
-        ready,
-        started: Some(state.started()),
-        state: Some(now),
-        allocated_resources: container.resources.as_ref().and_then(|r| r.requests.clone()).filter(|r| !r.is_empty()),
-        resources: state.applied.clone().filter(|r| *r != ResourceRequirements::default()),
-        // as the API server gives it back, so that the two compare equal
-        last_state: Some(last.unwrap_or_default()),
-        user: newest.map(|c| user(&c.spec.user)),
-        volume_mounts: newest.and_then(|_| volume_mounts(container)),
-        ..ContainerStatus::default()
-    }
-}
-
-/// Who the first process of a run was started as.
-fn user(user: &User) -> ContainerUser {
-    let others = user.additional_gids.iter().filter(|g| **g != user.gid);
-    let groups = std::iter::once(&user.gid).chain(others).map(|g| i64::from(*g)).collect();
-    let linux = LinuxContainerUser { uid: user.uid.into(), gid: user.gid.into(), supplemental_groups: Some(groups) };
-    ContainerUser { linux: Some(linux) }
-}
-
-fn volume_mounts(container: &Container) -> Option<Vec<VolumeMountStatus>> {
-    let mounts = container.volume_mounts.iter().flatten().map(|mount| {
-        let read_only = mount.read_only == Some(true);
-        let wanted = mount.recursive_read_only.as_deref().unwrap_or("Disabled");
-        VolumeMountStatus {
-            name: mount.name.clone(),
-            mount_path: mount.mount_path.clone(),
-            read_only: read_only.then_some(true),
-            recursive_read_only: read_only
-                .then(|| if wanted == "Disabled" { "Disabled" } else { "Enabled" }.to_owned()),
-            ..VolumeMountStatus::default()
-        }
-    });
-    Some(mounts.collect()).filter(|m: &Vec<_>| !m.is_empty())
 }
 
 /// True when every init container that must end has ended well and every sidecar was started.
@@ -364,7 +248,7 @@ pub fn compute(facts: &Facts) -> PodStatus {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::runtime::{ContainerSpec, ExitRecord};
+    use crate::runtime::{ContainerInfo, ContainerSpec, ExitRecord};
 
     fn state(started: bool, code: Option<i32>) -> ContainerState {
         let exit = code.map(|code| ExitRecord { code, signal: None, oom_killed: false, finished_at: 0 });
