@@ -16,7 +16,7 @@ setup:
 
 lint: setup
 	cargo fmt --check
-	cargo clippy --all-targets -- -D warnings
+	cargo clippy --all-targets --test bench --test bench_containers -- -D warnings
 
 fmt:
 	cargo fmt

@@ -25,7 +25,7 @@ mod serving_certificate;
 mod status;
 
 pub use bootstrap::Source;
-pub use client::ClusterError;
+pub use client::{ClusterError, connect};
 pub use discovery::{BootstrapToken, Pin};
 pub use events::{EventRate, EventRecorder};
 pub use join::{Given, Join, Membership, Node, join};
