@@ -15,6 +15,8 @@ mod guard;
 #[allow(dead_code)]
 #[path = "../../src/image/hashed.rs"]
 mod hashed;
+#[path = "../../src/hex.rs"]
+mod hex;
 #[allow(dead_code)]
 #[path = "../../src/image/tree.rs"]
 mod tree;
