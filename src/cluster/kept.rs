@@ -64,7 +64,7 @@ impl Kept {
         let Some((dir, file)) = self.dir.clone().and_then(|dir| Some((dir.clone(), slot.file(&dir)?))) else { return };
         let written = match serde_json::to_vec(thing) {
             Ok(text) => {
-                let write = move || write_whole(&file, &text).and_then(|()| sync_dir(&dir));
+                let write = move || write_whole(&file, &text).and_then(|new| if new { sync_dir(&dir) } else { Ok(()) });
                 tokio::task::spawn_blocking(write).await.unwrap_or_else(|e| Err(io::Error::other(e)))
             }
             Err(error) => Err(error.into()),

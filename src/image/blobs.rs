@@ -50,7 +50,7 @@ impl Blobs {
 
     /// Writes a document.
     pub fn write(&self, digest: &str, bytes: &[u8]) -> io::Result<()> {
-        write_whole(&self.path(digest), bytes)
+        write_whole(&self.path(digest), bytes).map(drop)
     }
 
     /// Reads a document.

@@ -37,6 +37,7 @@ impl Index {
     /// Opens (and where needed creates) the layout in `dir`.
     pub fn open(dir: PathBuf, blobs: Blobs) -> Result<Self, ImageError> {
         write_whole(&dir.join("oci-layout"), br#"{"imageLayoutVersion":"1.0.0"}"#)
+            .map(drop)
             .map_err(io_error(format!("opening the image store {}", dir.display())))?;
         Ok(Self { dir, blobs })
     }
@@ -59,7 +60,7 @@ impl Index {
     fn write(&self, entries: &[Value]) -> Result<(), ImageError> {
         let index =
             json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": entries});
-        let write = |path: &Path| write_whole(path, index.to_string().as_bytes()).and_then(|()| sync_dir(&self.dir));
+        let write = |path: &Path| write_whole(path, index.to_string().as_bytes()).and_then(|_| sync_dir(&self.dir));
         write(&self.path()).map_err(io_error(format!("writing {}", self.path().display())))
     }
 

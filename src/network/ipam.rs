@@ -76,11 +76,9 @@ impl Leases {
     }
 
     fn save(&self) -> Result<(), NetworkError> {
-        let temporary = self.file.with_extension("tmp");
         serde_json::to_vec(self)
             .map_err(io::Error::other)
-            .and_then(|text| fs::write(&temporary, text))
-            .and_then(|()| fs::rename(&temporary, &self.file))
+            .and_then(|text| crate::durable::replace(&self.file, &text, false))
             .map_err(|source| NetworkError::Io { what: format!("writing {}", self.file.display()), source })
     }
 }

@@ -16,7 +16,7 @@ fn path(pods_dir: &Path, uid: &str) -> PathBuf {
 pub fn save(pods_dir: &Path, uid: &str, pod: &Pod) -> std::io::Result<()> {
     let text = serde_json::to_vec(pod).map_err(std::io::Error::other)?;
     fs::create_dir_all(pods_dir.join(uid))?;
-    write_whole(&path(pods_dir, uid), &text)
+    write_whole(&path(pods_dir, uid), &text).map(drop)
 }
 
 /// True when the folder of a pod holds its checkpoint.

@@ -38,7 +38,7 @@ impl Worker {
         for state in self.containers.values() {
             let newest = state.current.iter().filter(|c| c.exit.is_some());
             for run in newest.chain(&state.last) {
-                if let Err(error) = self.shared.images.unmount(&self.shared.containers_dir.join(&run.spec.id)).await {
+                if let Err(error) = self.unmount(&run.spec.id).await {
                     warn!(container = run.spec.id, %error, "write layer not removed");
                 }
             }

@@ -26,11 +26,10 @@ impl Worker {
             state.crash.reset();
             state.pull.reset();
             state.pull_error = None;
-            let Some(run) = self.run_of(container) else { continue };
-            self.state(&container.name).changed = true;
-            let message = format!("Container {} definition changed, will be restarted", container.name);
-            self.event(Some(container), "Normal", "Killing", message);
-            tokio::spawn(run.end(self.grace()));
+            if self.run_of(container).is_some() {
+                let why = format!("Container {} definition changed, will be restarted", container.name);
+                self.start_anew(container, why);
+            }
         }
     }
 

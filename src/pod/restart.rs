@@ -1,9 +1,10 @@
-//! Whether a container that has ended is started again: its own rules, its own policy, the pod's.
+//! Whether a container that has ended is started again: its own rules, its own policy, the pod's; and its start for a changed spec.
 //!
 //! Rules: Kubernetes "Pod Lifecycle", individual container restart policy and rules.
 
 use k8s_openapi::api::core::v1::{Container, ContainerRestartRule, Pod};
 
+use super::worker::Worker;
 use super::{PodExt, ephemeral, is_sidecar};
 
 fn matches(rule: &ContainerRestartRule, code: i32) -> bool {
@@ -40,6 +41,19 @@ pub fn restarts(pod: &Pod, name: &str, code: i32) -> bool {
     };
     // an init container that ended well has done its part
     ruled && !(init.is_some() && !is_sidecar(container) && code == 0) || restart
+}
+
+impl Worker {
+    /// Ends the run of a container whose spec has changed, so that another one starts, whatever its policy says.
+    pub(super) fn start_anew(&mut self, container: &Container, why: String) {
+        if std::mem::replace(&mut self.state(&container.name).changed, true) {
+            return;
+        }
+        self.event(Some(container), "Normal", "Killing", why);
+        if let Some(run) = self.run_of(container) {
+            tokio::spawn(run.end(self.grace()));
+        }
+    }
 }
 
 #[cfg(test)]

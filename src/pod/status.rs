@@ -89,7 +89,7 @@ pub fn outcome(facts: &Facts) -> Option<&'static str> {
 }
 
 /// `Pending`, `Running`, `Succeeded` or `Failed`. A terminal phase never goes back, and comes when nothing runs any more.
-fn phase(facts: &Facts) -> &'static str {
+pub(super) fn phase(facts: &Facts) -> &'static str {
     match facts.previous.phase.as_deref() {
         Some("Succeeded") => return "Succeeded",
         Some("Failed") => return "Failed",

@@ -317,7 +317,7 @@ impl Worker {
 
     /// True when the pod has come to its end, whether that is told yet or not.
     pub(super) fn ended(&self) -> bool {
-        self.compute().phase.as_deref().is_some_and(|p| p == "Succeeded" || p == "Failed")
+        matches!(status::phase(&self.facts()), "Succeeded" | "Failed")
     }
 
     /// True when the pod's containers leave nothing to be started again: what still runs, sidecars above all, is ended.

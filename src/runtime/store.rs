@@ -77,9 +77,7 @@ pub fn read_infos(dir: &Path) -> Vec<ContainerInfo> {
 
 /// Replaces a file with a JSON document in one step.
 pub fn write_json<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
-    let new = path.with_extension("new");
-    fs::write(&new, serde_json::to_vec(value)?)?;
-    fs::rename(&new, path)
+    crate::durable::replace(path, &serde_json::to_vec(value)?, false)
 }
 
 /// Reads a JSON document.

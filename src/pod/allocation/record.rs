@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write;
 use std::path::Path;
 
 use k8s_openapi::api::core::v1::{Pod, ResourceRequirements};
@@ -62,13 +61,8 @@ impl Allocated {
             return Ok(());
         }
         fs::create_dir_all(pod_dir)?;
-        let temporary = pod_dir.join("allocation.json.tmp");
-        let mut file = fs::File::create(&temporary)?;
-        file.write_all(&serde_json::to_vec(self).map_err(std::io::Error::other)?)?;
-        if synced {
-            file.sync_data()?;
-        }
-        fs::rename(&temporary, pod_dir.join(FILE))
+        let text = serde_json::to_vec(self).map_err(std::io::Error::other)?;
+        crate::durable::replace(&pod_dir.join(FILE), &text, synced)
     }
 }
 

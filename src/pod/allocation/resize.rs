@@ -132,7 +132,7 @@ impl Worker {
         for container in crate::pod::containers(&pod) {
             let Some(changed) = changes.get(container.name.as_str()) else { continue };
             if needs_restart(container, changed) {
-                self.restart_for_resize(container);
+                self.start_anew(container, format!("Container {} resize requires restart", container.name));
             } else if let Err(error) = self.change_now(container, &cgroup) {
                 errors.push(error);
             }
@@ -146,17 +146,6 @@ impl Worker {
         self.sandbox.as_ref()?;
         let (cgroup, resources) = (qos::pod_cgroup(&self.pod), qos::pod_resources(&self.pod, &self.shared.limits));
         self.shared.runtime.limit(&cgroup, &resources).err().map(|e| e.to_string())
-    }
-
-    fn restart_for_resize(&mut self, container: &Container) {
-        if std::mem::replace(&mut self.state(&container.name).changed, true) {
-            return;
-        }
-        let message = format!("Container {} resize requires restart", container.name);
-        self.event(Some(container), "Normal", "Killing", message);
-        if let Some(run) = self.run_of(container) {
-            tokio::spawn(run.end(self.grace()));
-        }
     }
 
     fn change_now(&mut self, container: &Container, cgroup: &str) -> Result<(), String> {
