@@ -2,7 +2,10 @@
 
 node() { k get node n3 -o "jsonpath={$1}"; }
 check "capacity, allocatable and nodeInfo are set" test -n "$(node .status.capacity.memory)" -a -n "$(node .status.allocatable.cpu)" -a -n "$(node .status.nodeInfo.bootID)"
-check "images are listed" test -n "$(node '.status.images[0].names[0]')"
+k run imaged --image=$image --restart=Never --overrides='{"spec":{"nodeName":"n3"}}' --command -- sleep 1000 >/dev/null
+listed() { node '.status.images[*].names' | grep -qF "\"$image\""; }
+check "images are listed" soon listed
+k delete pod imaged --timeout=60s --grace-period=1 >/dev/null
 check "the kubelet's port is told" test "$(node .status.daemonEndpoints.kubeletEndpoint.Port)" = 10250
 lease() { k get lease -n kube-node-lease n3 -o 'jsonpath={.spec.renewTime}'; }
 seen=$(lease); sleep 12
