@@ -2,7 +2,10 @@
 # The node on a kernel with cgroup version 2 only: an emulated x86_64 machine with Debian's kernel, which sees this
 # machine's files read-only and keeps what it writes in memory. Ends by itself and leaves nothing.
 #
-#   tests/guest.sh [SUBJECT...]     all of tests/guest/*.sh, or those named: runtime, demo, ...
+#   tests/guest.sh [SUBJECT...]     all of tests/guest/*.sh, or those named: runtime, demo, ...; one with a / is a file
+#
+# PIKELET_GUEST_SWITCH="NETNS BRIDGE" gives the machine a network device at that bridge (eth0); PIKELET_GUEST_SETTINGS is a
+# file of shell variables for the subjects.
 #
 # Prints what runs there, a line per subject, and `N passed, N failed`. The kernel package (about 70 MB) is downloaded once
 # and kept in $PIKELET_CACHE (default ~/.cache/pikelet); it is never installed.
@@ -26,12 +29,18 @@ done
 
 work=$(mktemp -d /tmp/pikelet-guest.XXXXXX)
 machine=
+device=
 cleanup() {
   # timeout hands it on to the emulator
   [ -z "$machine" ] || { kill "$machine" && wait "$machine"; } 2>/dev/null || true
+  [ -z "$device" ] || ip -n "${switch[0]}" link del "$device" 2>/dev/null || true
   rm -rf "$work"
 }
 trap cleanup EXIT
+
+# of the kernel package: what is kept of it
+parts=('*/boot/vmlinuz-*' '*/modules/*/modules.*' '*/kernel/'{arch,crypto,lib,net,fs/9p,fs/netfs,fs/fscache,fs/overlayfs,drivers/virtio}
+  '*/kernel/drivers/'{net/veth,net/dummy,net/virtio_net,net/net_failover,block/loop}'.ko*')
 
 # kernel: the folder of the newest kernel package that apt offers, unpacked without installing it
 kernel() {
@@ -39,15 +48,13 @@ kernel() {
   package=$(apt-cache depends linux-image-amd64 | awk '$1 == "Depends:" { print $2; exit }')
   version=$(apt-cache policy "$package" | awk '$1 == "Candidate:" { print $2 }')
   [ -n "$version" ] || fail "apt offers no linux-image-amd64: run apt-get update"
-  dir=$cache/${package}_$version
+  dir=$cache/${package}_$version-$(cksum <<<"${parts[*]}" | cut -d ' ' -f 1)
   if [ ! -d "$dir" ]; then
     mkdir -p "$cache"
     new=$(mktemp -d "$cache/new.XXXXXX")
     (cd "$work" && { download "$package=$version" || { apt-get -qq update && download "$package=$version"; }; }) >&2 ||
       fail "cannot download $package $version"
-    dpkg-deb --fsys-tarfile "$work/$package"_*.deb | tar -x -C "$new" --wildcards '*/boot/vmlinuz-*' '*/modules/*/modules.*' \
-      '*/kernel/'{arch,crypto,lib,net,fs/9p,fs/netfs,fs/fscache,fs/overlayfs,drivers/virtio} \
-      '*/kernel/drivers/'{net/veth,block/loop}'.ko*'
+    dpkg-deb --fsys-tarfile "$work/$package"_*.deb | tar -x -C "$new" --wildcards "${parts[@]}"
     rm "$work/$package"_*.deb
     [ -d "$new/lib" ] || ln -s usr/lib "$new/lib"
     depmod -b "$new" "${package#linux-image-}"
@@ -91,7 +98,9 @@ initramfs() {
 
 subjects=("$@")
 if [ $# = 0 ]; then for file in tests/guest/*.sh; do subjects+=("$(basename "$file" .sh)"); done; fi
-for subject in "${subjects[@]}"; do [ -f "tests/guest/$subject.sh" ] || fail "no subject $subject: see tests/guest"; done
+for subject in "${subjects[@]}"; do
+  [ -f "tests/guest/$subject.sh" ] || [ -f "$subject" ] || fail "no subject $subject: see tests/guest"
+done
 
 cargo build --quiet
 # the files of the test programs: cargo tells them only in this way
@@ -108,17 +117,29 @@ parser=$(printf %q "$parser")
 subjects=(${subjects[*]@Q})
 export PIKELET_BIN=$(printf %q "$(realpath "${CARGO_TARGET_DIR:-target}/debug/pikelet")")
 declare -A tests=($tests)
+$(cat "${PIKELET_GUEST_SETTINGS:-/dev/null}")
 SETTINGS
 cp tests/guest/run "$work/run"
 
+# a network device, where one is wanted
+inside=() network=()
+read -ra switch <<<"${PIKELET_GUEST_SWITCH:-}"
+if [ ${#switch[@]} = 2 ]; then
+  device=guest$$
+  ip -n "${switch[0]}" tuntap add "$device" mode tap
+  ip -n "${switch[0]}" link set "$device" master "${switch[1]}" up
+  inside=(nsenter --net="/run/netns/${switch[0]}")
+  network=(-netdev "tap,id=net,ifname=$device,script=no,downscript=no" -device virtio-net-pci,netdev=net,romfile=)
+fi
+
 # before anybody opens it
 : >"$work/console"
-timeout -k 5 "$limit" qemu-system-x86_64 -M q35 -cpu max,la57=off -accel tcg,thread=multi -smp 2 -m 1536 \
+timeout -k 5 "$limit" "${inside[@]}" qemu-system-x86_64 -M q35 -cpu max,la57=off -accel tcg,thread=multi -smp 2 -m 1536 \
   -nodefaults -no-user-config -display none -no-reboot -serial stdio -serial "file:$work/status" \
   -kernel "$dir"/boot/vmlinuz-* -initrd "$work/initramfs" \
   -append "console=ttyS0 quiet loglevel=3 panic=-1 cgroup_no_v1=all guest.work=$work" \
   -fsdev "local,id=host,path=/,security_model=none,readonly=on,multidevs=remap" \
-  -device virtio-9p-pci,fsdev=host,mount_tag=host \
+  -device virtio-9p-pci,fsdev=host,mount_tag=host "${network[@]}" \
   </dev/null >>"$work/console" &
 machine=$!
 tail -n +1 -f --pid="$machine" "$work/console" | tr -d '\r' &
