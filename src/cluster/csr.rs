@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 use tracing::info;
 
 use super::client::ClusterError;
-use super::retry::Retry;
+use super::retry::patient;
 use crate::hex::hex;
 
 /// Signer of kubelets' client certificates.
@@ -101,7 +101,7 @@ pub(super) async fn request(client: Client, wanted: &Wanted<'_>, key: &KeyPair) 
     }
     let decided = async {
         let only = watcher::Config::default().fields(&format!("metadata.name={name}"));
-        let mut seen = watcher(api, only).backoff(Retry::new()).applied_objects().boxed();
+        let mut seen = patient(None, watcher(api, only)).applied_objects().boxed();
         let mut told = false;
         while let Some(csr) = seen.next().await {
             let Some(status) = csr.ok().map(|c| c.status.unwrap_or_default()) else { continue };

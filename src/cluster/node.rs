@@ -7,14 +7,13 @@ use std::time::{Duration, Instant};
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Node, Taint};
 use kube::api::{Patch, PatchParams, PostParams};
-use kube::runtime::{WatchStreamExt, watcher};
+use kube::runtime::watcher;
 use kube::{Api, Client};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::retry::Retry;
-use crate::errors::causes;
+use super::retry::patient;
 use crate::machine::MachineInfo;
 
 /// How often the status is computed.
@@ -217,20 +216,27 @@ pub async fn keep_node(
 ) {
     let api: Api<Node> = Api::all(client);
     let fields = format!("metadata.name={}", settings.name);
-    let mut events = watcher(api.clone(), watcher::Config::default().fields(&fields)).backoff(Retry::new()).boxed();
+    let mut events =
+        patient(Some("the Node"), watcher(api.clone(), watcher::Config::default().fields(&fields))).boxed();
     let mut written = Value::Null;
     let mut written_at = Instant::now();
     let mut registered = false;
+    let mut said = String::new();
     let mut tick = tokio::time::interval(COMPUTE);
     loop {
         if !registered {
             match register(&api, &settings, &machine).await {
                 Ok(()) => {
                     registered = true;
+                    said.clear();
                     written = Value::Null;
                 }
                 Err(error) => {
-                    warn!(%error, "node not registered: trying again");
+                    let error = error.to_string();
+                    if said != error {
+                        warn!(error, "node not registered: trying again until it is");
+                        said = error;
+                    }
                     tokio::time::sleep(Duration::from_millis(1000 + u64::from(rand::random::<u8>()) * 8)).await;
                     continue;
                 }
@@ -267,8 +273,7 @@ pub async fn keep_node(
                     info!(node = settings.name, "somebody deleted the Node: registering again");
                     registered = false;
                 }
-                Ok(_) => {}
-                Err(error) => warn!(error = causes(&error), "watching the Node: trying again"),
+                Ok(_) | Err(_) => {}
             },
         }
     }

@@ -14,7 +14,7 @@ use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Secret, ServiceAccount};
 use kube::api::PostParams;
-use kube::runtime::{WatchStreamExt, watcher};
+use kube::runtime::watcher;
 use kube::{Api, Client};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -23,7 +23,7 @@ use tokio::task::AbortHandle;
 use tracing::warn;
 
 use super::kept::{Kept, Slot};
-use super::retry::Retry;
+use super::retry::patient;
 use crate::volume::{ObjectKey, ObjectKind, ObjectSource};
 
 const STANDALONE: &str = "no API server is configured: standalone pods cannot use ConfigMaps, Secrets or tokens";
@@ -132,7 +132,7 @@ where
     let config = watcher::Config::default().fields(&format!("metadata.name={}", key.name));
     let (tx, rx) = watch::channel(Seen::Unknown(None));
     let task = tokio::spawn(async move {
-        let mut events = watcher(api, config).backoff(Retry::new()).boxed();
+        let mut events = patient(None, watcher(api, config)).boxed();
         let mut listed = None;
         while let Some(event) = events.next().await {
             let object = match event {

@@ -2,13 +2,11 @@
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Pod;
-use kube::runtime::{WatchStreamExt, watcher};
+use kube::runtime::watcher;
 use kube::{Api, Client};
 use tokio::sync::mpsc;
-use tracing::warn;
 
-use super::retry::Retry;
-use crate::errors::causes;
+use super::retry::patient;
 
 /// A change of the pods bound to this node.
 #[derive(Debug)]
@@ -32,7 +30,7 @@ pub fn watch_pods(client: Client, node: &str) -> mpsc::Receiver<PodUpdate> {
     let (tx, rx) = mpsc::channel(QUEUE);
     let config = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
     tokio::spawn(async move {
-        let mut events = watcher(Api::<Pod>::all(client), config).backoff(Retry::new()).boxed();
+        let mut events = patient(Some("pods"), watcher(Api::<Pod>::all(client), config)).boxed();
         let mut listed = Vec::new();
         while let Some(event) = events.next().await {
             let uid = |pod: &Pod| pod.metadata.uid.clone().unwrap_or_default();
@@ -48,10 +46,7 @@ pub fn watch_pods(client: Client, node: &str) -> mpsc::Receiver<PodUpdate> {
                 Ok(watcher::Event::InitDone) => PodUpdate::Synced(std::mem::take(&mut listed)),
                 Ok(watcher::Event::Apply(pod)) => PodUpdate::Upsert(Box::new(pod)),
                 Ok(watcher::Event::Delete(pod)) => PodUpdate::Removed { uid: uid(&pod) },
-                Err(error) => {
-                    warn!(error = causes(&error), "watching pods: trying again");
-                    continue;
-                }
+                Err(_) => continue,
             };
             if tx.send(update).await.is_err() {
                 return;

@@ -1,13 +1,18 @@
-//! How long watches wait before they try again: short enough that a node is back within seconds of its API server.
+//! How long watches wait before they try again: short enough that a node is back within seconds of its API server, and
+//! said once, for a journal may be on an SD card.
 
 use std::time::Duration;
 
-use kube::runtime::utils::Backoff;
+use futures::{Stream, StreamExt, stream};
+use kube::runtime::watcher::{self, Event};
+use tracing::{info, warn};
+
+use crate::errors::causes;
 
 const FIRST: Duration = Duration::from_millis(200);
-const MAX: Duration = Duration::from_secs(5);
+const MAX: Duration = Duration::from_secs(2);
 
-/// Delays that double from 0.2 s to 5 s, each shortened at random by up to a half so that nodes do not come all at once.
+/// Delays that double from 0.2 s to 2 s, each shortened at random by up to a half so that nodes do not come all at once.
 #[derive(Debug)]
 pub struct Retry(Duration);
 
@@ -28,10 +33,37 @@ impl Iterator for Retry {
     }
 }
 
-impl Backoff for Retry {
-    fn reset(&mut self) {
-        self.0 = FIRST;
-    }
+/// A watch that waits after each failure, longer from one to the next. The first failure of several is said, and their
+/// end, where the log has a name for `what` is watched.
+///
+/// Not kube's own backoff: that one begins anew at every [`Event::Init`], which comes before a list is even asked for.
+pub fn patient<K: Send>(
+    what: Option<&'static str>,
+    watch: impl Stream<Item = watcher::Result<Event<K>>> + Send,
+) -> impl Stream<Item = watcher::Result<Event<K>>> + Send {
+    let state = (Box::pin(watch), None::<Retry>, Duration::ZERO);
+    stream::unfold(state, move |(mut watch, mut failing, delay)| async move {
+        if delay > Duration::ZERO {
+            tokio::time::sleep(delay).await;
+        }
+        let event = watch.next().await?;
+        let mut delay = Duration::ZERO;
+        match &event {
+            Err(error) => {
+                if let (None, Some(what)) = (&failing, what) {
+                    warn!(error = causes(error), "watching {what}: trying again until it succeeds");
+                }
+                delay = failing.get_or_insert_with(Retry::new).next().unwrap_or(MAX);
+            }
+            Ok(Event::Init) => {}
+            Ok(_) => {
+                if let (Some(_), Some(what)) = (failing.take(), what) {
+                    info!("watching {what} again");
+                }
+            }
+        }
+        Some((event, (watch, failing, delay)))
+    })
 }
 
 #[cfg(test)]
@@ -39,12 +71,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn delays_grow_to_five_seconds_and_begin_anew() {
+    fn delays_grow_to_two_seconds() {
         let mut retry = Retry::new();
         assert!(retry.next().unwrap() <= FIRST);
         let last = retry.by_ref().nth(10).unwrap();
         assert!(last <= MAX && last >= MAX / 2);
-        retry.reset();
-        assert!(retry.next().unwrap() <= FIRST);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_list_that_fails_over_and_over_is_asked_for_ever_less_often() {
+        let refused = || Err(watcher::Error::NoResourceVersion);
+        let down = (0..20).flat_map(|_| [Ok(Event::<()>::Init), refused()]);
+        let back = [Ok(Event::Init), Ok(Event::InitDone), refused(), Ok(Event::Init)];
+        let mut watch = std::pin::pin!(patient(None, stream::iter(down.chain(back))));
+        let began = tokio::time::Instant::now();
+        for _ in 0..40 {
+            watch.next().await.unwrap().ok();
+        }
+        let down = began.elapsed();
+        assert!(down > 15 * MAX / 2 && down < 20 * MAX, "{down:?}");
+        for _ in 0..3 {
+            watch.next().await.unwrap().ok();
+        }
+        let began = tokio::time::Instant::now();
+        watch.next().await.unwrap().unwrap();
+        assert!(began.elapsed() <= FIRST);
     }
 }

@@ -6,15 +6,14 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Service;
-use kube::runtime::{WatchStreamExt, watcher};
+use kube::runtime::watcher;
 use kube::{Api, Client};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tracing::warn;
 
 use super::kept::{Kept, Slot};
-use super::retry::Retry;
-use crate::errors::causes;
+use super::retry::patient;
 
 /// How long the first container waits for the first list.
 const FIRST_LIST: Duration = Duration::from_secs(5);
@@ -59,7 +58,7 @@ impl Services {
         let table = services.table.clone();
         tokio::spawn(async move {
             let api: Api<Service> = Api::all(client);
-            let mut events = watcher(api, watcher::Config::default()).backoff(Retry::new()).boxed();
+            let mut events = patient(Some("services"), watcher(api, watcher::Config::default())).boxed();
             let mut fresh = Table::new();
             while let Some(event) = events.next().await {
                 match event {
@@ -71,7 +70,7 @@ impl Services {
                     }
                     Ok(watcher::Event::Apply(service)) => put(&mut locked(&table), &service),
                     Ok(watcher::Event::Delete(service)) => drop(locked(&table).remove(&key(&service))),
-                    Err(error) => warn!(error = causes(&error), "watching services: trying again"),
+                    Err(_) => {}
                 }
             }
         });
