@@ -21,15 +21,14 @@ lint: setup
 fmt:
 	cargo fmt
 
+# what is big to build first, then what mostly waits side by side
 test: setup
 	cargo fmt --check
 	cargo test
 	cargo build
-	tests/demo.sh $${CARGO_TARGET_DIR:-target}/debug/pikelet
-	tests/systemd.sh
-	tests/guest.sh
-	tests/cluster.sh
-	tests/conformance.sh --short
+	tests/scripts/controlplane.sh conformance
+	tests/together.sh 'tests/cluster.sh --part 1/2' 'tests/cluster.sh --part 2/2' \
+	  'tests/demo.sh $${CARGO_TARGET_DIR:-target}/debug/pikelet && tests/systemd.sh && tests/guest.sh && tests/conformance.sh --short'
 	tests/bench.sh --short
 	tests/fuzz.sh 20
 

@@ -2,6 +2,7 @@
 # Pods from a real API server on three pikelet nodes. Each file of cluster/ holds the cases of one subject.
 #
 #   tests/cluster.sh [SUBJECT...]     all of them, or those named: workloads, containers, logs, ...
+#   tests/cluster.sh --part K/N       every Nth of them, from the Kth on
 #
 # Prints a line per case, and `N passed, N failed`.
 set -uo pipefail
@@ -64,13 +65,19 @@ umoci config --image "$layout/oci:1" --tag usr1 --config.stopsignal SIGUSR1
 push_image "pk$PIKELET_CLUSTER_ID-cp" "$layout/oci" usr1 "10.77.0.1:5000/busybox:usr1"
 check "every node becomes Ready" k wait --for=condition=Ready node/n1 node/n2 node/n3 --timeout=30s
 
-subjects=("$@")
-[ $# != 0 ] || subjects=(workloads rollouts containers mistakes logs streams stats certificates security probes hooks sidecars identity volumes ephemeral cli mirror outage reboot kills shims node eviction admission resize restarts join k3s)
-[ $# != 0 ] || [ -z "${PIKELET_K3S:-}" ] || subjects+=(k3s-binary)
+all=(workloads rollouts containers mistakes logs streams stats certificates security probes hooks sidecars identity volumes ephemeral cli mirror outage reboot kills shims node eviction admission resize restarts join k3s)
+[ -z "${PIKELET_K3S:-}" ] || all+=(k3s-binary)
+case ${1:-} in
+  --part) subjects=(); for ((i = ${2%/*} - 1; i < ${#all[@]}; i += ${2#*/})); do subjects+=("${all[i]}"); done ;;
+  '') subjects=("${all[@]}") ;;
+  *) subjects=("$@") ;;
+esac
 for subject in "${subjects[@]}"; do
   echo "     -- $subject"
+  subject_began=$SECONDS
   # shellcheck source=/dev/null
   . "cluster/$subject.sh"
+  echo "     ($((SECONDS - subject_began)) s)"
 done
 rm -rf "$layout"
 completed=yes
