@@ -3,6 +3,8 @@
 CACHE ?= $(if $(PIKELET_CACHE),$(PIKELET_CACHE),$(HOME)/.cache/pikelet)
 ifdef CI
 export CARGO_TARGET_DIR = $(CACHE)/target
+# for one build, at another path each time, it would only take room
+export CARGO_INCREMENTAL = 0
 endif
 export PATH := $(HOME)/.cargo/bin:/usr/local/go/bin:$(PATH)
 
