@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::{Container, Pod};
 use super::PodExt;
 use super::create::Refused;
 use super::ephemeral::all_containers;
-use super::message::Message;
+use super::message::{Message, Pulled};
 use super::worker::Worker;
 use crate::image::{Image, ImageError};
 use crate::volume;
@@ -112,7 +112,7 @@ impl Worker {
         tokio::spawn(async move {
             let result = images.pull(&image, &credentials).await;
             // a worker that is gone no longer cares
-            let _ = tx.send(Message::Pulled { container: name, image, result }).await;
+            let _ = tx.send(Message::Pulled(Box::new(Pulled { container: name, image, result }))).await;
         });
     }
 
@@ -132,7 +132,9 @@ impl Worker {
     }
 
     /// Takes the end of a pull.
-    pub(super) fn pulled(&mut self, name: &str, image: String, result: Result<Image, ImageError>) {
+    pub(super) fn pulled(&mut self, pulled: Pulled) {
+        let Pulled { container: name, image, result } = pulled;
+        let name = name.as_str();
         let pod = self.pod.clone();
         let Some(container) = all_containers(&pod).find(|c| c.name == name) else { return };
         let state = self.state(name);

@@ -44,7 +44,7 @@ pub struct Manager {
     /// Static pods that run, by uid: their namespace and name.
     statics: BTreeMap<String, (String, String)>,
     /// Static pods of the manifests.
-    manifests: Vec<Pod>,
+    manifests: Vec<Arc<Pod>>,
     tasks: JoinSet<String>,
     found: BTreeMap<String, SandboxInfo>,
     /// Mirror pods on the API server by their uid.
@@ -94,7 +94,7 @@ impl Manager {
             if pod.is_static() {
                 self.statics.insert(uid, full_name(&pod));
             }
-            self.upsert(pod);
+            self.upsert(Arc::new(pod));
         }
         stale.extend(std::mem::take(&mut self.found).into_values());
         for sandbox in stale {
@@ -183,7 +183,7 @@ impl Manager {
                 if self.workers.contains_key(&uid) {
                     self.tell(&uid, Message::Update(pod)).await;
                 } else {
-                    self.upsert(*pod);
+                    self.upsert(Arc::from(pod));
                 }
             }
             PodUpdate::Removed { uid } => match self.mirrors.remove(&uid) {
@@ -233,7 +233,7 @@ impl Manager {
         }
     }
 
-    async fn static_update(&mut self, pods: Vec<Pod>) {
+    async fn static_update(&mut self, pods: Vec<Arc<Pod>>) {
         self.manifests_read = true;
         let wanted: BTreeSet<String> = pods.iter().map(|p| p.uid().to_owned()).collect();
         let gone: Vec<_> = self.statics.keys().filter(|u| !wanted.contains(*u)).cloned().collect();
@@ -305,7 +305,7 @@ impl Manager {
     }
 
     /// Starts a worker, unless this agent is draining.
-    fn upsert(&mut self, pod: Pod) {
+    fn upsert(&mut self, pod: Arc<Pod>) {
         let uid = pod.uid().to_owned();
         if self.draining.is_some() || self.workers.contains_key(&uid) {
             return;

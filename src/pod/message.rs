@@ -79,13 +79,20 @@ pub enum Message {
     },
     /// Remove what ended containers have written; dropped when done.
     Clean(mpsc::Sender<()>),
-    /// A pull this worker asked for has ended.
-    Pulled {
-        /// Container name.
-        container: String,
-        /// What was asked for.
-        image: String,
-        /// The image, or why there is none.
-        result: Result<Image, ImageError>,
-    },
+    /// A pull this worker asked for has ended. Boxed: a channel has room for many messages of the largest kind.
+    Pulled(Box<Pulled>),
 }
+
+/// The end of a pull.
+#[derive(Debug)]
+pub struct Pulled {
+    /// Container name.
+    pub container: String,
+    /// What was asked for.
+    pub image: String,
+    /// The image, or why there is none.
+    pub result: Result<Image, ImageError>,
+}
+
+// hundreds of workers have a channel each
+const _: () = assert!(size_of::<Message>() <= 80);

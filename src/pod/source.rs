@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures::StreamExt;
@@ -19,7 +20,7 @@ use crate::volume::ObjectKind;
 #[derive(Debug)]
 pub enum StaticUpdate {
     /// Every pod of it.
-    Set(Vec<Pod>),
+    Set(Vec<Arc<Pod>>),
 }
 
 /// Editors write in steps: a folder is read this long after a change.
@@ -59,7 +60,7 @@ async fn watch(dir: &Path, node: &str, tx: &mpsc::Sender<StaticUpdate>) -> std::
     let mask = WatchMask::CLOSE_WRITE | WatchMask::MOVED_TO | WatchMask::MOVED_FROM | WatchMask::DELETE;
     inotify.watches().add(dir, mask)?;
     let mut changes = inotify.into_event_stream([0; 4096])?;
-    let mut known: Vec<(PathBuf, Vec<Pod>)> = Vec::new();
+    let mut known: Vec<(PathBuf, Vec<Arc<Pod>>)> = Vec::new();
     loop {
         let look = print(dir);
         known = read_dir(dir, node, &known);
@@ -81,14 +82,14 @@ async fn watch(dir: &Path, node: &str, tx: &mpsc::Sender<StaticUpdate>) -> std::
 }
 
 /// Every manifest of the folder; one with a mistake is said, and its last good version kept.
-fn read_dir(dir: &Path, node: &str, known: &[(PathBuf, Vec<Pod>)]) -> Vec<(PathBuf, Vec<Pod>)> {
+fn read_dir(dir: &Path, node: &str, known: &[(PathBuf, Vec<Arc<Pod>>)]) -> Vec<(PathBuf, Vec<Arc<Pod>>)> {
     let mut files: Vec<PathBuf> = fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path()).collect();
     files.sort();
     files.retain(|f| f.is_file() && f.file_name().is_some_and(|n| !n.as_encoded_bytes().starts_with(b".")));
     let mut found = Vec::new();
     for file in files {
         match fs::read_to_string(&file).map_err(|e| e.to_string()).and_then(|text| parse(&text, &file, node)) {
-            Ok(pods) => found.push((file, pods)),
+            Ok(pods) => found.push((file, pods.into_iter().map(Arc::new).collect())),
             Err(error) => {
                 warn!(file = %file.display(), error, "manifest not used");
                 found.extend(known.iter().find(|(f, _)| *f == file).cloned());

@@ -74,7 +74,7 @@ pub struct Worker {
 
 impl Worker {
     /// A worker for `pod`, going on from `found` (its newest sandbox in the runtime).
-    pub fn new(shared: Arc<Shared>, mut pod: Pod, found: Option<SandboxInfo>) -> (Self, mpsc::Sender<Message>) {
+    pub fn new(shared: Arc<Shared>, mut pod: Arc<Pod>, found: Option<SandboxInfo>) -> (Self, mpsc::Sender<Message>) {
         let (tx, rx) = mpsc::channel(64);
         let uid = pod.uid().to_owned();
         let status = pod.status.clone().unwrap_or_default();
@@ -97,9 +97,9 @@ impl Worker {
         let (sandbox, next_sandbox) = adopt(&shared, found, &mut containers);
         let allocated = Allocated::load(&shared.pods_dir.join(&uid));
         if let Some(allocated) = &allocated {
-            allocated.put_into(&mut pod);
+            allocated.put_into(Arc::make_mut(&mut pod));
             if !matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
-                shared.allocations.keep(&Arc::new(pod.clone()));
+                shared.allocations.keep(&pod);
             }
         }
         for state in containers.values_mut() {
@@ -110,7 +110,7 @@ impl Worker {
         shared.objects.hold(&uid, references::references(&pod));
         let worker = Self {
             shared,
-            pod: Arc::new(pod),
+            pod,
             uid,
             tx: tx.clone(),
             rx,
@@ -198,7 +198,7 @@ impl Worker {
             Message::Exited { container, exit } => self.exited(&container, &exit),
             Message::SandboxLost { sandbox } => self.sandbox_lost(&sandbox),
             Message::Imported { container } => self.imported(&container),
-            Message::Pulled { container, image, result } => self.pulled(&container, image, result),
+            Message::Pulled(pulled) => self.pulled(*pulled),
             Message::PostStarted { container, result } => self.post_started(&container, result),
             Message::Probed { container, kind, success } => self.probed(&container, kind, success),
             Message::Stop { containers, grace } => self.stop_runs(|id| containers.iter().any(|c| c == id), grace),
