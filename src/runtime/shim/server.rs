@@ -31,6 +31,10 @@ const BUFFER: usize = 32 * 1024;
 const MAX_CLIENTS: usize = 72;
 /// Unsent bytes at which a client that does not read is dropped.
 const MAX_UNSENT: usize = 8 << 20;
+/// Memory that making a container took is given back when that was so long ago.
+const TRIM_AFTER: Duration = Duration::from_secs(1);
+/// poll(2) counts whole milliseconds.
+const ROUNDING: Duration = Duration::from_millis(1);
 /// How long a killed container may take to be gone.
 const KILL_TIME: Duration = Duration::from_secs(5);
 
@@ -46,6 +50,8 @@ pub struct Server {
     execs: Vec<Exec>,
     buffer: Box<[u8]>,
     ending: bool,
+    /// When free memory is given back.
+    trim_at: Option<Instant>,
 }
 
 /// A process that is no container's first.
@@ -98,6 +104,7 @@ impl Server {
             execs: Vec::new(),
             buffer: vec![0; BUFFER].into_boxed_slice(),
             ending: false,
+            trim_at: None,
         })
     }
 
@@ -117,6 +124,10 @@ impl Server {
                 }
             }
             self.forget_dead();
+            if self.trim_at.is_some_and(|at| at <= Instant::now()) {
+                self.trim_at = None;
+                crate::allocator::trim();
+            }
         }
         Ok(())
     }
@@ -138,7 +149,9 @@ impl Server {
             waiting.push((Source::Client(id), client.stream.as_fd(), PollFlags::POLLIN | write));
         }
         let mut fds: Vec<_> = waiting.iter().map(|&(_, fd, events)| PollFd::new(fd, events)).collect();
-        match poll(&mut fds, PollTimeout::NONE) {
+        let timeout = self.trim_at.map(|at| at.saturating_duration_since(Instant::now()) + ROUNDING);
+        let timeout = timeout.map_or(PollTimeout::NONE, |t| PollTimeout::try_from(t).unwrap_or(PollTimeout::NONE));
+        match poll(&mut fds, timeout) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(e) => return Err(format!("waiting for events: {e}")),
         }
@@ -215,12 +228,11 @@ impl Server {
                     }
                 }
                 Ok(Some(ClientMessage::Request { id: request_id, request })) => {
-                    let making = matches!(request, Request::Start { .. });
+                    if matches!(request, Request::Start { .. }) {
+                        self.trim_at = Some(Instant::now() + TRIM_AFTER);
+                    }
                     let result = self.answer(request);
                     self.send(id, &ShimMessage::Response { id: request_id, result });
-                    if making {
-                        crate::allocator::trim();
-                    }
                 }
                 Err(e) => {
                     tracing::warn!("dropping a connection: {e}");
