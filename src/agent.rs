@@ -25,7 +25,7 @@ use crate::pod::manager::{Inputs, Manager};
 use crate::pod::order::Order;
 use crate::pod::shared::Shared;
 use crate::pod::table::PodTable;
-use crate::pod::{Memory, probe, source, weights};
+use crate::pod::{IdRanges, Memory, probe, source, weights};
 use crate::runtime::{Runtime, RuntimeConfig};
 use crate::server::access::Access;
 use crate::server::api::{self, Kubelet};
@@ -133,6 +133,7 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
         log_rotation: config.log_rotation,
         apparmor: apparmor(),
         limits: config.limits,
+        id_ranges: IdRanges::open(config.root_dir.join("pods"), config.node.max_pods),
         machine: Memory { memory: facts.memory_bytes, swap: facts.swap_bytes },
         cluster_dns: config.cluster_dns.clone(),
         cluster_domain: config.cluster_domain().to_owned(),

@@ -65,8 +65,11 @@ umoci config --image "$layout/oci:1" --tag usr1 --config.stopsignal SIGUSR1
 push_image "pk$PIKELET_CLUSTER_ID-cp" "$layout/oci" usr1 "10.77.0.1:5000/busybox:usr1"
 check "every node becomes Ready" k wait --for=condition=Ready node/n1 node/n2 node/n3 --timeout=30s
 
-all=(workloads rollouts containers mistakes logs streams stats certificates security probes hooks sidecars identity volumes ephemeral cli mirror outage reboot kills shims node eviction admission resize restarts join k3s)
-[ -z "${PIKELET_K3S:-}" ] || all+=(k3s-binary)
+all=()
+for file in cluster/*.sh; do
+  # needs a program of k3s
+  [ "$file" = cluster/k3s-binary.sh ] && [ -z "${PIKELET_K3S:-}" ] || all+=("$(basename "$file" .sh)")
+done
 case ${1:-} in
   --part) subjects=(); for ((i = ${2%/*} - 1; i < ${#all[@]}; i += ${2#*/})); do subjects+=("${all[i]}"); done ;;
   '') subjects=("${all[@]}") ;;

@@ -280,6 +280,7 @@ async fn a_mounted_device_takes_a_grant() {
         recursive_read_only: false,
         no_exec: false,
         propagation: Propagation::None,
+        mapped: false,
     });
     let mounts: Vec<Mount> = mounts.collect();
     let script = "for file in /dev/kmsg /dev/net/tun /dev/fuse /dev/loop0; do \

@@ -133,6 +133,7 @@ async fn a_full_disk_stops_nothing_and_is_recovered_from() {
             recursive_read_only: false,
             no_exec: false,
             propagation: Propagation::None,
+            mapped: false,
         }],
         ..node.shell("c1", script)
     };

@@ -38,7 +38,7 @@ pub use credentials::{Credential, docker_config, node_config_files};
 pub use endpoints::Registries;
 pub use export::{Export, Exported};
 pub use gc::{GcError, GcPolicy};
-pub use mount::probe as probe_mount;
+pub use mount::{Users, probe as probe_mount};
 pub use pieces::Piece;
 pub use reference::registry_of;
 pub use store::{ImageStore, PULLS};

@@ -1,8 +1,8 @@
 //! An image's layers and a fresh write layer as one root file system (overlayfs).
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{chown, symlink};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -10,6 +10,7 @@ use nix::mount::{MntFlags, MsFlags, mount as mount_fs, umount2};
 use nix::sched::{CloneFlags, unshare};
 
 use super::types::ImageError;
+use crate::mount_tree::{Tree, leave_namespace};
 
 /// Bytes of options mount(2) takes, with the byte that ends them: a page of the smallest size.
 const OPTIONS: usize = 4096;
@@ -20,8 +21,16 @@ fn io_error(what: String) -> impl FnOnce(io::Error) -> ImageError {
     move |source| ImageError::Io { what, source }
 }
 
+/// The users a root file system is for, where they are not the host's.
+pub struct Users {
+    /// A file that is their namespace.
+    pub namespace: PathBuf,
+    /// The host's id of their root.
+    pub root: u32,
+}
+
 /// Mounts `layers` (lowest first) under a fresh write layer in `dir` (`upper`, `work`, `rootfs`); returns `dir/rootfs`.
-pub fn mount(layers: &[PathBuf], dir: &Path) -> Result<PathBuf, ImageError> {
+pub fn mount(layers: &[PathBuf], dir: &Path, users: Option<&Users>) -> Result<PathBuf, ImageError> {
     let (upper, work, rootfs, empty) = (dir.join("upper"), dir.join("work"), dir.join("rootfs"), dir.join("empty"));
     for path in [&upper, &work, &rootfs, &empty] {
         fs::create_dir_all(path).map_err(io_error(format!("creating {}", path.display())))?;
@@ -32,10 +41,20 @@ pub fn mount(layers: &[PathBuf], dir: &Path) -> Result<PathBuf, ImageError> {
     }
     let write_layer = format!("upperdir={},workdir={}", upper.display(), work.display());
     let options = format!("lowerdir={},{write_layer}", lower.join(":"));
-    let mounted = if options.len() < OPTIONS {
-        overlay(&rootfs, &options).map_err(io::Error::from)
-    } else {
-        mount_many(&lower, &dir.join(LOWER), &rootfs, &write_layer)
+    let mount = || {
+        if options.len() < OPTIONS {
+            overlay(&rootfs, &options).map_err(io::Error::from)
+        } else {
+            mount_many(&lower, &dir.join(LOWER), &rootfs, &write_layer)
+        }
+    };
+    let mounted = match users {
+        None => mount(),
+        Some(users) => {
+            // what deleted files leave behind is always of the host's root, so the write layer cannot be mapped as well
+            let owned = [&upper, &work].into_iter().try_for_each(|d| chown(d, Some(users.root), Some(users.root)));
+            owned.and_then(|()| mount_mapped(layers, &rootfs, users, mount))
+        }
     };
     mounted.map_err(io_error(format!("mounting {} layers as overlayfs on {}", layers.len(), rootfs.display())))?;
     Ok(rootfs)
@@ -66,6 +85,34 @@ fn mount_many(lower: &[String], links: &Path, rootfs: &Path, write_layer: &str) 
         });
         mounting.join().unwrap_or_else(|_| Err(io::Error::other("thread ended")))
     })
+}
+
+/// Mounts where the layers have the owners that `users` are: in a namespace of a thread, from where only the mount comes
+/// out. An overlay keeps what it stands on.
+fn mount_mapped(
+    layers: &[PathBuf],
+    rootfs: &Path,
+    users: &Users,
+    mount: impl Fn() -> io::Result<()> + Sync,
+) -> io::Result<()> {
+    let what = |what: &'static str| move |e: io::Error| io::Error::new(e.kind(), format!("{what}: {e}"));
+    let namespace = File::open(&users.namespace).map_err(what("opening the pod's user namespace"))?;
+    let map = |layer: &PathBuf| {
+        let tree = Tree::copy(layer)?;
+        tree.map_ids(&namespace)?;
+        tree.attach(layer)
+    };
+    let unknown = "with mapped owners, which takes Linux 5.19 (leave hostUsers: false out)";
+    let tree = std::thread::scope(|scope| {
+        let mounting = scope.spawn(|| {
+            leave_namespace()?;
+            layers.iter().try_for_each(map).map_err(what("mapping the owners of layers"))?;
+            mount().map_err(what(unknown))?;
+            Tree::copy(rootfs)
+        });
+        mounting.join().unwrap_or_else(|_| Err(io::Error::other("thread ended")))
+    });
+    tree?.attach(rootfs)
 }
 
 /// The layers behind the short names of a mount, given by its write layer's directory.
@@ -102,7 +149,7 @@ pub fn probe(dir: &Path) -> Result<(), ImageError> {
         let write = |path: PathBuf| fs::write(&path, "x").map_err(io_error(format!("writing {}", path.display())));
         fs::create_dir_all(&layer).map_err(io_error(format!("creating {}", layer.display())))?;
         write(layer.join("old"))?;
-        let rootfs = mount(&[layer], &folder)?;
+        let rootfs = mount(&[layer], &folder, None)?;
         write(rootfs.join("new"))?;
         let old = rootfs.join("old");
         let deleted = fs::remove_file(&old).map_err(io_error(format!("deleting {}", old.display())));

@@ -20,6 +20,7 @@ use super::guard::RATIO;
 use super::index::Index;
 use super::layers::{self, Layers};
 use super::manifest::Descriptor;
+use super::mount::Users;
 use super::providers::Providers;
 use super::pull::{self, Pulled};
 use super::reference::Reference;
@@ -317,6 +318,11 @@ impl ImageStore {
 
     /// See [`super::mount::mount`].
     pub async fn mount(&self, image: &Image, dir: &Path) -> Result<PathBuf, ImageError> {
+        self.mount_for(image, dir, None).await
+    }
+
+    /// The same, for users who are not the host's.
+    pub async fn mount_for(&self, image: &Image, dir: &Path, users: Option<&Users>) -> Result<PathBuf, ImageError> {
         // pinned, then looked at: no removal can come between
         let _pins = self.inner.sink.layers.pin(&image.layers);
         if let Some(missing) = image.layers.iter().find(|l| self.inner.sink.layers.size(l).is_none()) {
@@ -324,7 +330,7 @@ impl ImageStore {
         }
         self.touch(&image.id);
         let layers: Vec<PathBuf> = image.layers.iter().map(|l| self.inner.sink.layers.diff(l)).collect();
-        super::mount::mount(&layers, dir)
+        super::mount::mount(&layers, dir, users)
     }
 
     /// Unmounts and removes `dir`. Safe to repeat.

@@ -30,5 +30,6 @@ pub(super) fn adopt(
     let addresses = shared.network.addresses(&spec.id).map(|a| a.ips);
     let ips = if spec.host_network { shared.host_ips.clone() } else { addresses.unwrap_or_default() };
     let ready = found.alive && !ips.is_empty();
-    (Some(Sandbox { id: spec.id, attempt: spec.attempt, ips, ready }), spec.attempt + 1)
+    let ids = spec.user_namespace;
+    (Some(Sandbox { id: spec.id, attempt: spec.attempt, ips, ids, ready }), spec.attempt + 1)
 }

@@ -26,6 +26,7 @@ impl Worker {
             recursive_read_only: false,
             no_exec: false,
             propagation: Propagation::None,
+            mapped: false,
         };
         let dir = self.pod_dir();
         let message_path = container.termination_message_path.as_deref().unwrap_or("/dev/termination-log");
@@ -64,6 +65,7 @@ impl Worker {
                     Some("Bidirectional") => Propagation::Bidirectional,
                     _ => Propagation::None,
                 },
+                mapped: is_image,
             });
         }
         Ok(mounts)

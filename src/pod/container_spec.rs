@@ -183,6 +183,14 @@ impl Worker {
                 user.additional_gids.push(gid);
             }
         }
+        let ids = self.sandbox.as_ref().and_then(|s| s.ids).map_or(u32::MAX, |ids| ids.count);
+        let mut wanted = [user.uid, user.gid].into_iter().chain(user.additional_gids.iter().copied());
+        if let Some(id) = wanted.find(|id| *id >= ids) {
+            return Err(format!(
+                "user or group {id}: the pod's user namespace (hostUsers: false) has 0 to {}",
+                ids - 1
+            ));
+        }
         Ok(user)
     }
 }

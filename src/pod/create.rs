@@ -159,8 +159,8 @@ impl Worker {
         self.forget_oldest(&container.name, &sandbox).await;
         let id = new_id();
         let dir = self.shared.containers_dir.join(&id);
-        let rootfs =
-            self.shared.images.mount(image, &dir).await.map_err(|e| ("CreateContainerError", e.to_string()))?;
+        let mounted = self.shared.images.mount_for(image, &dir, self.users().as_ref()).await;
+        let rootfs = mounted.map_err(|e| ("CreateContainerError", e.to_string()))?;
         let made = async {
             let spec = self.container_spec(container, image, &id, &rootfs, &ips).await?;
             let created_at = now_nanos();

@@ -61,7 +61,7 @@ impl Worker {
             let Some(image) = self.present(container, &reference, wanted.pull_policy.as_deref()).await? else {
                 return Ok(None);
             };
-            let mounted = self.shared.images.mount(&image, &place).await;
+            let mounted = self.shared.images.mount_for(&image, &place, self.users().as_ref()).await;
             mounted.map_err(|e| ("CreateContainerError", format!("volume {:?}: {e}", source.name)))?;
         }
         Ok(Some(image))

@@ -46,9 +46,11 @@ pub mod restart;
 mod runtime_class;
 mod sandbox;
 mod stop;
+mod user_namespace;
 mod writer;
 
 pub use limit_policy::{LimitPolicy, Memory};
+pub use user_namespace::IdRanges;
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 

@@ -27,10 +27,7 @@ impl Worker {
         }
         let default = PodSpec::default();
         let spec = pod.pod_spec().unwrap_or(&default);
-        if spec.host_users == Some(false) {
-            let message = "hostUsers: false: this version of pikelet has no user namespaces; leave it out or run the pod elsewhere";
-            return Err(format!("Failed to create pod sandbox: {message}"));
-        }
+        let ids = self.take_ids().map_err(|e| format!("Failed to create pod sandbox: hostUsers: false: {e}"))?;
         let identity = self.identity().map_err(|e| format!("Failed to create pod sandbox: {e}"))?;
         self.check_runtime_class().await?;
         let attempt = self.next_sandbox;
@@ -48,6 +45,7 @@ impl Worker {
             cgroup: qos::pod_cgroup(pod),
             resources: qos::pod_resources(pod, &self.shared.limits),
             sysctls: sysctls(spec),
+            user_namespace: ids,
         };
         let id = sandbox.id.clone();
         let made = self.shared.runtime.create_sandbox(sandbox).await.map_err(|e| e.to_string());
@@ -60,7 +58,7 @@ impl Worker {
             },
         };
         match attached.and_then(|ips| self.write_files(spec, &identity, &ips).map(|()| ips)) {
-            Ok(ips) => Ok(Sandbox { id, attempt, ips, ready: true }),
+            Ok(ips) => Ok(Sandbox { id, attempt, ips, ids, ready: true }),
             Err(error) => {
                 for cleaned in [
                     self.shared.network.detach(&id).await.map_err(|e| e.to_string()),

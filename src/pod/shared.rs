@@ -13,6 +13,7 @@ use super::limit_policy::{LimitPolicy, Memory};
 use super::order::Order;
 use super::probe;
 use super::table::PodTable;
+use super::user_namespace::IdRanges;
 use crate::cluster::{EventRecorder, Services};
 use crate::image::ImageStore;
 use crate::machine::apparmor::AppArmor;
@@ -76,6 +77,8 @@ pub struct Shared {
     pub apparmor: AppArmor,
     /// Limits the node's settings put on pods.
     pub limits: LimitPolicy,
+    /// Ids of pods with user namespaces.
+    pub id_ranges: IdRanges,
     /// What the machine has.
     pub machine: Memory,
     /// Name servers for `ClusterFirst`.

@@ -166,6 +166,10 @@ fn complete(pod: &mut Pod, hash: String, node: &str) -> Result<(), String> {
     if spec.containers.is_empty() {
         return Err("spec.containers is empty".to_owned());
     }
+    let shares = [("hostNetwork", spec.host_network), ("hostPID", spec.host_pid), ("hostIPC", spec.host_ipc)];
+    if let (Some(false), Some((name, _))) = (spec.host_users, shares.iter().find(|(_, share)| *share == Some(true))) {
+        return Err(format!("spec.{name}: Forbidden: when `hostUsers` is false"));
+    }
     spec.node_name = Some(node.to_owned());
     spec.restart_policy.get_or_insert_with(|| "Always".to_owned());
     spec.dns_policy.get_or_insert_with(|| "ClusterFirst".to_owned());
@@ -208,6 +212,7 @@ mod tests {
         assert!(refers("serviceAccountName: me").contains("static pods may not reference serviceaccounts"));
         assert!(refers("volumes: [{name: v, configMap: {name: c}}]").contains("configmaps"));
         assert!(refers("imagePullSecrets: [{name: s}]").contains("secrets"));
+        assert!(refers("hostUsers: false\n  hostNetwork: true").contains("hostNetwork: Forbidden"));
         assert!(
             refers("volumes: [{name: v, persistentVolumeClaim: {claimName: c}}]").contains("persistentvolumeclaims")
         );

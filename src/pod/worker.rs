@@ -22,13 +22,15 @@ use super::message::Message;
 use super::shared::Shared;
 use super::stop::Stopping;
 use super::{PodExt, checkpoint, ephemeral, references, status, termination, writer};
-use crate::runtime::{ExitRecord, SandboxInfo};
+use crate::runtime::{ExitRecord, IdRange, SandboxInfo};
 
 /// The sandbox of a pod.
 pub(super) struct Sandbox {
     pub id: String,
     pub attempt: u32,
     pub ips: Vec<IpAddr>,
+    /// Its users; `None` when they are the host's.
+    pub ids: Option<IdRange>,
     /// The network is attached.
     pub ready: bool,
 }
@@ -171,6 +173,7 @@ impl Worker {
         }
         self.shared.objects.release(&self.uid);
         self.shared.allocations.release(&self.uid);
+        self.shared.id_ranges.release(&self.uid);
         Box::pin(self.writer.finish(&self.pod, self.removed)).await;
         self.shared.table.remove(&self.uid);
         self.shared.probe_counts.remove(&self.uid);

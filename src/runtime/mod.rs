@@ -25,6 +25,7 @@ pub use cgroup::Hierarchies;
 pub use cri_log::{Rotation, Stream as LogStream, rotated_files};
 pub use log_reader::{LogOptions, last_lines, read_log};
 pub use protocol::Wanted;
+pub use seccomp::section as seccomp_profile;
 pub use streams::{Ending, Reader, Streams, Terminal};
 pub use types::*;
 pub use usage::{Interface, Usage, interfaces};
@@ -198,6 +199,11 @@ impl Runtime {
     /// The process that holds a living sandbox's namespaces.
     pub fn shim(&self, sandbox: &str) -> Option<i32> {
         self.connections().get(sandbox).map(|c| c.shim)
+    }
+
+    /// A link to the user namespace of a sandbox that has one of its own.
+    pub fn user_namespace(&self, sandbox: &str) -> Option<PathBuf> {
+        self.sandbox_dir(sandbox).ok().map(|dir| dir.join(store::USER_NAMESPACE))
     }
 
     /// What a sandbox holds now.

@@ -7,8 +7,9 @@ use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
+use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::sys::stat::{Mode, mkdirat};
+use nix::unistd::{Gid, Uid, fchownat};
 
 /// Largest file read from a root file system (`/etc/passwd`, `/etc/group`).
 const MAX_FILE: u64 = 1 << 20;
@@ -37,8 +38,8 @@ pub fn read_file(rootfs: &Path, path: &str) -> io::Result<Option<String>> {
     Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
 }
 
-/// Creates the directory `path` and its parents below `rootfs` where missing.
-pub fn create_dir_all(rootfs: &Path, path: &str) -> io::Result<()> {
+/// Creates the directory `path` and its parents below `rootfs` where missing, for the user and the group `owner`.
+pub fn create_dir_all(rootfs: &Path, path: &str, owner: u32) -> io::Result<()> {
     let root = open_root(rootfs)?;
     let mut done = PathBuf::from("/");
     for part in Path::new(path).components() {
@@ -52,7 +53,11 @@ pub fn create_dir_all(rootfs: &Path, path: &str) -> io::Result<()> {
         if matches!(open_in(&root, &next, flags), Err(Errno::ENOENT)) {
             let parent = open_in(&root, &done, flags)?;
             match mkdirat(&parent, name, Mode::from_bits_truncate(0o755)) {
-                Ok(()) | Err(Errno::EEXIST) => {}
+                Ok(()) => {
+                    let (user, group) = (Uid::from_raw(owner), Gid::from_raw(owner));
+                    fchownat(&parent, name, Some(user), Some(group), AtFlags::AT_SYMLINK_NOFOLLOW)?;
+                }
+                Err(Errno::EEXIST) => {}
                 Err(e) => return Err(e.into()),
             }
         }
@@ -75,7 +80,7 @@ mod tests {
         std::fs::create_dir_all(root.join("srv")).unwrap();
         assert_eq!(read_file(&root, "/etc/passwd").unwrap().as_deref(), Some("inside"));
         assert_eq!(read_file(&root, "/etc/none").unwrap(), None);
-        create_dir_all(&root, "/link/a/b").unwrap();
+        create_dir_all(&root, "/link/a/b", 0).unwrap();
         assert!(root.join("srv/a/b").is_dir());
         std::fs::remove_dir_all(&root).unwrap();
     }

@@ -1,12 +1,13 @@
 //! The system calls a container may make: `RuntimeDefault`, the profile container engines agree on, and `Localhost`.
 //!
 //! What is not named here is answered with EPERM; what the kernel does not know yet with ENOSYS, so that programs fall
-//! back. Calls a libseccomp does not know are left out by libcontainer.
+//! back. Calls a libseccomp does not know are left out.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use libcontainer::oci_spec::runtime::LinuxSeccomp;
+use libcontainer::oci_spec::runtime::LinuxSeccompAction::ScmpActNotify;
+use libcontainer::oci_spec::runtime::{LinuxSeccomp, LinuxSyscall};
 use serde_json::{Value, json};
 
 use super::types::Seccomp;
@@ -99,28 +100,10 @@ const BY_CAPABILITY: [(&str, &str); 14] = [
 /// The seccomp part of an OCI configuration; `None` leaves the container unconfined. `capabilities` are the container's,
 /// with `CAP_`.
 pub fn section(wanted: &Seccomp, capabilities: &BTreeSet<String>) -> Result<Option<Value>, String> {
-    let mut profile = match wanted {
-        Seccomp::Unconfined => return Ok(None),
-        Seccomp::RuntimeDefault => runtime_default(capabilities),
-        Seccomp::Localhost(file) => localhost(file)?,
-    };
-    exchange_masks(&mut profile);
-    Ok(Some(profile))
-}
-
-/// libcontainer 0.7 takes `value` for the datum and `valueTwo` for the mask of a masked comparison; the OCI runtime
-/// specification, after libseccomp, means it the other way round.
-fn exchange_masks(profile: &mut Value) {
-    let calls = profile["syscalls"].as_array_mut().into_iter().flatten();
-    for argument in calls.filter_map(|call| call["args"].as_array_mut()).flatten() {
-        if argument["op"] == "SCMP_CMP_MASKED_EQ" {
-            let mask = argument["value"].take();
-            argument["value"] = match argument["valueTwo"].take() {
-                Value::Null => 0.into(),
-                datum => datum,
-            };
-            argument["valueTwo"] = mask;
-        }
+    match wanted {
+        Seccomp::Unconfined => Ok(None),
+        Seccomp::RuntimeDefault => Ok(Some(runtime_default(capabilities))),
+        Seccomp::Localhost(file) => localhost(file).map(Some),
     }
 }
 
@@ -154,6 +137,10 @@ fn localhost(file: &Path) -> Result<Value, String> {
     }
     let text = std::fs::read(file).map_err(|e| failed(&e))?;
     let profile: LinuxSeccomp = serde_json::from_slice(&text).map_err(|e| failed(&e))?;
+    let mut actions = profile.syscalls().iter().flatten().map(LinuxSyscall::action);
+    if profile.default_action() == ScmpActNotify || actions.any(|a| a == ScmpActNotify) {
+        return Err(failed(&"SCMP_ACT_NOTIFY: listeners are not supported"));
+    }
     serde_json::to_value(profile).map_err(|e| failed(&e))
 }
 
@@ -192,6 +179,9 @@ mod tests {
         assert!(load().unwrap_err().starts_with("cannot load seccomp profile"));
         std::fs::write(&file, r#"{"defaultAction": "SCMP_ACT_ALLOW"}"#).unwrap();
         assert_eq!(load().unwrap().unwrap()["defaultAction"], "SCMP_ACT_ALLOW");
+        let call = r#"{"names": ["mkdir"], "action": "SCMP_ACT_NOTIFY"}"#;
+        std::fs::write(&file, format!(r#"{{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{call}]}}"#)).unwrap();
+        assert!(load().unwrap_err().contains("listeners"));
         std::fs::remove_dir_all(dir).unwrap();
     }
 }

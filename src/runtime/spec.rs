@@ -118,6 +118,8 @@ pub struct Surroundings {
     pub ipc: Option<PathBuf>,
     /// UTS namespace to join; `None` for the host's.
     pub uts: Option<PathBuf>,
+    /// User namespace to join; `None` for the host's.
+    pub user: Option<PathBuf>,
     /// PID namespace.
     pub pid: PidNamespace,
     /// The container's cgroup from the hierarchies' roots.
@@ -242,7 +244,8 @@ fn namespaces(around: &Surroundings) -> Vec<Value> {
         PidNamespace::Join(path) => out.push(json!({ "type": "pid", "path": path })),
         PidNamespace::Host => {}
     }
-    for (kind, path) in [("network", &around.network), ("ipc", &around.ipc), ("uts", &around.uts)] {
+    let others = [("user", &around.user), ("network", &around.network), ("ipc", &around.ipc), ("uts", &around.uts)];
+    for (kind, path) in others {
         if let Some(path) = path {
             out.push(json!({ "type": kind, "path": path }));
         }
@@ -349,6 +352,7 @@ mod tests {
             recursive_read_only: false,
             no_exec: false,
             propagation: Propagation::HostToContainer,
+            mapped: false,
         }];
         let around = Surroundings {
             network: Some("/proc/1/ns/net".into()),

@@ -14,6 +14,8 @@ pub const SOCKET: &str = "shim.sock";
 pub const PID_FILE: &str = "shim.pid";
 /// What the shim has to say.
 pub const LOG: &str = "shim.log";
+/// Link to the pod's user namespace, where it has one; good while the shim lives.
+pub const USER_NAMESPACE: &str = "user-namespace";
 const SANDBOX: &str = "sandbox.json";
 const CONTAINERS: &str = "containers";
 const INFO: &str = "info.json";

@@ -48,6 +48,19 @@ pub struct SandboxSpec {
     /// Kernel settings of the pod's namespaces, names with dots.
     #[serde(default)]
     pub sysctls: Vec<(String, String)>,
+    /// The containers' users are these of the host (`hostUsers: false`); else they are the host's own. Such a pod has
+    /// network, IPC, UTS and PID namespaces of its own.
+    #[serde(default)]
+    pub user_namespace: Option<IdRange>,
+}
+
+/// Ids of the host that a user namespace has as its own, from 0: of users and of groups alike.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdRange {
+    /// The host's id of the namespace's root.
+    pub first: u32,
+    /// How many there are.
+    pub count: u32,
 }
 
 /// cgroup limits in kernel units; `None` leaves the kernel's default.
@@ -92,6 +105,9 @@ pub struct Mount {
     /// `None`, `HostToContainer` or `Bidirectional` (Kubernetes' mountPropagation).
     #[serde(default)]
     pub propagation: Propagation,
+    /// Its files have owners as the pod's user namespace sees them already.
+    #[serde(default)]
+    pub mapped: bool,
 }
 
 /// Kubernetes' `mountPropagation`.

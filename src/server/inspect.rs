@@ -38,7 +38,8 @@ fn sandbox_part(kubelet: &Kubelet, info: &SandboxInfo) -> Value {
         "netns": if spec.host_network { None } else { kubelet.runtime.netns_path(&spec.id) },
         "cgroup": kubelet.runtime.cgroup_path(&spec.cgroup), "hostname": spec.hostname,
         "hostNetwork": spec.host_network, "hostIPC": spec.host_ipc, "hostPID": spec.host_pid,
-        "shareProcessNamespace": spec.share_process_namespace, "resources": spec.resources,
+        "shareProcessNamespace": spec.share_process_namespace, "userNamespace": spec.user_namespace,
+        "resources": spec.resources,
     })
 }
 

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 use node::{Node, exit_of};
-use pikelet::runtime::{ContainerSpec, Resources, Runtime, RuntimeEvent, Seccomp};
+use pikelet::runtime::{ContainerSpec, Resources, Runtime, RuntimeEvent, Seccomp, seccomp_profile};
 use serde_json::{Value, json};
 use tokio::sync::mpsc::Receiver;
 
@@ -98,8 +98,14 @@ impl Ours {
         fs::create_dir_all(&bundle)?;
         let spec = self.spec("model", seccomp);
         self.runtime.create_container("s", spec).await?;
-        let made = self.node.config.state_dir.join("sandboxes/s/containers/model/config.json");
-        let mut config: Value = serde_json::from_slice(&fs::read(made)?)?;
+        let made = self.node.config.state_dir.join("sandboxes/s/containers/model");
+        let mut config: Value = serde_json::from_slice(&fs::read(made.join("config.json"))?)?;
+        // what our shim does itself
+        config["process"] = serde_json::from_slice(&fs::read(made.join("process.json"))?)?;
+        let capabilities = serde_json::from_value(config["process"]["capabilities"]["bounding"].clone())?;
+        if let Some(profile) = seccomp_profile(seccomp, &capabilities)? {
+            config["linux"]["seccomp"] = profile;
+        }
         self.runtime.remove_container("s", "model").await?;
         config["linux"]["cgroupsPath"] = json!(format!("/{}/peer", self.node.config.cgroup_root));
         config["linux"]["resources"]["cpu"] = json!({"shares": 100});

@@ -32,7 +32,6 @@ pod port80 'securityContext: {runAsUser: 1000}'
 pod sysctl 'securityContext: {sysctls: [{name: net.ipv4.tcp_keepalive_time, value: "123"}]}'
 pod unsafe 'securityContext: {sysctls: [{name: net.core.somaxconn, value: "1024"}]}'
 pod armor 'securityContext: {appArmorProfile: {type: Localhost, localhostProfile: strict}}'
-pod userns 'hostUsers: false'
 pod root 'securityContext: {runAsNonRoot: true}'
 logs() { k logs "$1" 2>/dev/null | grep -q "$2"; }
 check "seccomp: nothing is filtered unless asked" soon logs free $'^Seccomp:\t0'
@@ -62,7 +61,6 @@ if [ -e /sys/module/apparmor/parameters/enabled ]; then
 else
   check "AppArmor: refused where the kernel has none" soon is armor .status.reason AppArmor
 fi
-check "user namespaces: what is not there is said" soon event userns 'hostUsers: false'
 check "runAsNonRoot keeps root out" soon event root 'container has runAsNonRoot and image will run as root'
 
 k apply -f - >/dev/null <<YAML
@@ -105,4 +103,4 @@ k logs -f asked >"$layout/asked" 2>/dev/null & asked=$!
 k delete pod asked --timeout=20s >/dev/null
 wait $asked
 check "  asks its program to end" grep -q 'asked by USR1' "$layout/asked"
-k delete pod free default user escalation own local lost groups port80 sysctl unsafe armor userns root speaks --timeout=60s >/dev/null
+k delete pod free default user escalation own local lost groups port80 sysctl unsafe armor root speaks --timeout=60s >/dev/null

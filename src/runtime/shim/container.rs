@@ -14,11 +14,14 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::Signal;
 use nix::sys::stat::{major, minor};
-use nix::unistd::{Pid, chdir, pipe2, read, write};
+use nix::unistd::{Pid, Uid, chdir, fchown, pipe2, read, write};
+use serde_json::{Value, json};
 
 use super::console::ConsoleSocket;
 use super::devices;
-use super::executor::ProgramExecutor;
+use super::executor::{Confinement, ProgramExecutor};
+use super::filter::Filter;
+use super::mapped_mounts::Staged;
 use super::namespaces::{Held, send};
 use super::process::Process;
 use super::setup::context;
@@ -28,8 +31,10 @@ use crate::runtime::protocol::Wanted;
 use crate::runtime::rooted;
 use crate::runtime::spec::{Device, PidNamespace, Surroundings, oci_config};
 use crate::runtime::store::{self, SandboxFile};
-use crate::runtime::types::{ContainerInfo, ContainerSpec, ExitRecord};
+use crate::runtime::types::{ContainerInfo, ContainerSpec, ExitRecord, User};
 
+/// What other processes in a container are made after: its own, as it is to be, in its directory.
+pub const PROCESS: &str = "process.json";
 /// How much of the log is searched for the cause of a failure.
 const LOGGED_CAUSE: u64 = 16 * 1024;
 
@@ -99,7 +104,8 @@ impl Pod {
         fs::create_dir_all(&bundle).map_err(context("creating the container's directory"))?;
         let log = LogFile::open(&spec.log_path, spec.log_rotation)
             .map_err(|e| format!("opening the container's log {}: {e}", spec.log_path.display()))?;
-        if let Err(e) = rooted::create_dir_all(&spec.rootfs, &spec.cwd) {
+        let owner = self.sandbox.spec.user_namespace.map_or(0, |ids| ids.first);
+        if let Err(e) = rooted::create_dir_all(&spec.rootfs, &spec.cwd, owner) {
             tracing::warn!("creating the working directory {} in the container: {e}", spec.cwd);
         }
         let cgroup = self.sandbox.container_cgroup(&spec.id);
@@ -110,6 +116,7 @@ impl Pod {
             network: self.held.network.clone(),
             ipc: self.held.ipc.clone(),
             uts: self.held.uts.clone(),
+            user: self.held.user_path(),
             pid: self.pid_namespace(&spec)?,
             cgroup: cgroup.clone(),
             unified: self.hierarchies.unified(),
@@ -117,14 +124,25 @@ impl Pod {
             oom_score_adj: self.process.settable_oom_score(spec.oom_score_adj),
             devices: if spec.privileged { host_devices(Path::new("/dev")) } else { Vec::new() },
         };
-        let config = oci_config(&spec, &around)?;
+        let (mut seen, mut staged) = (None, None);
+        if let Some(user_namespace) = self.held.user_path() {
+            staged = Some(Staged::new(seen.insert(spec.clone()), &user_namespace)?);
+        }
+        let mut config = oci_config(seen.as_ref().unwrap_or(&spec), &around)?;
         devices::restrict(&self.hierarchies, &cgroup, &config)?;
-        let text = serde_json::to_vec(&config).map_err(context("writing config.json"))?;
-        fs::write(bundle.join("config.json"), text).map_err(context("writing config.json"))?;
+        write_document(&bundle, PROCESS, &config["process"])?;
+        let confinement = self.confine(&mut config, &bundle)?;
+        write_document(&bundle, "config.json", &config)?;
         let log_file = self.dir.join(store::LOG);
         let logged = fs::metadata(&log_file).map_or(0, |m| m.len());
-        let built = self.build(&spec, &bundle);
+        let built = self.build(&spec, &bundle, ProgramExecutor { confinement });
+        let was_staged = staged.take().is_some();
         self.process.restore(&self.dir);
+        if was_staged {
+            // libcontainer looks there again for every other process in the container
+            config["root"]["path"] = json!(spec.rootfs);
+            write_document(&bundle, "config.json", &config)?;
+        }
         let (oci, outputs, stdin) = built.map_err(|e| match logged_cause(&log_file, logged) {
             Some(cause) if !e.starts_with("exec: ") && !e.contains(&cause) => format!("{e}: {cause}"),
             _ => e,
@@ -138,6 +156,11 @@ impl Pod {
         Ok(Container { info, oci: Some(oci), cgroup, outputs, log, stdin, viewers: Vec::new() })
     }
 
+    /// The host's id of a container's user.
+    pub fn owner_of(&self, user: &User) -> u32 {
+        self.sandbox.spec.user_namespace.map_or(0, |ids| ids.first).saturating_add(user.uid)
+    }
+
     /// The pod's, or that of the container it targets.
     fn pid_namespace(&self, spec: &ContainerSpec) -> Result<PidNamespace, String> {
         let (Some(target), PidNamespace::New) = (&spec.target, &self.held.pid) else {
@@ -149,24 +172,35 @@ impl Pod {
         Ok(PidNamespace::Join(format!("/proc/{pid}/ns/pid").into()))
     }
 
-    fn build(&self, spec: &ContainerSpec, bundle: &Path) -> Result<Built, String> {
+    /// Takes the seccomp profile out of `config`, which libcontainer must not see: its filter is loaded by our executor.
+    fn confine(&self, config: &mut Value, bundle: &Path) -> Result<Option<Confinement>, String> {
+        let Some(profile) = config["linux"].as_object_mut().and_then(|l| l.remove("seccomp")) else { return Ok(None) };
+        // beside the folder of all sandboxes
+        let state = self.dir.ancestors().nth(2).unwrap_or(&self.dir);
+        let filter = Filter::prepare(&profile, &state.join("seccomp"), bundle)?;
+        Confinement::new(Some(filter), None, &mut config["process"])
+    }
+
+    fn build(&self, spec: &ContainerSpec, bundle: &Path, executor: ProgramExecutor) -> Result<Built, String> {
         let state = self.dir.join("youki");
         fs::create_dir_all(&state).map_err(context("creating the runtime's state directory"))?;
         let mut builder = ContainerBuilder::new(spec.id.clone(), SyscallType::default())
             .with_root_path(state)
             .map_err(|e| root_cause(&e))?
-            .with_executor(ProgramExecutor::default());
+            .with_executor(executor);
         let (mut outputs, mut stdin, mut console) = (Vec::new(), None, None);
         if spec.tty {
             let socket = ConsoleSocket::listen(&self.dir, &spec.id)?;
             builder = builder.with_console_socket(Some(socket.path()));
             console = Some(socket);
         } else {
-            let (out, out_write) = output(Stream::Stdout)?;
-            let (err, err_write) = output(Stream::Stderr)?;
+            let owner = self.owner_of(&spec.user);
+            let (out, out_write) = output(Stream::Stdout, owner)?;
+            let (err, err_write) = output(Stream::Stderr, owner)?;
             outputs = vec![out, err];
             let input: OwnedFd = if spec.stdin {
                 let (input, write) = pipe2(OFlag::O_CLOEXEC).map_err(context("creating a pipe"))?;
+                give(&input, owner)?;
                 stdin = Some(write);
                 input
             } else {
@@ -352,8 +386,19 @@ fn show(viewers: &mut [Viewer], stream: Stream, bytes: &[u8]) {
     }
 }
 
-fn output(stream: Stream) -> Result<(Output, OwnedFd), String> {
+fn write_document(bundle: &Path, name: &str, document: &Value) -> Result<(), String> {
+    let written = serde_json::to_vec(document).map_err(io::Error::from).and_then(|t| fs::write(bundle.join(name), t));
+    written.map_err(|e| format!("writing {name}: {e}"))
+}
+
+/// Lets a user open a pipe again by `/dev/stdout` and the like.
+pub(super) fn give(pipe: &OwnedFd, owner: u32) -> Result<(), String> {
+    fchown(pipe, Some(Uid::from_raw(owner)), None).map_err(context("giving a pipe to its user"))
+}
+
+fn output(stream: Stream, owner: u32) -> Result<(Output, OwnedFd), String> {
     let (fd, write) = pipe2(OFlag::O_CLOEXEC).map_err(context("creating a pipe"))?;
+    give(&write, owner)?;
     set_nonblocking(&fd)?;
     Ok((Output { fd, lines: LineSplitter::new(stream), open: true }, write))
 }

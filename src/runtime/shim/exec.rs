@@ -10,8 +10,9 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use super::console::ConsoleSocket;
-use super::container::{Container, Pod, root_cause, set_nonblocking};
-use super::executor::{Confinement, ProgramExecutor};
+use super::container::{Container, PROCESS, Pod, give, root_cause, set_nonblocking};
+use super::executor::{Confinement, PodUser, ProgramExecutor};
+use super::filter::Filter;
 use super::setup::context;
 use crate::runtime::protocol::Wanted;
 use crate::runtime::store;
@@ -31,9 +32,17 @@ pub fn exec(
     }
     let bundle = store::container_dir(&pod.dir, id);
     let file = bundle.join("exec.json");
-    let config: Value = store::read_json(&bundle.join("config.json")).map_err(context("reading config.json"))?;
-    let mut process = process(&config, args, tty);
-    let executor = ProgramExecutor { confinement: confine(&config, &mut process)? };
+    let own: Value = store::read_json(&bundle.join(PROCESS)).map_err(context("reading the container's process"))?;
+    let mut process = process(own, args, tty);
+    let (user, owner) = (&container.info.spec.user, pod.owner_of(&container.info.spec.user));
+    ends.iter().try_for_each(|end| give(end, owner))?;
+    let users = pod.held.user.map(|namespace| PodUser { namespace, user: user.clone(), owner });
+    if users.is_some()
+        && let Some(env) = process["env"].as_array_mut()
+    {
+        env.extend(home(container.info.pid).map(Value::from));
+    }
+    let executor = ProgramExecutor { confinement: Confinement::new(Filter::of(&bundle)?, users, &mut process)? };
     store::write_json(&file, &process).map_err(context("writing exec.json"))?;
     let built = build(pod, id, &file, executor, tty, wanted, ends);
     pod.process.restore(&pod.dir);
@@ -43,8 +52,7 @@ pub fn exec(
 }
 
 /// The container's own process with another command.
-fn process(config: &Value, args: &[String], tty: bool) -> Value {
-    let mut process = config["process"].clone();
+fn process(mut process: Value, args: &[String], tty: bool) -> Value {
     process["args"] = json!(args);
     process["terminal"] = json!(tty);
     if let Some(env) = process["env"].as_array_mut()
@@ -56,28 +64,11 @@ fn process(config: &Value, args: &[String], tty: bool) -> Value {
     process
 }
 
-/// The container's seccomp filter. Without `no_new_privs` loading it takes `CAP_SYS_ADMIN`, and dropping that again from
-/// the bounding set `CAP_SETPCAP`: `process` gets both until then.
-fn confine(config: &Value, process: &mut Value) -> Result<Option<Confinement>, String> {
-    let filter = &config["linux"]["seccomp"];
-    if filter.is_null() {
-        return Ok(None);
-    }
-    let unreadable = |e: serde_json::Error| format!("reading config.json: {e}");
-    let filter = serde_json::from_value(filter.clone()).map_err(unreadable)?;
-    if process["noNewPrivileges"] == true {
-        return Ok(Some(Confinement { filter, capabilities: None }));
-    }
-    let kept = serde_json::from_value(process["capabilities"].clone()).map_err(unreadable)?;
-    for set in ["bounding", "permitted", "effective"] {
-        let Some(names) = process["capabilities"][set].as_array_mut() else { continue };
-        for name in ["CAP_SETPCAP", "CAP_SYS_ADMIN"] {
-            if !names.iter().any(|n| n == name) {
-                names.push(json!(name));
-            }
-        }
-    }
-    Ok(Some(Confinement { filter, capabilities: Some(kept) }))
+/// `HOME` as the container's own program has it: libcontainer would look up that of the user it knows.
+fn home(pid: i32) -> Option<String> {
+    let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
+    let variables = environment.split(|byte| *byte == 0).filter_map(|v| std::str::from_utf8(v).ok());
+    variables.rev().find(|v| v.starts_with("HOME=")).map(str::to_owned)
 }
 
 fn build(

@@ -8,10 +8,13 @@ mod container;
 mod devices;
 mod exec;
 mod executor;
+mod filter;
+mod mapped_mounts;
 mod namespaces;
 mod process;
 mod server;
 mod setup;
+mod user_namespace;
 
 use std::ffi::OsString;
 use std::path::PathBuf;

@@ -2,7 +2,8 @@
 #![allow(unsafe_code)]
 
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::os::fd::RawFd;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns, unshare};
@@ -12,6 +13,7 @@ use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, sethostname};
 
 use super::setup::context;
+use super::user_namespace;
 use crate::runtime::spec::PidNamespace;
 use crate::runtime::types::SandboxSpec;
 
@@ -24,14 +26,26 @@ pub struct Held {
     pub ipc: Option<PathBuf>,
     /// UTS namespace.
     pub uts: Option<PathBuf>,
+    /// User namespace: a descriptor that is open as long as the shim lives.
+    pub user: Option<RawFd>,
     /// PID namespace.
     pub pid: PidNamespace,
     /// First process of a shared PID namespace.
     pub pause: Option<Pid>,
 }
 
-/// Moves the calling process into the namespaces of `spec`.
-pub fn enter(spec: &SandboxSpec) -> Result<Held, String> {
+impl Held {
+    /// A name of the user namespace for the shim and what it forks.
+    pub fn user_path(&self) -> Option<PathBuf> {
+        self.user.map(|fd| PathBuf::from(format!("/proc/self/fd/{fd}")))
+    }
+}
+
+/// Moves the calling process into the namespaces of `spec`, whose sandbox directory is `dir`.
+pub fn enter(spec: &SandboxSpec, dir: &Path) -> Result<Held, String> {
+    if let Some(ids) = spec.user_namespace {
+        return user_namespace::enter(spec, ids, dir);
+    }
     let mut flags = CloneFlags::empty();
     if !spec.host_network {
         flags |= CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWUTS;
@@ -40,10 +54,7 @@ pub fn enter(spec: &SandboxSpec) -> Result<Held, String> {
         flags |= CloneFlags::CLONE_NEWIPC;
     }
     unshare(flags).map_err(context("creating the pod's namespaces"))?;
-    if let Some(name) = spec.hostname.as_ref().filter(|_| !spec.host_network) {
-        sethostname(name).map_err(context("setting the pod's host name"))?;
-    }
-    set_sysctls(spec)?;
+    settle(spec)?;
     let own = |kind: &str, held: bool| held.then(|| PathBuf::from(format!("/proc/{}/ns/{kind}", std::process::id())));
     let pause = if spec.share_process_namespace && !spec.host_pid { Some(start_pause()?) } else { None };
     let pid = match pause {
@@ -55,6 +66,7 @@ pub fn enter(spec: &SandboxSpec) -> Result<Held, String> {
         network: own("net", !spec.host_network),
         ipc: own("ipc", !spec.host_ipc),
         uts: own("uts", !spec.host_network),
+        user: None,
         pid,
         pause,
     })
@@ -65,7 +77,11 @@ pub fn enter(spec: &SandboxSpec) -> Result<Held, String> {
 const OPEN_NETWORK: [(&str, &str); 2] =
     [("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0 2147483647")];
 
-fn set_sysctls(spec: &SandboxSpec) -> Result<(), String> {
+/// Host name and sysctls, in the namespaces of the calling process.
+pub fn settle(spec: &SandboxSpec) -> Result<(), String> {
+    if let Some(name) = spec.hostname.as_ref().filter(|_| !spec.host_network) {
+        sethostname(name).map_err(context("setting the pod's host name"))?;
+    }
     // names of interfaces have no dots here: the kernel's files lie below directories of the other parts
     let set = |name: &str, value: &str| fs::write(format!("/proc/sys/{}", name.replace('.', "/")), value);
     for (name, value) in OPEN_NETWORK.iter().filter(|_| !spec.host_network) {
@@ -99,7 +115,7 @@ fn start_pause() -> Result<Pid, String> {
 }
 
 /// Reaps orphans until killed, or until the shim is gone.
-fn pause() -> ! {
+pub fn pause() -> ! {
     let mut children = SigSet::empty();
     children.add(Signal::SIGCHLD);
     let ready = children.thread_block().and_then(|()| prctl::set_pdeathsig(Signal::SIGKILL));

@@ -64,7 +64,7 @@ fn prepare(dir: &Path, log: &File) -> Result<Server, String> {
     let cgroup = sandbox.pod_cgroup();
     hierarchies.create(&cgroup).map_err(context("creating the pod cgroup"))?;
     hierarchies.apply(&cgroup, &sandbox.spec.resources).map_err(context("limiting the pod cgroup"))?;
-    let namespaces = namespaces::enter(&sandbox.spec)?;
+    let namespaces = namespaces::enter(&sandbox.spec, dir)?;
     let _ = fs::remove_file(store::SOCKET);
     let listener = UnixListener::bind(store::SOCKET).map_err(context("listening on shim.sock"))?;
     store::write_pid(dir).map_err(context("writing shim.pid"))?;
