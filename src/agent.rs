@@ -1,8 +1,10 @@
 //! Builds the parts of the agent, starts and stops them in order.
 
+mod board;
+
 use std::error::Error;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +17,7 @@ use crate::config::Config;
 use crate::image::{Image, ImageStore};
 use crate::machine;
 use crate::machine::apparmor::AppArmor;
+use crate::machine::board::Board;
 use crate::network::{Network, NetworkConfig};
 use crate::pod::allocation::Allocations;
 use crate::pod::allocation::fit::{Allocatable, NodeView};
@@ -96,9 +99,11 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
     let (pressures_tx, pressures) = watch::channel(Pressures::new());
     let (orders_tx, orders) = mpsc::channel(1);
     let allocatable = allocatable(&config, &facts);
+    let mut node_labels = Board::read(Path::new("/")).labels();
+    node_labels.extend(given.labels.into_iter().chain(config.node.labels.clone()));
     let own = NodeView {
         name: config.node.name.clone(),
-        labels: cluster::own_labels(&config.node.name, &facts.architecture, &config.node.labels),
+        labels: cluster::own_labels(&config.node.name, &facts.architecture, &node_labels),
         taints: config.node.taints.clone(),
     };
     let (seen_tx, seen) = watch::channel(None);
@@ -145,6 +150,7 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
     tokio::spawn(keep_network(network.clone(), cidrs, network_tx, state_tx.clone(), kept.clone()));
     tokio::spawn(recall_cidrs(kept, cidrs_tx.clone()));
     tokio::spawn(list_images(images.clone(), state_tx.clone()));
+    tokio::spawn(board::tell(shared.events.clone(), state_tx.clone()));
     tokio::spawn(tell_pressures(pressures, state_tx));
     let images_of_commands = images.clone();
     let (images_of_folder, events_of_node) = (images.clone(), shared.events.clone());
@@ -193,7 +199,7 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
     if let Some(client) = client.clone() {
         let settings = NodeSettings {
             name: config.node.name.clone(),
-            labels: given.labels.into_iter().chain(config.node.labels.clone()).collect(),
+            labels: node_labels,
             annotations: given.annotations,
             taints: config.node.taints.clone(),
             node_ips: host_ips,

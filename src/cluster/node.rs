@@ -15,6 +15,7 @@ use tracing::{info, warn};
 
 use super::retry::patient;
 use crate::machine::MachineInfo;
+use crate::machine::health::Condition;
 
 /// How often the status is computed.
 const COMPUTE: Duration = Duration::from_secs(10);
@@ -80,6 +81,8 @@ pub struct NodeState {
     pub pressures: BTreeSet<&'static str>,
     /// Names (tags and digests) and size of each image.
     pub images: Vec<(Vec<String>, u64)>,
+    /// How the board does.
+    pub board: Vec<Condition>,
 }
 
 fn capacity(machine: &MachineInfo, settings: &NodeSettings) -> Value {
@@ -124,23 +127,26 @@ fn status(settings: &NodeSettings, machine: &MachineInfo, state: &NodeState, old
         settings.node_ips.iter().map(|ip| json!({"type": "InternalIP", "address": ip.to_string()})).collect();
     addresses.push(json!({"type": "Hostname", "address": settings.name}));
     let images: Vec<Value> = state.images.iter().take(50).map(|(n, s)| json!({"names": n, "sizeBytes": s})).collect();
+    let mut conditions = vec![
+        pressure(
+            "MemoryPressure",
+            ("InsufficientMemory", "insufficient memory available"),
+            ("SufficientMemory", "sufficient memory available"),
+        ),
+        pressure("DiskPressure", ("DiskPressure", "disk pressure"), ("NoDiskPressure", "no disk pressure")),
+        pressure(
+            "PIDPressure",
+            ("InsufficientPID", "insufficient PID available"),
+            ("SufficientPID", "sufficient PID available"),
+        ),
+        ready,
+    ];
+    let of_board = |c: &Condition| condition(c.kind, if c.status { "True" } else { "False" }, c.reason, c.message);
+    conditions.extend(state.board.iter().map(of_board));
     json!({
         "capacity": capacity(machine, settings),
         "allocatable": allocatable(settings),
-        "conditions": [
-            pressure(
-                "MemoryPressure",
-                ("InsufficientMemory", "insufficient memory available"),
-                ("SufficientMemory", "sufficient memory available"),
-            ),
-            pressure("DiskPressure", ("DiskPressure", "disk pressure"), ("NoDiskPressure", "no disk pressure")),
-            pressure(
-                "PIDPressure",
-                ("InsufficientPID", "insufficient PID available"),
-                ("SufficientPID", "sufficient PID available"),
-            ),
-            ready,
-        ],
+        "conditions": conditions,
         "addresses": addresses,
         // exec, attach and port-forward by websocket need no translation for this node (KEP-4006)
         "declaredFeatures": ["ExtendWebSocketsToKubelet"],

@@ -1,7 +1,12 @@
 //! What the board is: capacity, operating system, kernel, boot and machine ids.
 
 pub mod apparmor;
+pub mod board;
 pub mod check;
+#[cfg(test)]
+mod folder;
+pub mod health;
+mod notify;
 pub mod usage;
 
 use std::fs;

@@ -3,31 +3,26 @@
 use std::fs;
 use std::path::Path;
 
-use super::{Finding, bytes, read};
+use super::{Finding, bytes};
 use crate::machine::architecture;
+use crate::machine::board::Board;
+use crate::machine::health::{HOT, Readings};
 use crate::machine::usage::node_usage;
 
 /// Less memory leaves no room for pods, in bytes.
 const LEAST_MEMORY: u64 = 200 << 20;
 /// With less than this a node runs a handful of small pods, in bytes: what is left of 512 MiB by the firmware.
 const SMALL_MEMORY: u64 = 400 << 20;
-/// Raspberry Pis slow down from 80 °C on.
-const HOT: i64 = 80_000;
 /// Seconds since the epoch of 2026: no clock of a running agent can be before it.
 const OLDEST_NOW: i64 = 1_767_225_600;
 
-/// The name of the board, if it has a device tree.
-fn model() -> Option<String> {
-    let text = read("/proc/device-tree/model");
-    Some(text.trim_end_matches('\0').to_owned()).filter(|m| !m.is_empty())
-}
-
 /// How the memory controller is switched on.
-pub fn memory_cgroup() -> String {
-    let file = ["/boot/firmware/cmdline.txt", "/boot/cmdline.txt"].into_iter().find(|f| Path::new(f).exists());
+pub fn memory_cgroup(root: &Path) -> String {
+    let there = |file: &&str| root.join(file.trim_start_matches('/')).exists();
+    let file = ["/boot/firmware/cmdline.txt", "/boot/cmdline.txt"].into_iter().find(there);
     let file = file.unwrap_or("/boot/firmware/cmdline.txt");
     let options = "cgroup_enable=memory cgroup_memory=1";
-    if model().is_some_and(|m| m.contains("Raspberry Pi")) {
+    if Board::read(root).model.contains("Raspberry Pi") {
         return format!("add `{options}` to the one line of {file}, and reboot");
     }
     format!(
@@ -36,29 +31,32 @@ pub fn memory_cgroup() -> String {
     )
 }
 
-fn machine() -> Finding {
-    let board = model().map(|m| format!(" ({m})")).unwrap_or_default();
-    let found = format!("{}{board}", architecture());
+fn machine(board: &Board) -> Finding {
+    let model = if board.model.is_empty() { String::new() } else { format!(" ({})", board.model) };
+    let found = format!("{}{model}", architecture());
     match architecture() {
         "amd64" | "arm64" | "arm" => Finding::ok("architecture", found),
         _ => Finding::warning("architecture", found, "few images are made for it; those for amd64, arm64 and arm are"),
     }
 }
 
-fn page_size() -> Option<Finding> {
-    let size = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten()?;
-    Some(if size == 4096 {
-        Finding::ok("page size", "4 KiB")
-    } else {
-        Finding::warning(
-            "page size",
-            format!("{} KiB: programs built for pages of 4 KiB do not run", size >> 10),
-            "on a Raspberry Pi 5 add `kernel=kernel8.img` to config.txt, and reboot",
-        )
-    })
+/// Bytes in a page of this kernel's.
+pub fn page_bytes() -> Option<i64> {
+    nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten()
 }
 
-fn memory(total: u64) -> Finding {
+pub fn page_size(size: i64) -> Finding {
+    if size == 4096 {
+        return Finding::ok("page size", "4 KiB");
+    }
+    Finding::warning(
+        "page size",
+        format!("{} KiB: programs built for pages of 4 KiB do not run", size >> 10),
+        "on a Raspberry Pi 5 add `kernel=kernel8.img` to config.txt, and reboot",
+    )
+}
+
+pub fn memory(total: u64) -> Finding {
     let found = bytes(total);
     if total < LEAST_MEMORY {
         Finding::missing("memory", found, format!("a node needs {} at least", bytes(LEAST_MEMORY)))
@@ -69,12 +67,6 @@ fn memory(total: u64) -> Finding {
     }
 }
 
-/// The hottest of the board's thermal zones, in thousandths of a degree.
-fn hottest() -> Option<i64> {
-    let zones = fs::read_dir("/sys/class/thermal").ok()?.flatten();
-    zones.filter_map(|z| fs::read_to_string(z.path().join("temp")).ok()?.trim().parse().ok()).max()
-}
-
 fn temperature(millidegrees: i64) -> Finding {
     let found = format!("{:.1} °C", millidegrees as f64 / 1000.0);
     if millidegrees < HOT {
@@ -83,9 +75,8 @@ fn temperature(millidegrees: i64) -> Finding {
     Finding::warning("temperature", format!("{found}: the board slows down"), "cool it: a heat sink, or a fan")
 }
 
-/// Of the Raspberry Pi's firmware: `get_throttled`, in hexadecimal.
-fn power(throttled: &str) -> Option<Finding> {
-    let bits = u32::from_str_radix(throttled.trim().trim_start_matches("0x"), 16).ok()?;
+/// `bits` are the Raspberry Pi firmware's `get_throttled`.
+fn power(bits: u32) -> Finding {
     let told = [
         (0, "under-voltage now"),
         (16, "under-voltage since boot"),
@@ -94,18 +85,10 @@ fn power(throttled: &str) -> Option<Finding> {
     ];
     let found: Vec<&str> = told.into_iter().filter(|(bit, _)| bits >> bit & 1 == 1).map(|(_, text)| text).collect();
     if found.is_empty() {
-        return Some(Finding::ok("power", "no under-voltage since boot"));
+        return Finding::ok("power", "no under-voltage since boot");
     }
     let mend = "use the board's own power supply and a short, thick cable: cards are damaged by under-voltage";
-    Some(Finding::warning("power", found.join(", "), mend))
-}
-
-/// What the kernel's own driver of that sensor (`rpi_volt`) tells: its alarm.
-fn voltage_alarm() -> Option<Finding> {
-    let sensors = fs::read_dir("/sys/class/hwmon").ok()?.flatten().map(|e| e.path());
-    let mut own = sensors.filter(|p| fs::read_to_string(p.join("name")).is_ok_and(|n| n.trim() == "rpi_volt"));
-    let alarm = fs::read_to_string(own.next()?.join("in0_lcrit_alarm")).ok()?;
-    power(if alarm.trim() == "1" { "0x1" } else { "0x0" })
+    Finding::warning("power", found.join(", "), mend)
 }
 
 /// `now` in seconds since the epoch.
@@ -132,14 +115,15 @@ fn time_sync(synchronized: bool, own_clock: bool) -> Finding {
     }
 }
 
-/// The board.
-pub fn check() -> Vec<Finding> {
-    let mut findings = vec![machine()];
-    findings.extend(page_size());
+/// The board; `root` is where `/proc` and `/sys` lie.
+pub fn check(root: &Path) -> Vec<Finding> {
+    let mut findings = vec![machine(&Board::read(root))];
+    findings.extend(page_bytes().map(page_size));
     findings.push(memory(node_usage().total));
-    findings.extend(hottest().map(temperature));
-    let firmware = read("/sys/devices/platform/soc/soc:firmware/get_throttled");
-    findings.extend(power(&firmware).or_else(voltage_alarm));
+    let readings = Readings::read(root);
+    findings.extend(readings.hottest().map(temperature));
+    // the kernel's own sensor knows of the present only
+    findings.extend(readings.firmware.or(readings.alarm.map(u32::from)).map(power));
     findings.push(clock(jiff::Timestamp::now().as_second()));
     let own_clock = fs::read_dir("/sys/class/rtc").is_ok_and(|mut d| d.next().is_some());
     findings.push(time_sync(super::system::clock_synchronized(), own_clock));
@@ -150,6 +134,7 @@ pub fn check() -> Vec<Finding> {
 mod tests {
     use super::super::State;
     use super::*;
+    use crate::machine::folder::Folder;
 
     #[test]
     fn boards_that_are_too_small_too_hot_or_of_another_time() {
@@ -163,11 +148,41 @@ mod tests {
 
     #[test]
     fn the_firmware_tells_of_bad_power() {
-        assert_eq!(power("0\n").unwrap().state, State::Ok);
-        assert_eq!(power("0x50005\n").unwrap().found, {
+        assert_eq!(power(0).state, State::Ok);
+        assert_eq!(power(0x50005).found, {
             "under-voltage now, under-voltage since boot, throttled now, throttled since boot"
         });
-        assert_eq!(power("50000").unwrap().found, "under-voltage since boot, throttled since boot");
-        assert!(power("").is_none());
+        assert_eq!(power(0x50000).found, "under-voltage since boot, throttled since boot");
+    }
+
+    #[test]
+    fn a_raspberry_pi_is_looked_at() {
+        let root = Folder::raspberry_pi_4();
+        let of = |check: &str| super::check(root.path()).into_iter().find(|f| f.check == check).unwrap();
+        assert!(of("architecture").found.ends_with("(Raspberry Pi 4 Model B Rev 1.4)"));
+        assert_eq!((of("temperature").found.as_str(), of("power").state), ("48.7 °C", State::Ok));
+        root.put("sys/class/thermal/thermal_zone0/temp", "82345\n");
+        assert_eq!(of("temperature").state, State::Warning);
+        root.remove("sys/bus");
+        assert_eq!(of("power").state, State::Ok);
+        root.put("sys/class/hwmon/hwmon1/in0_lcrit_alarm", "1\n");
+        assert_eq!(of("power").found, "under-voltage now");
+    }
+
+    #[test]
+    fn the_memory_controller_is_switched_on_in_the_file_that_is_there() {
+        let root = Folder::raspberry_pi_4();
+        assert!(memory_cgroup(root.path()).contains("line of /boot/firmware/cmdline.txt, and reboot"));
+        root.put("boot/cmdline.txt", "");
+        assert!(memory_cgroup(root.path()).contains("line of /boot/cmdline.txt, and reboot"));
+        assert!(memory_cgroup(Folder::new().path()).contains("CONFIG_MEMCG"), "no Raspberry Pi");
+    }
+
+    #[test]
+    fn pages_that_programs_are_not_built_for() {
+        assert_eq!(page_size(4096).state, State::Ok);
+        let large = page_size(16384);
+        assert!(large.state == State::Warning && large.found.contains("16 KiB"), "{large:?}");
+        assert!(large.mend.unwrap().contains("kernel=kernel8.img"));
     }
 }

@@ -24,7 +24,7 @@ fn mend(name: &str, option: &str, unified: bool, table: &str) -> String {
         Some(true) if !unified => {
             format!("it is not mounted: mount -t cgroup -o {name} cgroup /sys/fs/cgroup/{name}")
         }
-        _ if name == "memory" && enabled != Some(true) => board::memory_cgroup(),
+        _ if name == "memory" && enabled != Some(true) => board::memory_cgroup(Path::new("/")),
         Some(false) => format!("take cgroup_disable={name} off the kernel's command line"),
         _ => format!("use a kernel with CONFIG_{option}"),
     }

@@ -10,7 +10,7 @@ mod storage;
 mod system;
 
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
@@ -88,7 +88,7 @@ pub fn check(plan: &Plan) -> Vec<Finding> {
     let root = nix::unistd::geteuid().is_root();
     let kernel = Kernel::read();
     let mut findings = vec![system::user(root)];
-    findings.extend(board::check());
+    findings.extend(board::check(Path::new("/")));
     findings.extend(kernel::check(&kernel));
     findings.extend(cgroups::check(&kernel));
     findings.extend(storage::check(&plan.root_dir, root, &kernel));

@@ -1,11 +1,13 @@
 //! `/metrics`: the agent about itself; `/metrics/probes`: about probes.
 
 use std::fs;
+use std::path::Path;
 
 use axum::extract::State;
 use axum::response::Response;
 
 use super::text::Text;
+use crate::machine::health::Readings;
 use crate::machine::usage::node_usage;
 use crate::pod::PodExt;
 use crate::server::api::Kubelet;
@@ -46,8 +48,34 @@ pub async fn metrics(State(kubelet): State<Kubelet>) -> Response {
     text.single("kubelet_node_name", "gauge", "The node's name. The count is always 1.", &[("node", node)], 1.0);
     let version = [("git_version", crate::cluster::KUBELET_VERSION), ("pikelet_version", env!("CARGO_PKG_VERSION"))];
     text.single("kubernetes_build_info", "gauge", "What is running, always 1.", &version, 1.0);
+    board(&mut text, &Readings::read(Path::new("/")));
     process(&mut text);
     text.response()
+}
+
+/// What the board's sensors say; nothing of those it does not have.
+fn board(text: &mut Text, readings: &Readings) {
+    if !readings.zones.is_empty() {
+        let name = "pikelet_board_temperature_celsius";
+        text.metric(name, "gauge", "Temperature of a thermal zone of the board.");
+        for zone in &readings.zones {
+            let labels = [("zone", zone.name.as_str()), ("type", &zone.kind)];
+            text.sample(name, &labels, zone.temperature as f64 / 1000.0, None);
+        }
+    }
+    let told = [
+        (
+            "pikelet_board_under_voltage",
+            "1 while the board's supply is too weak, 0 otherwise.",
+            readings.under_voltage(),
+        ),
+        ("pikelet_board_cpu_throttled", "1 while the processor is slowed down, 0 otherwise.", readings.slowed()),
+    ];
+    for (name, help, value) in told {
+        if let Some(value) = value {
+            text.single(name, "gauge", help, &[], f64::from(u8::from(value)));
+        }
+    }
 }
 
 fn process(text: &mut Text) {
@@ -98,4 +126,27 @@ pub async fn probes(State(kubelet): State<Kubelet>) -> Response {
         }
     }
     text.response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::health::Zone;
+
+    #[test]
+    fn a_board_is_told_by_its_sensors() {
+        let mut text = Text::default();
+        board(&mut text, &Readings::default());
+        assert_eq!(text, Text::default());
+        let zone = Zone { name: "thermal_zone0".into(), kind: "cpu-thermal".into(), temperature: 48_686 };
+        board(&mut text, &Readings { zones: vec![zone], firmware: Some(5), ..Readings::default() });
+        let said = format!("{text:?}");
+        for line in [
+            r#"pikelet_board_temperature_celsius{zone=\"thermal_zone0\",type=\"cpu-thermal\"} 48.686"#,
+            "pikelet_board_under_voltage 1",
+            "pikelet_board_cpu_throttled 1",
+        ] {
+            assert!(said.contains(line), "{line} in {said}");
+        }
+    }
 }

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 /// Metrics in the making.
-#[derive(Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct Text(String);
 
 /// Labels of a sample.
