@@ -18,6 +18,7 @@ use crate::image::{Image, ImageStore};
 use crate::machine;
 use crate::machine::apparmor::AppArmor;
 use crate::machine::board::Board;
+use crate::machine::devices::Devices;
 use crate::network::{Network, NetworkConfig};
 use crate::pod::allocation::Allocations;
 use crate::pod::allocation::fit::{Allocatable, NodeView};
@@ -101,6 +102,7 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
     let allocatable = allocatable(&config, &facts);
     let mut node_labels = Board::read(Path::new("/")).labels();
     node_labels.extend(given.labels.into_iter().chain(config.node.labels.clone()));
+    let devices = Arc::new(Devices::new(&config.node.devices));
     let own = NodeView {
         name: config.node.name.clone(),
         labels: cluster::own_labels(&config.node.name, &facts.architecture, &node_labels),
@@ -123,7 +125,7 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
         volumes: Volumes::new(pods_dir.clone(), objects.clone()),
         objects,
         objects_changed,
-        allocations: Allocations::new(allocatable.clone(), node_seen, own),
+        allocations: Allocations::new(allocatable.clone(), node_seen, own, devices.clone()),
         orders: orders_tx.clone(),
         max_restart_period: config.max_restart_period,
         pressures: pressures.clone(),
@@ -146,10 +148,11 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
     });
 
     let (cidrs_tx, cidrs) = watch::channel(config.pod_cidrs.iter().map(ToString::to_string).collect::<Vec<_>>());
-    let (state_tx, state) = watch::channel(NodeState::default());
+    let (state_tx, state) = watch::channel(NodeState { devices: devices.counts(), ..NodeState::default() });
     tokio::spawn(keep_network(network.clone(), cidrs, network_tx, state_tx.clone(), kept.clone()));
     tokio::spawn(recall_cidrs(kept, cidrs_tx.clone()));
     tokio::spawn(list_images(images.clone(), state_tx.clone()));
+    tokio::spawn(board::count(devices, state_tx.clone()));
     tokio::spawn(board::tell(shared.events.clone(), state_tx.clone()));
     tokio::spawn(tell_pressures(pressures, state_tx));
     let images_of_commands = images.clone();

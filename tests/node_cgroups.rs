@@ -10,7 +10,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use node::{Node, alive, exit_of, run};
-use pikelet::runtime::{ContainerSpec, Mount, Propagation, Resources, Runtime, SandboxSpec, Wanted};
+use pikelet::runtime::{ContainerSpec, DeviceGrant, Mount, Propagation, Resources, Runtime, SandboxSpec, Wanted};
 use tokio::io::AsyncWriteExt;
 
 /// The machine's cgroups are version 2.
@@ -301,6 +301,37 @@ async fn a_mounted_device_takes_a_grant() {
         }
     }
     runtime.remove_sandbox("s6").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_granted_device_may_be_used_as_far_as_it_was_granted() {
+    let Some(node) = Node::new("granted") else { return };
+    let (runtime, mut events) = Runtime::open(node.config.clone()).unwrap();
+    runtime.create_sandbox(node.sandbox("s9")).await.unwrap();
+    let grant = |path: &str, permissions: &str| DeviceGrant { path: path.into(), permissions: permissions.into() };
+    let script = "ls -n /dev/loop-control | cut -d ' ' -f 1; true </dev/loop-control && echo read; \
+                  true >/dev/loop-control || echo not written; true >/dev/kmsg && echo log written; true";
+    let devices = vec![grant("/dev/loop-control", "r"), grant("/dev/kmsg", "w")];
+    let spec = ContainerSpec { devices, ..node.shell("c1", script) };
+    assert_eq!(run(&runtime, &mut events, "s9", spec).await.code, 0);
+    let output = node.output("c1").join("\n");
+    for line in ["crw", "read", "not written", "log written"] {
+        assert!(output.contains(line), "{line}: {output}");
+    }
+    // an ordinary user owns it; another container of the pod cannot use it even if it makes the node
+    let mut spec = node.shell("c2", "true </dev/loop-control && echo read; true");
+    (spec.user.uid, spec.devices) = (1000, vec![grant("/dev/loop-control", "r")]);
+    assert_eq!(run(&runtime, &mut events, "s9", spec).await.code, 0);
+    assert!(node.output("c2").join("\n").contains("read"), "{:?}", node.output("c2"));
+    let script = "test -e /dev/loop-control && echo there; mknod /tmp/l c 10 237 && true </tmp/l && echo read; true";
+    assert_eq!(run(&runtime, &mut events, "s9", node.shell("c3", script)).await.code, 0);
+    let output = node.output("c3").join("\n");
+    assert!(output.contains("Operation not permitted") && !output.contains("read"), "{output}");
+    assert!(!output.contains("there"), "{output}");
+    let gone = ContainerSpec { devices: vec![grant("/dev/no-such", "r")], ..node.shell("c4", "true") };
+    let error = runtime.create_container("s9", gone).await.unwrap_err().to_string();
+    assert!(error.contains("device /dev/no-such"), "{error}");
+    runtime.remove_sandbox("s9").await.unwrap();
 }
 
 /// For this thread and what it starts, the kernel is one without `bpf(2)`.

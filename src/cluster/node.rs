@@ -15,6 +15,7 @@ use tracing::{info, warn};
 
 use super::retry::patient;
 use crate::machine::MachineInfo;
+use crate::machine::devices::Counts;
 use crate::machine::health::Condition;
 
 /// How often the status is computed.
@@ -83,6 +84,8 @@ pub struct NodeState {
     pub images: Vec<(Vec<String>, u64)>,
     /// How the board does.
     pub board: Vec<Condition>,
+    /// Devices that pods may ask for.
+    pub devices: Counts,
 }
 
 fn capacity(machine: &MachineInfo, settings: &NodeSettings) -> Value {
@@ -105,7 +108,18 @@ fn allocatable(settings: &NodeSettings) -> Value {
     })
 }
 
-fn status(settings: &NodeSettings, machine: &MachineInfo, state: &NodeState, old: &Value) -> Value {
+/// The devices beside the other resources; those in `gone` are taken off the Node.
+fn with_devices(mut list: Value, state: &NodeState, gone: &[String], count: impl Fn(&(u64, u64)) -> u64) -> Value {
+    for name in gone {
+        list[name] = Value::Null;
+    }
+    for (name, counts) in &state.devices {
+        list[name] = json!(count(counts).to_string());
+    }
+    list
+}
+
+fn status(settings: &NodeSettings, machine: &MachineInfo, state: &NodeState, gone: &[String], old: &Value) -> Value {
     let now = jiff::Timestamp::from_second(jiff::Timestamp::now().as_second()).unwrap_or_default().to_string();
     let condition = |kind: &str, status: &str, reason: &str, message: &str| {
         let before = old["conditions"].as_array().into_iter().flatten().find(|c| c["type"] == kind);
@@ -144,8 +158,8 @@ fn status(settings: &NodeSettings, machine: &MachineInfo, state: &NodeState, old
     let of_board = |c: &Condition| condition(c.kind, if c.status { "True" } else { "False" }, c.reason, c.message);
     conditions.extend(state.board.iter().map(of_board));
     json!({
-        "capacity": capacity(machine, settings),
-        "allocatable": allocatable(settings),
+        "capacity": with_devices(capacity(machine, settings), state, gone, |c| c.0),
+        "allocatable": with_devices(allocatable(settings), state, gone, |c| c.1),
         "conditions": conditions,
         "addresses": addresses,
         // exec, attach and port-forward by websocket need no translation for this node (KEP-4006)
@@ -169,26 +183,53 @@ fn status(settings: &NodeSettings, machine: &MachineInfo, state: &NodeState, old
 
 const ATTACH: &str = "volumes.kubernetes.io/controller-managed-attach-detach";
 
-fn annotations(settings: &NodeSettings) -> BTreeMap<String, String> {
+/// Names of the devices the Node was told of, with commas: an agent with other settings takes them off again.
+const DEVICES: &str = "pikelet.io/devices";
+
+fn annotations(settings: &NodeSettings, devices: &Counts) -> BTreeMap<String, String> {
     let mut annotations = settings.annotations.clone();
     annotations.insert(ATTACH.to_owned(), "true".to_owned());
+    if !devices.is_empty() {
+        let names: Vec<&str> = devices.keys().map(String::as_str).collect();
+        annotations.insert(DEVICES.to_owned(), names.join(","));
+    }
     annotations
 }
 
-async fn register(api: &Api<Node>, settings: &NodeSettings, machine: &MachineInfo) -> Result<(), kube::Error> {
+/// The devices a Node has that are none of this agent's.
+fn gone(node: &Node, devices: &Counts) -> Vec<String> {
+    let told = node.metadata.annotations.as_ref().and_then(|a| a.get(DEVICES)).cloned().unwrap_or_default();
+    told.split(',').filter(|name| !name.is_empty() && !devices.contains_key(*name)).map(str::to_owned).collect()
+}
+
+/// Makes the Node what this agent says of it; returns the devices to be taken off it.
+async fn register(
+    api: &Api<Node>,
+    settings: &NodeSettings,
+    machine: &MachineInfo,
+    devices: &Counts,
+) -> Result<Vec<String>, kube::Error> {
     let labels = own_labels(&settings.name, &machine.architecture, &settings.labels);
-    let metadata = json!({"name": settings.name, "labels": labels, "annotations": annotations(settings)});
+    let annotations = annotations(settings, devices);
+    let metadata = json!({"name": settings.name, "labels": labels, "annotations": annotations});
     let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": metadata, "spec": {"taints": settings.taints}});
     let node: Node = serde_json::from_value(node).map_err(kube::Error::SerdeError)?;
     match api.create(&PostParams::default(), &node).await {
-        Ok(_) => info!(node = settings.name, "registered"),
-        Err(kube::Error::Api(answer)) if answer.code == 409 => {
-            let patch = json!({"metadata": {"labels": labels, "annotations": annotations(settings)}});
-            api.patch(&settings.name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+        Ok(_) => {
+            info!(node = settings.name, "registered");
+            Ok(Vec::new())
         }
-        Err(error) => return Err(error),
+        Err(kube::Error::Api(answer)) if answer.code == 409 => {
+            let gone = gone(&api.get(&settings.name).await?, devices);
+            let mut patch = json!({"metadata": {"labels": labels, "annotations": annotations}});
+            if devices.is_empty() && !gone.is_empty() {
+                patch["metadata"]["annotations"][DEVICES] = Value::Null;
+            }
+            api.patch(&settings.name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+            Ok(gone)
+        }
+        Err(error) => Err(error),
     }
-    Ok(())
 }
 
 /// Heartbeat times left out: they alone are no change.
@@ -228,11 +269,14 @@ pub async fn keep_node(
     let mut written_at = Instant::now();
     let mut registered = false;
     let mut said = String::new();
+    let mut gone = Vec::new();
     let mut tick = tokio::time::interval(COMPUTE);
     loop {
         if !registered {
-            match register(&api, &settings, &machine).await {
-                Ok(()) => {
+            let devices = state.borrow().devices.clone();
+            match register(&api, &settings, &machine, &devices).await {
+                Ok(found) => {
+                    gone.extend(found);
                     registered = true;
                     said.clear();
                     written = Value::Null;
@@ -248,7 +292,7 @@ pub async fn keep_node(
                 }
             }
         }
-        let wanted = status(&settings, &machine, &state.borrow_and_update(), &written);
+        let wanted = status(&settings, &machine, &state.borrow_and_update(), &gone, &written);
         if essence(&wanted) != essence(&written) || written_at.elapsed() >= REPORT {
             match api
                 .patch_status(&settings.name, &PatchParams::default(), &Patch::Merge(json!({"status": wanted})))

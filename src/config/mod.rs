@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::Taint;
 
 use crate::cluster::{EventRate, Given, Join};
 use crate::image::{GcPolicy, StoreConfig};
+use crate::machine::devices::DeviceResource;
 use crate::pod::LimitPolicy;
 use crate::pod::backoff;
 use crate::pod::eviction::threshold::Policy;
@@ -20,6 +21,7 @@ mod images;
 mod join;
 mod limits;
 mod mistake;
+mod node;
 mod providers;
 mod settings;
 
@@ -101,6 +103,8 @@ pub struct NodeConfig {
     pub taints: Vec<Taint>,
     /// Largest number of pods.
     pub max_pods: u32,
+    /// Devices that pods may ask for.
+    pub devices: Vec<DeviceResource>,
     /// Kept from pods: cpu in thousandths, memory and ephemeral-storage in bytes.
     pub reserved: BTreeMap<String, u64>,
 }
@@ -203,29 +207,6 @@ fn wrong<T>(message: String) -> Result<T, ConfigError> {
     Err(ConfigError(message))
 }
 
-fn labels(written: &[String]) -> Result<BTreeMap<String, String>, ConfigError> {
-    let mut labels = BTreeMap::new();
-    for label in written {
-        let Some((key, value)) = label.split_once('=').filter(|(k, _)| !k.is_empty()) else {
-            return wrong(format!("node label {label:?}: it is written key=value"));
-        };
-        labels.insert(key.to_owned(), value.to_owned());
-    }
-    Ok(labels)
-}
-
-fn taint(written: &str) -> Result<Taint, ConfigError> {
-    let (left, effect) = written.rsplit_once(':').unwrap_or((written, ""));
-    let (key, value) = left.split_once('=').unwrap_or((left, ""));
-    if key.is_empty() || !matches!(effect, "NoSchedule" | "PreferNoSchedule" | "NoExecute") {
-        return wrong(format!(
-            "taint {written:?}: it is written key[=value]:effect, and the effect is NoSchedule, PreferNoSchedule or NoExecute"
-        ));
-    }
-    let value = Some(value.to_owned()).filter(|v| !v.is_empty());
-    Ok(Taint { key: key.to_owned(), value, effect: effect.to_owned(), ..Taint::default() })
-}
-
 /// A duration as Go writes it, such as `4h0m0s` or `90s`.
 fn duration(name: &str, written: &str) -> Result<Duration, ConfigError> {
     let parsed =
@@ -282,9 +263,10 @@ impl Config {
         let node = NodeConfig {
             name,
             ips: list(flags.node_ip, file.node_ip),
-            labels: labels(&list(flags.node_labels, file.node_labels))?,
-            taints: taints.iter().map(|t| taint(t)).collect::<Result<_, _>>()?,
+            labels: node::labels(&list(flags.node_labels, file.node_labels))?,
+            taints: taints.iter().map(|t| node::taint(t)).collect::<Result<_, _>>()?,
             max_pods: flags.max_pods.or(file.max_pods).unwrap_or(110),
+            devices: node::devices(file.devices)?,
             reserved: eviction::reserved([
                 &list(flags.kube_reserved, file.kube_reserved),
                 &list(flags.system_reserved, file.system_reserved),

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use crate::image::RegistryConfig;
+use crate::machine::devices::DeviceResource;
 
 /// One source of settings. What is unset leaves the next source, then the default, in force.
 #[derive(Debug, Clone, Default, Deserialize, clap::Args)]
@@ -167,6 +168,9 @@ pub struct Settings {
     /// Log files of a container, at least 2 [default: 5]
     #[arg(long, value_name = "NUMBER")]
     pub container_log_max_files: Option<u32>,
+    /// Devices of the board that pods may ask for as resources
+    #[arg(skip)]
+    pub devices: Vec<DeviceResource>,
     /// Kept from pods for Kubernetes' own parts (cpu, memory, ephemeral-storage)
     #[arg(long, value_delimiter = ',', value_name = "RESOURCE=QUANTITY")]
     #[serde(deserialize_with = "labels")]

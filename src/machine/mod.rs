@@ -3,6 +3,7 @@
 pub mod apparmor;
 pub mod board;
 pub mod check;
+pub mod devices;
 #[cfg(test)]
 mod folder;
 pub mod health;

@@ -101,7 +101,7 @@ impl Worker {
         if let Some(allocated) = &allocated {
             allocated.put_into(Arc::make_mut(&mut pod));
             if !matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
-                shared.allocations.keep(&pod);
+                shared.allocations.keep(&pod, &allocated.devices);
             }
         }
         for state in containers.values_mut() {

@@ -7,6 +7,7 @@ mod cgroup;
 mod connection;
 mod cri_log;
 mod descriptors;
+mod device_nodes;
 mod limits;
 mod log_reader;
 mod protocol;

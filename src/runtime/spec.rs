@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
+use super::device_nodes::{self, Device};
 use super::seccomp;
 use super::types::{ContainerSpec, Propagation};
 
@@ -90,25 +91,6 @@ const READ_ONLY_PATHS: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc
 /// `PATH` of a container whose image and pod set none.
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// One device node a privileged container gets.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Device {
-    /// Path on the host and in the container.
-    pub path: PathBuf,
-    /// `b` or `c`.
-    pub kind: char,
-    /// Major number.
-    pub major: u64,
-    /// Minor number.
-    pub minor: u64,
-    /// Permission bits.
-    pub mode: u32,
-    /// Owner.
-    pub uid: u32,
-    /// Owning group.
-    pub gid: u32,
-}
-
 /// What the sandbox and the machine add to a container.
 #[derive(Debug, Clone, Default)]
 pub struct Surroundings {
@@ -132,6 +114,8 @@ pub struct Surroundings {
     pub oom_score_adj: i32,
     /// The host's devices, given to privileged containers.
     pub devices: Vec<Device>,
+    /// Devices this container was given, with what of `rwm` it may do.
+    pub granted: Vec<(Device, String)>,
 }
 
 /// A container's PID namespace.
@@ -167,20 +151,15 @@ pub fn oci_config(spec: &ContainerSpec, around: &Surroundings) -> Result<Value, 
         "namespaces": namespaces(around),
         "cgroupsPath": format!("/{}", around.cgroup.trim_start_matches('/')),
         // limits are written to the cgroup by the shim itself
-        "resources": { "devices": [{ "allow": spec.privileged, "access": "rwm" }] },
+        "resources": {},
         "rootfsPropagation": root_propagation(spec),
         "maskedPaths": [],
         "readonlyPaths": [],
     });
-    if spec.privileged {
-        let device = |d: &Device| {
-            json!({ "path": d.path, "type": d.kind.to_string(), "major": d.major, "minor": d.minor,
-                    "fileMode": d.mode, "uid": d.uid, "gid": d.gid })
-        };
-        // what a volume brings is there already
-        let mounted = |d: &Device| spec.mounts.iter().any(|m| d.path.starts_with(&m.destination));
-        linux["devices"] = around.devices.iter().filter(|d| !mounted(d)).map(device).collect();
-    } else if !spec.unmasked_proc {
+    let (nodes, rules) = device_nodes::access(spec, around);
+    linux["devices"] = nodes;
+    linux["resources"]["devices"] = rules;
+    if !spec.privileged && !spec.unmasked_proc {
         linux["maskedPaths"] = json!(MASKED_PATHS);
         linux["readonlyPaths"] = json!(READ_ONLY_PATHS);
     }

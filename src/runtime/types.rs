@@ -145,6 +145,15 @@ pub struct User {
     pub additional_gids: Vec<u32>,
 }
 
+/// A device of the host that a container may use.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceGrant {
+    /// Where it is, on the host and in the container.
+    pub path: PathBuf,
+    /// Of `r`, `w` and `m` (mknod).
+    pub permissions: String,
+}
+
 /// What one container is made from. The root file system is mounted already.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct ContainerSpec {
@@ -185,6 +194,9 @@ pub struct ContainerSpec {
     /// `procMount: Unmasked`: nothing of `/proc` is masked or read-only.
     #[serde(default)]
     pub unmasked_proc: bool,
+    /// Devices of the host beside those every container has of its own.
+    #[serde(default)]
+    pub devices: Vec<DeviceGrant>,
     /// cgroup limits.
     pub resources: Resources,
     /// `oom_score_adj` of the process.

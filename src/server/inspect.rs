@@ -63,7 +63,7 @@ fn container_part(kubelet: &Kubelet, sandbox: &SandboxInfo, info: &ContainerInfo
         "cgroup": kubelet.runtime.cgroup_path(&cgroup), "rootfs": spec.rootfs, "logPath": spec.log_path,
         "mounts": spec.mounts, "command": spec.args, "workingDir": spec.cwd, "user": spec.user,
         "privileged": spec.privileged, "readOnlyRootFilesystem": spec.read_only_rootfs, "tty": spec.tty,
-        "resources": spec.resources, "oomScoreAdj": spec.oom_score_adj,
+        "devices": spec.devices, "resources": spec.resources, "oomScoreAdj": spec.oom_score_adj,
     })
 }
 

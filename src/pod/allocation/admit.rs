@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
+use super::devices::Given;
 use super::{Allocated, Answer};
 use crate::pod::admission::{self, Node, Rejection};
 use crate::pod::hook::seconds;
@@ -40,9 +41,10 @@ impl Worker {
                 }
             }
         } else {
-            self.shared.allocations.keep(&self.pod);
+            self.shared.allocations.keep(&self.pod, &Given::new());
         }
-        self.allocated = Some(Allocated::of(&self.pod));
+        let devices = self.shared.allocations.devices.of(&self.uid);
+        self.allocated = Some(Allocated { devices, ..Allocated::of(&self.pod) });
         // a start waits for no disk: what a power cut takes of this is found out again at the next boot
         self.save_allocated(false);
         if self.victims.is_empty() { Ok(()) } else { Err(Some(Instant::now() + AGAIN)) }

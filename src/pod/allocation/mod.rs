@@ -2,6 +2,7 @@
 
 mod admit;
 mod affinity;
+pub mod devices;
 pub mod fit;
 mod preempt;
 mod record;
@@ -16,6 +17,8 @@ use tokio::sync::watch;
 use super::PodExt;
 use super::admission::Rejection;
 use super::eviction::ranking::is_critical;
+use crate::machine::devices::Devices;
+use devices::DevicePool;
 use fit::{Allocatable, NodeView, Shortage};
 
 pub use record::Allocated;
@@ -33,6 +36,8 @@ pub struct Allocations {
     node: watch::Receiver<Option<NodeView>>,
     /// What is known of the node without an API server.
     own: Arc<NodeView>,
+    /// Devices that pods have.
+    pub devices: DevicePool,
 }
 
 /// Whether a pod is taken.
@@ -59,8 +64,14 @@ pub enum Unfit {
 
 impl Allocations {
     /// None taken yet.
-    pub fn new(allocatable: Allocatable, node: watch::Receiver<Option<NodeView>>, own: NodeView) -> Self {
-        Self { allocatable: Arc::new(allocatable), pods: Arc::default(), node, own: Arc::new(own) }
+    pub fn new(
+        allocatable: Allocatable,
+        node: watch::Receiver<Option<NodeView>>,
+        own: NodeView,
+        devices: Arc<Devices>,
+    ) -> Self {
+        let devices = DevicePool::new(devices);
+        Self { allocatable: Arc::new(allocatable), pods: Arc::default(), node, own: Arc::new(own), devices }
     }
 
     fn pods(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Pod>>> {
@@ -88,18 +99,23 @@ impl Allocations {
             (None, Some(refused)) => Answer::No(refused),
         };
         if matches!(answer, Answer::Yes | Answer::After(_)) {
+            if let Err(rejection) = self.devices.allocate(pod) {
+                return Answer::No(rejection);
+            }
             pods.insert(pod.uid().to_owned(), pod.clone());
         }
         answer
     }
 
-    /// Counts a pod that was taken before.
-    pub fn keep(&self, pod: &Arc<Pod>) {
+    /// Counts a pod that was taken before, which has these devices.
+    pub fn keep(&self, pod: &Arc<Pod>, devices: &devices::Given) {
+        self.devices.keep(pod.uid(), devices);
         self.pods().insert(pod.uid().to_owned(), pod.clone());
     }
 
     /// The pod needs nothing any more.
     pub fn release(&self, uid: &str) {
+        self.devices.release(uid);
         self.pods().remove(uid);
     }
 

@@ -8,6 +8,8 @@ use std::path::Path;
 use k8s_openapi::api::core::v1::{Pod, ResourceRequirements};
 use serde::{Deserialize, Serialize};
 
+use super::devices::Given;
+
 const FILE: &str = "allocation.json";
 
 /// Resources of a pod.
@@ -20,6 +22,9 @@ pub struct Allocated {
     /// What runs (container ids) have that were resized since they began.
     #[serde(default)]
     pub applied: BTreeMap<String, ResourceRequirements>,
+    /// Devices of the board.
+    #[serde(default, skip_serializing_if = "Given::is_empty")]
+    pub devices: Given,
 }
 
 impl Allocated {
@@ -30,7 +35,7 @@ impl Allocated {
         Self {
             pod: pod.spec.as_ref().and_then(|s| s.resources.clone()),
             containers: crate::pod::containers(pod).map(resources).collect(),
-            applied: BTreeMap::new(),
+            ..Self::default()
         }
     }
 
@@ -78,7 +83,9 @@ mod tests {
                 {"name": "c", "resources": {"requests": {"cpu": cpu}}}]}}))
             .unwrap()
         };
-        let given = Allocated::of(&pod("1"));
+        let unit = [("a/b".to_owned(), vec!["0".to_owned()])].into();
+        let devices = [("c".to_owned(), unit)].into();
+        let given = Allocated { devices, ..Allocated::of(&pod("1")) };
         given.save(&dir, true).unwrap();
         let read = Allocated::load(&dir).unwrap();
         assert_eq!(read, given);

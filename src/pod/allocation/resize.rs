@@ -94,8 +94,8 @@ impl Worker {
             self.resizing.pending = Some(unfit);
             return;
         }
-        let applied = allocated.applied.clone();
-        self.allocated = Some(Allocated { applied, ..desired.clone() });
+        let (applied, devices) = (allocated.applied.clone(), allocated.devices.clone());
+        self.allocated = Some(Allocated { applied, devices, ..desired.clone() });
         self.pod = pod;
         self.resizing = Resizing { pending: None, progress: Some(None) };
         self.save_allocated(true);

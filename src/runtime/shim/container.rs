@@ -4,7 +4,6 @@ use std::error::Error;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use libcontainer::container::Container as OciContainer;
@@ -13,7 +12,6 @@ use libcontainer::syscall::syscall::SyscallType;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::Signal;
-use nix::sys::stat::{major, minor};
 use nix::unistd::{Pid, Uid, chdir, fchown, pipe2, read, write};
 use serde_json::{Value, json};
 
@@ -27,9 +25,10 @@ use super::process::Process;
 use super::setup::context;
 use crate::runtime::cgroup::Hierarchies;
 use crate::runtime::cri_log::{LineSplitter, LogFile, Stream, timestamp};
+use crate::runtime::device_nodes::{granted, host_devices};
 use crate::runtime::protocol::Wanted;
 use crate::runtime::rooted;
-use crate::runtime::spec::{Device, PidNamespace, Surroundings, oci_config};
+use crate::runtime::spec::{PidNamespace, Surroundings, oci_config};
 use crate::runtime::store::{self, SandboxFile};
 use crate::runtime::types::{ContainerInfo, ContainerSpec, ExitRecord, User};
 
@@ -123,6 +122,7 @@ impl Pod {
             capabilities: self.process.capabilities,
             oom_score_adj: self.process.settable_oom_score(spec.oom_score_adj),
             devices: if spec.privileged { host_devices(Path::new("/dev")) } else { Vec::new() },
+            granted: granted(&spec)?,
         };
         let (mut seen, mut staged) = (None, None);
         if let Some(user_namespace) = self.held.user_path() {
@@ -405,31 +405,6 @@ fn output(stream: Stream, owner: u32) -> Result<(Output, OwnedFd), String> {
 
 pub(super) fn set_nonblocking(fd: &OwnedFd) -> Result<(), String> {
     fcntl(fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map(drop).map_err(context("making an output non-blocking"))
-}
-
-/// Device nodes of the host except those every container has of its own.
-fn host_devices(dir: &Path) -> Vec<Device> {
-    let own = ["pts", "shm", "mqueue", "fd", "console", "ptmx", "null", "zero", "full", "random", "urandom", "tty"];
-    let mut found = Vec::new();
-    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        let (path, Ok(kind)) = (entry.path(), entry.file_type()) else { continue };
-        if dir == Path::new("/dev") && own.iter().any(|n| entry.file_name() == *n) {
-            continue;
-        }
-        if kind.is_dir() {
-            found.extend(host_devices(&path));
-            continue;
-        }
-        let Ok(meta) = entry.metadata() else { continue };
-        let kind = match meta.file_type() {
-            t if t.is_block_device() => 'b',
-            t if t.is_char_device() => 'c',
-            _ => continue,
-        };
-        let (major, minor) = (major(meta.rdev()), minor(meta.rdev()));
-        found.push(Device { path, kind, major, minor, mode: meta.mode() & 0o777, uid: meta.uid(), gid: meta.gid() });
-    }
-    found
 }
 
 /// The innermost error: the outer ones only say in which step of libcontainer it happened.
