@@ -69,6 +69,10 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
         std::fs::create_dir_all(dir).map_err(|e| format!("creating {}: {e} (is the agent root?)", dir.display()))?;
     }
     let facts = machine::inspect(&config.root_dir);
+    let warnings = machine::check::lasting();
+    for warning in &warnings {
+        warn!("{warning}");
+    }
     let host_ips = if config.node.ips.is_empty() { vec![own_address()] } else { config.node.ips.clone() };
     let mut config = config;
     let mut given = Given::default();
@@ -208,6 +212,7 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
             node_ips: host_ips,
             kubelet_port: config.api.port,
             allocatable,
+            warnings,
         };
         tokio::spawn(cluster::keep_node(client.clone(), settings, facts, state, cidrs_tx.clone(), seen_tx));
         tokio::spawn(cluster::keep_lease(client, config.node.name.clone()));

@@ -40,6 +40,8 @@ pub struct NodeSettings {
     pub kubelet_port: u16,
     /// What pods may have: cpu in thousandths, memory and ephemeral-storage in bytes, pods.
     pub allocatable: BTreeMap<&'static str, u64>,
+    /// What is wrong with the machine for as long as it is up.
+    pub warnings: Vec<String>,
 }
 
 /// What others say of the Node.
@@ -131,11 +133,12 @@ fn status(settings: &NodeSettings, machine: &MachineInfo, state: &NodeState, gon
         let (status, (reason, what)) = if state.pressures.contains(kind) { ("True", short) } else { ("False", enough) };
         condition(kind, status, &format!("KubeletHas{reason}"), &format!("kubelet has {what}"))
     };
+    let warnings = settings.warnings.iter().fold(String::new(), |all, warning| all + ". WARNING: " + warning);
     let ready = if state.network_ready {
-        condition("Ready", "True", "KubeletReady", "kubelet is posting ready status")
+        condition("Ready", "True", "KubeletReady", &format!("kubelet is posting ready status{warnings}"))
     } else {
-        let message = "container runtime network not ready: this node has no pod CIDR yet";
-        condition("Ready", "False", "KubeletNotReady", message)
+        let message = format!("container runtime network not ready: this node has no pod CIDR yet{warnings}");
+        condition("Ready", "False", "KubeletNotReady", &message)
     };
     let mut addresses: Vec<Value> =
         settings.node_ips.iter().map(|ip| json!({"type": "InternalIP", "address": ip.to_string()})).collect();

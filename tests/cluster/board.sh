@@ -33,3 +33,19 @@ agent_with n3 --node-labels node.kubernetes.io/instance-type=raspberrypi-4-model
 labelled() { k get nodes -l node.kubernetes.io/instance-type=raspberrypi-4-model-b,pikelet.io/soc=bcm2711,pikelet.io/serial=10000000a1b2c3d4 -o name | grep -qx node/n3; }
 check "the labels of a board are such that a node may set them" soon labelled
 agent_with n3
+
+# in this node's own mounts the memory controller is off
+table=$dir/n3/controllers
+if [ -e /sys/fs/cgroup/cgroup.controllers ]; then
+  tr ' ' '\n' </sys/fs/cgroup/cgroup.controllers | grep -vx memory | paste -sd ' ' >"$table"
+  hide=(mount --bind "$table" /sys/fs/cgroup/cgroup.controllers) show=(umount /sys/fs/cgroup/cgroup.controllers)
+else
+  hide=(umount -l /sys/fs/cgroup/memory) show=(mount -t cgroup -o memory cgroup /sys/fs/cgroup/memory)
+fi
+on n3 "${hide[@]}"
+agent_with n3
+lacks() { k get node n3 -o 'jsonpath={.status.conditions[?(@.type=="Ready")].message}' | grep -q 'WARNING: cgroup memory: not usable: memory limits of pods have no effect'; }
+check "a node without the memory controller says so, and what mends it, in its Ready" soon lacks
+on n3 "${show[@]}"
+agent_with n3
+check "  and no more when it is there" not lacks

@@ -43,6 +43,11 @@ fn controllers(usable: &BTreeSet<String>, unified: bool, table: &str) -> Vec<Fin
     CONTROLLERS.into_iter().map(finding).collect()
 }
 
+/// The memory controller; `table` is `/proc/cgroups`.
+pub fn memory(usable: &BTreeSet<String>, unified: bool, table: &str) -> Option<Finding> {
+    controllers(usable, unified, table).into_iter().find(|f| f.check == "cgroup memory")
+}
+
 /// Control groups as the agent will find them.
 pub fn check(kernel: &Kernel) -> Vec<Finding> {
     let hierarchies = match Hierarchies::detect() {

@@ -60,12 +60,13 @@ fn modules(text: &str) -> BTreeSet<String> {
     text.lines().filter_map(module).collect()
 }
 
-fn config(release: &str) -> Option<BTreeMap<String, char>> {
+fn config(root: &Path, release: &str) -> Option<BTreeMap<String, char>> {
     let mut text = String::new();
-    if let Ok(file) = fs::File::open("/proc/config.gz") {
+    if let Ok(file) = fs::File::open(root.join("proc/config.gz")) {
         GzDecoder::new(file).take(MAX_CONFIG).read_to_string(&mut text).ok()?;
     } else {
-        fs::File::open(format!("/boot/config-{release}")).ok()?.take(MAX_CONFIG).read_to_string(&mut text).ok()?;
+        let file = root.join(format!("boot/config-{release}"));
+        fs::File::open(file).ok()?.take(MAX_CONFIG).read_to_string(&mut text).ok()?;
     }
     Some(options(&text)).filter(|o| !o.is_empty())
 }
@@ -77,13 +78,14 @@ impl Kernel {
         Self { config: Some(options(config)), installed: modules(installed), ..Self::default() }
     }
 
-    /// Reads what this machine's kernel tells.
-    pub fn read() -> Self {
-        let release = read("/proc/sys/kernel/osrelease").trim().to_owned();
-        let folder = format!("/lib/modules/{release}");
-        let loaded = read("/proc/modules").lines().filter_map(|l| l.split(' ').next()).map(str::to_owned).collect();
+    /// Reads what the kernel tells; `root` is where `/proc`, `/boot` and `/lib` lie.
+    pub fn read(root: &Path) -> Self {
+        let read = |path: &str| fs::read_to_string(root.join(path)).unwrap_or_default();
+        let release = read("proc/sys/kernel/osrelease").trim().to_owned();
+        let folder = format!("lib/modules/{release}");
+        let loaded = read("proc/modules").lines().filter_map(|l| l.split(' ').next()).map(str::to_owned).collect();
         Self {
-            config: config(&release),
+            config: config(root, &release),
             builtin: modules(&read(&format!("{folder}/modules.builtin"))),
             installed: modules(&read(&format!("{folder}/modules.dep"))),
             loaded,
@@ -226,6 +228,7 @@ pub fn check(kernel: &Kernel) -> Vec<Finding> {
 mod tests {
     use super::super::State;
     use super::*;
+    use crate::machine::folder::Folder;
 
     fn kernel(config: Option<&str>, installed: &str) -> Kernel {
         let builtin = modules("kernel/net/bridge/bridge.ko\n");
@@ -260,6 +263,22 @@ mod tests {
         let found = kernel(None, "");
         assert_eq!(found.has("VETH", "veth"), Support::Unknown);
         assert_eq!(found.finding("veth", "VETH", "veth", None).state, State::Unknown);
+    }
+
+    #[test]
+    fn a_kernel_without_its_module_of_vxlan_says_what_mends_it() {
+        let root = Folder::new();
+        root.put("proc/sys/kernel/osrelease", "6.12.34-v8\n");
+        root.put("boot/config-6.12.34-v8", "CONFIG_VXLAN=m\nCONFIG_VETH=y\n");
+        root.put("lib/modules/6.12.34-v8/modules.dep", "kernel/net/bridge/bridge.ko.xz:\n");
+        let without = Kernel::read(root.path());
+        assert_eq!(without.has("VXLAN", "vxlan"), Support::NotInstalled);
+        assert!(without.mend("VXLAN", "vxlan").contains("module vxlan of the running kernel 6.12.34-v8 is not in"));
+        root.put("lib/modules/6.12.34-v8/modules.dep", "kernel/drivers/net/vxlan/vxlan.ko.xz:\n");
+        assert_eq!(Kernel::read(root.path()).has("VXLAN", "vxlan"), Support::Loadable);
+        root.put("proc/modules", "vxlan 155648 0 - Live 0x0\n");
+        root.remove("lib");
+        assert_eq!(Kernel::read(root.path()).has("VXLAN", "vxlan"), Support::Present);
     }
 
     #[test]

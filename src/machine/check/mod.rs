@@ -16,6 +16,9 @@ use serde::Serialize;
 
 use kernel::Kernel;
 
+use crate::machine::usage::node_usage;
+use crate::runtime::Hierarchies;
+
 /// How it stands with one thing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -86,7 +89,7 @@ pub struct Plan {
 /// Looks at everything. Leaves nothing behind on the machine.
 pub fn check(plan: &Plan) -> Vec<Finding> {
     let root = nix::unistd::geteuid().is_root();
-    let kernel = Kernel::read();
+    let kernel = Kernel::read(Path::new("/"));
     let mut findings = vec![system::user(root)];
     findings.extend(board::check(Path::new("/")));
     findings.extend(kernel::check(&kernel));
@@ -95,6 +98,27 @@ pub fn check(plan: &Plan) -> Vec<Finding> {
     findings.extend(network::check(plan, root, &kernel));
     findings.extend(system::check(&plan.node_name));
     findings
+}
+
+/// What is wrong for as long as the machine is up, a line for each, with what mends it: for whoever looks at the Node.
+/// Tries nothing.
+pub fn lasting() -> Vec<String> {
+    let root = Path::new("/");
+    let controllers = Hierarchies::detect().map(|h| (h.controllers(), h.unified())).ok();
+    let memory = controllers.and_then(|(usable, unified)| cgroups::memory(&usable, unified, &read("/proc/cgroups")));
+    let findings = [
+        memory,
+        network::vxlan(&Kernel::read(root)),
+        board::page_bytes().map(board::page_size),
+        Some(board::memory(node_usage().total)),
+    ];
+    lines(findings.into_iter().flatten())
+}
+
+/// Of what is not as it should be.
+fn lines(findings: impl Iterator<Item = Finding>) -> Vec<String> {
+    let bad = findings.filter(|f| matches!(f.state, State::Warning | State::Missing));
+    bad.map(|Finding { check, found, mend, .. }| format!("{check}: {found}; {}", mend.unwrap_or_default())).collect()
 }
 
 /// True when nothing a node needs is missing.
@@ -118,6 +142,27 @@ fn bytes(count: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_lasts_is_one_line_each() {
+        let off = "memory\t0\t1\t0\n";
+        let usable = ["cpu".to_owned()].into();
+        let kernel = Kernel::of("CONFIG_VXLAN=m\n", "kernel/net/bridge/bridge.ko:\n");
+        let (memory, vxlan) = (cgroups::memory(&usable, true, off), network::vxlan(&kernel));
+        let findings = [memory, vxlan, Some(board::page_size(16384)), Some(board::memory(300 << 20))];
+        let said = lines(findings.into_iter().flatten());
+        let parts = [
+            ("cgroup memory: not usable", "cgroup_enable=memory cgroup_memory=1"),
+            ("vxlan: the module is not installed", "install the kernel's package of modules"),
+            ("page size: 16 KiB", "kernel=kernel8.img"),
+            ("memory: 300 MiB", "memory limit"),
+        ];
+        assert_eq!(said.len(), parts.len(), "{said:?}");
+        for (line, (start, mend)) in said.iter().zip(parts) {
+            assert!(line.starts_with(start) && line.contains(mend), "{line}");
+        }
+        assert!(lines([Finding::ok("a", "b"), Finding::unknown("c", "d")].into_iter()).is_empty());
+    }
 
     #[test]
     fn one_thing_missing_makes_a_machine_unfit() {

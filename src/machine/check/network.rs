@@ -57,6 +57,11 @@ fn tried(kernel: &Kernel) -> Vec<Finding> {
     PARTS.into_iter().map(finding).collect()
 }
 
+/// Whether networks of VXLANs can be made, as far as the kernel tells.
+pub fn vxlan(kernel: &Kernel) -> Option<Finding> {
+    told(kernel).into_iter().find(|f| f.check == "vxlan")
+}
+
 fn told(kernel: &Kernel) -> Vec<Finding> {
     let finding = |part: Part| {
         let (what, _, _, without) = part;
