@@ -1,6 +1,7 @@
 //! Builds the parts of the agent, starts and stops them in order.
 
 mod board;
+mod storage;
 
 use std::error::Error;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -84,6 +85,7 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
         (client, cluster_ca, given) = (Some(member.client), member.ca_file, member.given);
     }
     let images = ImageStore::open(config.images.clone()).await?;
+    storage::prepare(&config, &images).await?;
     let network = Network::open(NetworkConfig {
         bridge: config.bridge.clone(),
         state_dir: config.state_dir.join("network"),

@@ -24,8 +24,10 @@ mod mistake;
 mod node;
 mod providers;
 mod settings;
+mod storage;
 
 pub use settings::Settings;
+pub use storage::{Place, Storage};
 
 /// Where the file is looked for when none is named.
 pub const DEFAULT_FILE: &str = "/etc/pikelet/config.yaml";
@@ -54,6 +56,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// Container logs.
     pub logs_dir: PathBuf,
+    /// Where what containers write lies.
+    pub storage: Storage,
     /// When a container's log file is put aside.
     pub log_rotation: Rotation,
     /// Containers that name no seccomp profile get `RuntimeDefault`.
@@ -242,6 +246,7 @@ impl Config {
         let root_dir = root_dir.cloned().unwrap_or_else(|| "/var/lib/pikelet".into());
         let (images, image_gc) = (images::store(&root_dir, &flags, &file)?, images::collection(&flags, &file)?);
         let limits = limits::limits(&flags, &file)?;
+        let storage = storage::storage(&flags, &file)?;
         let join = join::join(&root_dir, &flags, &file)?;
         let bridge = flags.bridge.or(file.bridge).unwrap_or_else(|| "pikelet0".to_owned());
         if bridge.is_empty() || bridge.len() > 15 {
@@ -285,7 +290,11 @@ impl Config {
                 .or(file.tls_cert_file.zip(file.tls_private_key_file)),
             idle_timeout: duration("streamingConnectionIdleTimeout", idle.as_deref().unwrap_or("4h"))?,
         };
-        let mut log_rotation = Rotation::default();
+        let mut log_rotation = match storage.logs {
+            Place::Disk => Rotation::default(),
+            // of memory there is less
+            Place::Memory => Rotation { max_size: 1 << 20, max_files: 2 },
+        };
         if let Some(size) = flags.container_log_max_size.or(file.container_log_max_size) {
             log_rotation.max_size = quantity::whole(&size)
                 .and_then(|n| u64::try_from(n).ok())
@@ -309,6 +318,7 @@ impl Config {
             root_dir,
             state_dir: path(flags.state_dir, file.state_dir, "/run/pikelet"),
             logs_dir: path(flags.pod_logs_dir, file.pod_logs_dir, "/var/log/pods"),
+            storage,
             log_rotation,
             seccomp_default: flags.seccomp_default.or(file.seccomp_default).unwrap_or(false),
             keep_objects: flags.keep_objects.or(file.keep_objects).unwrap_or(true),
@@ -350,7 +360,10 @@ mod tests {
         let flags = Settings { port: Some(2), ..Settings::default() };
         let config = Config::resolve(flags, file).unwrap();
         assert_eq!((config.node.name.as_str(), config.api.port, config.node.max_pods), ("from-file", 2, 110));
-        assert_eq!(config.cluster_dns.len(), 1);
+        assert_eq!((config.cluster_dns.len(), config.log_rotation.max_files), (1, 5));
+        let logs = parse("logStorage: memory\ncontainerLogMaxFiles: 3").unwrap();
+        let rotation = Config::resolve(Settings::default(), logs).unwrap().log_rotation;
+        assert_eq!((rotation.max_size, rotation.max_files), (1 << 20, 3), "less where logs are in memory");
     }
 
     #[test]

@@ -92,6 +92,15 @@ pub struct Settings {
     #[arg(long, value_name = "DIR")]
     #[serde(alias = "podLogsDir")]
     pub pod_logs_dir: Option<PathBuf>,
+    /// Where what containers write to their root file systems lies, disk or memory [default: disk]
+    #[arg(long, value_name = "PLACE")]
+    pub container_storage: Option<String>,
+    /// Where container logs lie, disk or memory [default: disk]
+    #[arg(long, value_name = "PLACE")]
+    pub log_storage: Option<String>,
+    /// Most that each of the two may hold in memory [default: an eighth of the memory]
+    #[arg(long, value_name = "QUANTITY")]
+    pub memory_storage_size: Option<String>,
     /// Cgroup that holds all pods [default: kubepods]
     #[arg(long, value_name = "NAME")]
     pub cgroup_root: Option<String>,
@@ -162,10 +171,10 @@ pub struct Settings {
     /// Sysctls pods may set beside the safe ones; a name that ends in * stands for all that begin so
     #[arg(long = "allowed-unsafe-sysctls", value_delimiter = ',', value_name = "NAME")]
     pub allowed_unsafe_sysctls: Vec<String>,
-    /// Size at which a container's log file is put aside [default: 10Mi]
+    /// Size at which a container's log file is put aside [default: 10Mi, 1Mi in memory]
     #[arg(long, value_name = "QUANTITY")]
     pub container_log_max_size: Option<String>,
-    /// Log files of a container, at least 2 [default: 5]
+    /// Log files of a container, at least 2 [default: 5, 2 in memory]
     #[arg(long, value_name = "NUMBER")]
     pub container_log_max_files: Option<u32>,
     /// Devices of the board that pods may ask for as resources
