@@ -1,4 +1,4 @@
-# One entry for everything: `make demo`, `make test`, `make guest`, `make bench`, `make fuzz`, `make lint`, `make fmt`.
+# One entry for everything: `make demo`, `make test`, `make guest`, `make bench`, `make fuzz`, `make endurance`, `make lint`, `make fmt`.
 
 CACHE ?= $(if $(PIKELET_CACHE),$(PIKELET_CACHE),$(HOME)/.cache/pikelet)
 ifdef CI
@@ -11,7 +11,7 @@ export PATH := $(HOME)/.cargo/bin:/usr/local/go/bin:$(PATH)
 # At a fixed address: else every shim relocates, and so owns, half a MiB of its pod's memory.
 RELEASE = cargo rustc --release --bin pikelet -- -C relocation-model=static
 
-.PHONY: bench conformance cluster cluster-down demo fuzz guest test lint fmt setup
+.PHONY: bench conformance cluster cluster-down demo endurance fuzz guest test lint fmt setup
 
 setup:
 	@tests/scripts/setup.sh
@@ -49,6 +49,11 @@ bench: setup
 # ten minutes of each target
 fuzz: setup
 	tests/fuzz.sh 200
+
+# ten minutes of an idle node: what it writes to its card
+endurance: setup
+	cargo build
+	PIKELET_IDLE=600 tests/cluster.sh idle
 
 # Kubernetes' own tests of a node; FOCUS=, SKIP=, NODES= as tests/conformance.sh says
 conformance: setup
