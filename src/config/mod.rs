@@ -16,6 +16,7 @@ use crate::pod::eviction::threshold::Policy;
 use crate::quantity;
 use crate::runtime::Rotation;
 
+pub mod edit;
 mod eviction;
 mod images;
 mod join;

@@ -7,13 +7,13 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::image::RegistryConfig;
 use crate::machine::devices::DeviceResource;
 
 /// One source of settings. What is unset leaves the next source, then the default, in force.
-#[derive(Debug, Clone, Default, Deserialize, clap::Args)]
+#[derive(Debug, Clone, Default, Deserialize, Serialize, clap::Args)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct Settings {
     /// Of a kubelet's own file; taken so that one can be used as it is
@@ -122,6 +122,7 @@ pub struct Settings {
     pub client_ca_file: Option<PathBuf>,
     /// The kubelet's own place for `clientCAFile`
     #[arg(skip)]
+    #[serde(skip_serializing)]
     pub authentication: Authentication,
     /// Serving certificate of the kubelet API [default: self-signed]
     #[arg(long, value_name = "FILE", requires = "tls_private_key_file")]
@@ -160,6 +161,7 @@ pub struct Settings {
     pub cpu_cfs_quota_period: Option<String>,
     /// Which pods may use swap
     #[arg(skip)]
+    #[serde(skip_serializing)]
     pub memory_swap: MemorySwap,
     /// When a container's memory runs out, end one process rather than all of it (cgroup version 2)
     #[arg(skip)]
@@ -191,19 +193,19 @@ pub struct Settings {
     /// Pods are evicted at once below these [default: memory.available<100Mi (a tenth of less than 1 GB),
     /// nodefs.available<5%, nodefs.inodesFree<5%, imagefs.available<5%, imagefs.inodesFree<5%]
     #[arg(long, value_delimiter = ',', value_name = "SIGNAL<AMOUNT")]
-    #[serde(deserialize_with = "below")]
+    #[serde(deserialize_with = "below", serialize_with = "super::edit::map")]
     pub eviction_hard: Option<Vec<String>>,
     /// Pods are evicted below these when it lasts
     #[arg(long, value_delimiter = ',', value_name = "SIGNAL<AMOUNT")]
-    #[serde(deserialize_with = "below")]
+    #[serde(deserialize_with = "below", serialize_with = "super::edit::map")]
     pub eviction_soft: Option<Vec<String>>,
     /// How long each soft threshold may be passed
     #[arg(long, value_delimiter = ',', value_name = "SIGNAL=DURATION")]
-    #[serde(deserialize_with = "equal")]
+    #[serde(deserialize_with = "equal", serialize_with = "super::edit::map")]
     pub eviction_soft_grace_period: Option<Vec<String>>,
     /// How much more than its threshold must be free again
     #[arg(long, value_delimiter = ',', value_name = "SIGNAL=AMOUNT")]
-    #[serde(deserialize_with = "equal")]
+    #[serde(deserialize_with = "equal", serialize_with = "super::edit::map")]
     pub eviction_minimum_reclaim: Option<Vec<String>>,
     /// Most seconds a pod has to end that a soft threshold evicts [default: 0]
     #[arg(long, value_name = "SECONDS")]
@@ -223,6 +225,7 @@ pub struct Settings {
     pub event_burst: Option<u32>,
     /// CrashLoopBackOff
     #[arg(skip)]
+    #[serde(skip_serializing)]
     pub crash_loop_back_off: CrashLoopBackOff,
     /// Registries that may be reached by plain HTTP
     #[arg(long = "insecure-registry", value_name = "HOST[:PORT]")]
@@ -230,6 +233,7 @@ pub struct Settings {
     pub insecure_registries: Vec<String>,
     /// How each registry is reached, by host
     #[arg(skip)]
+    #[serde(skip_serializing)]
     pub registries: BTreeMap<String, RegistryConfig>,
     /// Mirrors, logins and certificates of registries in k3s's format [default: /etc/pikelet/registries.yaml, else
     /// /etc/rancher/k3s/registries.yaml]
@@ -331,12 +335,17 @@ mod one_or_many {
     use std::str::FromStr;
 
     use serde::de::{Deserialize, Deserializer, Error};
+    use serde::ser::Serializer;
 
     #[derive(serde::Deserialize)]
     #[serde(untagged)]
     enum Written {
         One(String),
         Many(Vec<String>),
+    }
+
+    pub fn serialize<S: Serializer>(list: &[impl Display], to: S) -> Result<S::Ok, S::Error> {
+        to.collect_seq(list.iter().map(ToString::to_string))
     }
 
     pub fn deserialize<'de, D: Deserializer<'de>, T: FromStr<Err: Display>>(from: D) -> Result<Vec<T>, D::Error> {

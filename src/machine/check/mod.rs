@@ -48,19 +48,23 @@ pub struct Finding {
 }
 
 impl Finding {
-    fn new(check: &str, state: State, found: impl Into<String>, mend: Option<String>) -> Self {
+    /// A finding; `mend` is what a person can do.
+    pub fn new(check: &str, state: State, found: impl Into<String>, mend: Option<String>) -> Self {
         Self { check: check.to_owned(), state, found: found.into(), mend }
     }
 
-    fn ok(check: &str, found: impl Into<String>) -> Self {
+    /// As it should be.
+    pub fn ok(check: &str, found: impl Into<String>) -> Self {
         Self::new(check, State::Ok, found, None)
     }
 
-    fn warning(check: &str, found: impl Into<String>, mend: impl Into<String>) -> Self {
+    /// A node works without.
+    pub fn warning(check: &str, found: impl Into<String>, mend: impl Into<String>) -> Self {
         Self::new(check, State::Warning, found, Some(mend.into()))
     }
 
-    fn missing(check: &str, found: impl Into<String>, mend: impl Into<String>) -> Self {
+    /// A node needs it.
+    pub fn missing(check: &str, found: impl Into<String>, mend: impl Into<String>) -> Self {
         Self::new(check, State::Missing, found, Some(mend.into()))
     }
 
