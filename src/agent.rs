@@ -49,16 +49,21 @@ fn own_address() -> IpAddr {
     socket.map_or(IpAddr::from([127, 0, 0, 1]), |a| a.ip())
 }
 
+/// Addresses of the Node.
+fn host_ips(config: &Config) -> Vec<IpAddr> {
+    if config.node.ips.is_empty() { vec![own_address()] } else { config.node.ips.clone() }
+}
+
 /// A serving certificate that the cluster gave, and when there is another one.
 type ServingFiles = ((PathBuf, PathBuf), watch::Receiver<()>);
 
 /// Who joins the cluster.
-fn member(config: &Config, ips: &[IpAddr]) -> cluster::Node {
+pub fn member(config: &Config) -> cluster::Node {
     // a tunnel ends here: it reaches the kubelet API at loopback, unless that listens elsewhere only
     let address = if config.api.address.is_unspecified() { [127, 0, 0, 1].into() } else { config.api.address };
     cluster::Node {
         name: config.node.name.clone(),
-        ips: ips.to_vec(),
+        ips: host_ips(config),
         kubelet: SocketAddr::new(address, config.api.port),
         root: config.root_dir.clone(),
     }
@@ -74,13 +79,13 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
     for warning in &warnings {
         warn!("{warning}");
     }
-    let host_ips = if config.node.ips.is_empty() { vec![own_address()] } else { config.node.ips.clone() };
+    let host_ips = host_ips(&config);
     let mut config = config;
     let mut given = Given::default();
     let (mut client, mut cluster_ca) = (None, None);
     if let Some(join) = &config.join {
         service::status("joining the cluster");
-        let member = cluster::join(join, &member(&config, &host_ips)).await?;
+        let member = cluster::join(join, &member(&config)).await?;
         config.complete(&member.given);
         (client, cluster_ca, given) = (Some(member.client), member.ca_file, member.given);
     }

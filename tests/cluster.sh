@@ -49,6 +49,23 @@ agent_with() {
   k wait --for=condition=Ready "node/$node" --timeout=30s >/dev/null
 }
 
+# nodes that join in a way of their own: what NODE's agent said, a text in it, its flags from now on, the agent stopped and
+# started with an empty log, Ready, a node with an /etc of its own
+log() { cat "$dir/logs/agent-$1.log"; }
+says() { log "$1" | grep -qF "$2"; }
+flags() { local node=$1; shift; printf '%s\n' "$@" >"$dir/$node/way"; }
+again() { $cluster stop "agent-$1"; : >"$dir/logs/agent-$1.log"; $cluster start "agent-$1"; }
+ready() { [ "$(k get node "$1" -o 'jsonpath={.status.conditions[?(@.type=="Ready")].status}')" = True ]; }
+machine() {
+  $cluster add "$@" && cp -a /etc "$dir/$1/etc" && rm -rf "$dir/$1/etc/rancher" && on "$1" mount --bind "$dir/$1/etc" /etc
+}
+# bootstrap_token ID SECRET [signing]: a token as `kubeadm token create` makes it
+bootstrap_token() {
+  k create secret generic "bootstrap-token-$1" -n kube-system --type=bootstrap.kubernetes.io/token \
+    --from-literal=token-id="$1" --from-literal=token-secret="$2" --from-literal=usage-bootstrap-authentication=true \
+    --from-literal=usage-bootstrap-signing="${3:-true}" --from-literal=auth-extra-groups=system:bootstrappers:test >/dev/null
+}
+
 # what of a container's status the cases ask for
 waiting='.status.containerStatuses[0].state.waiting.reason'
 ended='.status.containerStatuses[0].state.terminated.exitCode'

@@ -26,15 +26,7 @@ pub struct Args {
 /// Prints what was found; the exit code is 0 when the machine can be a node, and 1 when something needed is missing.
 pub fn run(args: Args) -> Result<ExitCode, Failure> {
     let config = Config::load(args.config.as_deref(), args.settings)?;
-    let plan = Plan {
-        root_dir: config.root_dir,
-        node_name: config.node.name,
-        state_dir: config.state_dir,
-        address: config.api.address,
-        port: config.api.port,
-        healthz_port: config.api.healthz_port,
-    };
-    let findings = check(&plan);
+    let findings = check(&plan(&config));
     let fit = fit(&findings);
     if args.output.is_some() {
         print(&format!("{:#}\n", json!({"fit": fit, "checks": findings})))?;
@@ -44,7 +36,20 @@ pub fn run(args: Args) -> Result<ExitCode, Failure> {
     Ok(if fit { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn lines(findings: &[Finding], fit: bool) -> String {
+/// What an agent with these settings is going to use.
+pub fn plan(config: &Config) -> Plan {
+    Plan {
+        root_dir: config.root_dir.clone(),
+        node_name: config.node.name.clone(),
+        state_dir: config.state_dir.clone(),
+        address: config.api.address,
+        port: config.api.port,
+        healthz_port: config.api.healthz_port,
+    }
+}
+
+/// A line for each finding, and the verdict.
+pub fn lines(findings: &[Finding], fit: bool) -> String {
     let width = findings.iter().map(|f| f.check.chars().count()).max().unwrap_or_default();
     let line = |Finding { check, state, found, mend }: &Finding| {
         let word = match state {

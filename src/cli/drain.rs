@@ -1,8 +1,9 @@
 //! `pikelet drain-local`: stop every pod of this node, then the agent.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::Outcome;
+use super::client::Failure;
 use crate::server::local;
 
 /// Arguments of `pikelet drain-local`.
@@ -15,5 +16,10 @@ pub struct Args {
 
 /// Waits until every pod is gone.
 pub fn run(args: &Args) -> Outcome {
-    local::ask(&args.state_dir, "POST", "/drain").map(drop)
+    drain(&args.state_dir)
+}
+
+/// The same for the agent of a state directory.
+pub fn drain(state_dir: &Path) -> Result<(), Failure> {
+    local::ask(state_dir, "POST", "/drain").map(drop)
 }

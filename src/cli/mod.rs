@@ -7,6 +7,8 @@ mod drain;
 mod exec;
 mod images;
 mod inspect;
+mod join;
+mod leave;
 mod logs;
 mod manual;
 mod port_forward;
@@ -17,6 +19,7 @@ mod stop;
 mod table;
 mod terminal;
 mod top;
+mod unit;
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -44,6 +47,18 @@ enum Command {
     Run(Box<run::Args>),
     /// Look whether this machine can be a node, and what mends it if not
     Check(Box<check::Args>),
+    /// Join a cluster: look at everything first, write the settings, start the service
+    ///
+    /// Looks whether this machine is fit, whether the server is there and the right one, and whether it takes the token;
+    /// with anything missing nothing is changed. Then the flags are written into the settings file, which keeps what else
+    /// it has, the token into a file beside it, and the systemd unit is enabled and started (it is made if there is none).
+    Join(Box<join::Args>),
+    /// Leave the cluster: what `join` did is undone
+    ///
+    /// The service is disabled, the Node cordoned, its pods are evicted, the rest is stopped, the Node deleted if the cluster
+    /// lets it, then the membership and all state of the agent are removed. Goes on after an error, and ends with what
+    /// could not be done. Archives of images, logs, and all other settings stay.
+    Leave(Box<leave::Args>),
     /// List the pods of this node
     Ps(ps::Args),
     /// Run a command in a container
@@ -99,6 +114,8 @@ pub fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Run(args) => run::run(*args),
         Command::Check(args) => return check::run(*args).unwrap_or_else(fail),
+        Command::Join(args) => return join::run(*args).unwrap_or_else(fail),
+        Command::Leave(args) => leave::run(*args),
         Command::Ps(args) => ps::run(&args),
         Command::DrainLocal(args) => drain::run(&args),
         Command::Top(args) => top::run(&args),

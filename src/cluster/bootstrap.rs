@@ -103,6 +103,14 @@ impl Bootstrap {
         }
     }
 
+    /// A client of the member that the node is already.
+    pub async fn client(&self) -> Result<Option<Client>, String> {
+        let Some(file) = self.member() else { return Ok(None) };
+        let link = Link::new();
+        self.lead(&link, &ClientCertificate::new(&self.pki_dir), file, &mut None).await?;
+        Ok(Some(link.client("default".to_owned())))
+    }
+
     /// The kubeconfig of a member of this very cluster.
     fn member(&self) -> Option<Kubeconfig> {
         let file = Kubeconfig::read_from(&self.kubeconfig).ok()?;
@@ -164,7 +172,7 @@ impl Bootstrap {
     }
 
     /// A client's configuration with the right to ask for a certificate, and the cluster it is for.
-    async fn admission(&self) -> Result<(Config, Cluster), String> {
+    pub async fn admission(&self) -> Result<(Config, Cluster), String> {
         let (server, token, pins) = match &self.source {
             Source::Kubeconfig(path) => {
                 let wrong = |e: &dyn std::fmt::Display| format!("bootstrap kubeconfig {}: {e}", path.display());

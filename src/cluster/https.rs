@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use reqwest::header::DATE;
 use reqwest::{Client, Method, RequestBuilder, StatusCode, redirect};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
@@ -15,7 +16,7 @@ use crate::errors::causes;
 /// Largest answer taken, in bytes: certificates and settings are a few thousand.
 const MAX_ANSWER: usize = 1 << 20;
 /// How long a connection, and then a whole exchange, may take.
-const CONNECT: Duration = Duration::from_secs(10);
+pub(super) const CONNECT: Duration = Duration::from_secs(10);
 const EXCHANGE: Duration = Duration::from_secs(30);
 
 /// Whom a client believes.
@@ -36,6 +37,8 @@ pub(super) struct Answer {
     pub status: StatusCode,
     /// Body, whole.
     pub body: Vec<u8>,
+    /// The server's time, if it tells.
+    pub date: Option<jiff::Timestamp>,
 }
 
 impl Answer {
@@ -98,6 +101,7 @@ pub(super) fn client(trust: Trust<'_>, identity: Option<&str>) -> Result<Client,
 pub(super) async fn send(request: RequestBuilder) -> Result<Answer, String> {
     let mut response = request.send().await.map_err(|e| explained(causes(&e)))?;
     let (status, url) = (response.status(), response.url().clone());
+    let date = response.headers().get(DATE).and_then(|d| jiff::fmt::rfc2822::parse(d.to_str().ok()?).ok());
     if status.is_redirection() {
         return Err(format!("{url} redirects elsewhere ({status}): not followed; name the server itself"));
     }
@@ -108,7 +112,7 @@ pub(super) async fn send(request: RequestBuilder) -> Result<Answer, String> {
         }
         body.extend_from_slice(&chunk);
     }
-    Ok(Answer { status, body })
+    Ok(Answer { status, body, date: date.map(|d| d.timestamp()) })
 }
 
 /// What this machine takes for the time: boards without a clock of their own begin in 1970.

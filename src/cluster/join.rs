@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 use kube::Client;
@@ -57,6 +57,28 @@ pub struct Node {
     pub root: PathBuf,
 }
 
+impl Node {
+    pub(super) fn bootstrap(&self, source: &Source, kubeconfig: &Path) -> Bootstrap {
+        Bootstrap {
+            node: self.name.clone(),
+            pki_dir: self.root.join("pki"),
+            kubeconfig: kubeconfig.to_owned(),
+            source: source.clone(),
+        }
+    }
+
+    pub(super) fn k3s(&self, server: &str, token: Option<&Token>) -> K3s {
+        K3s {
+            server: server.to_owned(),
+            token: token.cloned(),
+            node: self.name.clone(),
+            ips: self.ips.clone(),
+            root: self.root.clone(),
+            kubelet: self.kubelet,
+        }
+    }
+}
+
 /// What a cluster tells its members; what is configured on the node goes before.
 #[derive(Default)]
 pub struct Given {
@@ -94,26 +116,11 @@ pub async fn join(how: &Join, node: &Node) -> Result<Membership, ClusterError> {
             Ok(Membership { client: connect(file).await?, ca_file: None, given: Given::default() })
         }
         Join::Bootstrap { source, kubeconfig } => {
-            let bootstrap = Bootstrap {
-                node: node.name.clone(),
-                pki_dir: node.root.join("pki"),
-                kubeconfig: kubeconfig.clone(),
-                source: source.clone(),
-            };
+            let bootstrap = node.bootstrap(source, kubeconfig);
             let ca_file = Some(bootstrap.ca_file());
             Ok(Membership { client: bootstrap.begin(), ca_file, given: Given::default() })
         }
-        Join::K3s { server, token } => {
-            let k3s = K3s {
-                server: server.clone(),
-                token: token.clone(),
-                node: node.name.clone(),
-                ips: node.ips.clone(),
-                root: node.root.clone(),
-                kubelet: node.kubelet,
-            };
-            Ok(k3s.join().await)
-        }
+        Join::K3s { server, token } => Ok(node.k3s(server, token.as_ref()).join().await),
         Join::Ask { k3s, bootstrap } => {
             let Join::K3s { server, .. } = &**k3s else { return Box::pin(join(bootstrap, node)).await };
             let chosen = if is_k3s(server, node).await { k3s } else { bootstrap };
@@ -122,20 +129,27 @@ pub async fn join(how: &Join, node: &Node) -> Result<Membership, ClusterError> {
     }
 }
 
-/// Whether a server is one of k3s, by what a member of it kept or by what only k3s shows to strangers. Waits for an answer.
-async fn is_k3s(server: &str, node: &Node) -> bool {
+/// Whether a server is one of k3s, by what a member of it kept.
+pub(super) fn was_k3s(server: &str, node: &Node) -> Option<bool> {
     let kept = |name: &str| std::fs::read_to_string(node.root.join(name)).is_ok_and(|text| text.contains(server));
-    if kept("k3s-config.json") {
-        return true;
-    }
-    if kept("kubeconfig") {
-        return false;
+    kept("k3s-config.json").then_some(true).or(kept("kubeconfig").then_some(false))
+}
+
+/// Whether a server is one of k3s, by what only k3s shows to strangers.
+pub(super) async fn shows_k3s(server: &str) -> Result<bool, String> {
+    let answer = https::get(&https::client(Trust::Anybody, None)?, &format!("{server}/cacerts")).await?;
+    Ok(answer.status == StatusCode::OK && https::bundle(&answer.body).is_ok())
+}
+
+/// The same by either. Waits for an answer.
+async fn is_k3s(server: &str, node: &Node) -> bool {
+    if let Some(known) = was_k3s(server, node) {
+        return known;
     }
     let mut complaint = Complaint::default();
     loop {
-        let asked = async { https::get(&https::client(Trust::Anybody, None)?, &format!("{server}/cacerts")).await };
-        match asked.await {
-            Ok(answer) => return answer.status == StatusCode::OK && https::bundle(&answer.body).is_ok(),
+        match shows_k3s(server).await {
+            Ok(shown) => return shown,
             Err(error) => {
                 if complaint.is_due(&error) {
                     warn!(error, server, "not a member of the cluster yet: trying again");

@@ -225,11 +225,18 @@ impl Config {
     /// Settings from a file (the default one may be missing) and flags, which win.
     pub fn load(file: Option<&Path>, flags: Settings) -> Result<Self, ConfigError> {
         let path = file.unwrap_or(Path::new(DEFAULT_FILE));
-        let read = match std::fs::read_to_string(path) {
-            Ok(text) => parse(&text).map_err(|message| ConfigError(format!("{}: {message}", path.display())))?,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound && file.is_none() => Settings::default(),
-            Err(error) => return wrong(format!("reading {}: {error}", path.display())),
+        let text = match std::fs::read_to_string(path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound || file.is_some() => {
+                return wrong(format!("reading {}: {error}", path.display()));
+            }
+            read => read.unwrap_or_default(),
         };
+        Self::of(path, &text, flags)
+    }
+
+    /// Settings from the text of a file and flags, which win.
+    pub fn of(path: &Path, text: &str, flags: Settings) -> Result<Self, ConfigError> {
+        let read = parse(text).map_err(|message| ConfigError(format!("{}: {message}", path.display())))?;
         Self::resolve(flags, read)
     }
 

@@ -25,6 +25,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeCl
 
 use projection::Token;
 
+pub use mounts::remove_tree;
 pub use sub_path::{read_beneath, release_sub_paths, stays_inside, sub_path};
 
 /// The kinds of objects whose content pods use.

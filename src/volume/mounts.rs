@@ -56,7 +56,7 @@ pub(super) fn bind(source: &Path, dir: &Path, read_only: bool) -> Result<(), Str
 
 /// Unmounts all below `dir`, then removes it. While anything stays mounted nothing is removed, lest the files of
 /// another filesystem go.
-pub(super) fn remove_tree(dir: &Path) -> Vec<String> {
+pub fn remove_tree(dir: &Path) -> Vec<String> {
     let real = match fs::symlink_metadata(dir) {
         Ok(meta) if meta.is_dir() => dir.canonicalize(),
         Ok(_) => return vec![format!("{} is not a directory; not removed", dir.display())],

@@ -1,21 +1,8 @@
 # Joining as kubeadm does: discovery, bootstrap tokens, certificates by the cluster's signer, and their renewal.
 
 url=https://10.77.0.1:6443
-log() { cat "$dir/logs/agent-$1.log"; }
-says() { log "$1" | grep -qF "$2"; }
-# flags NODE FLAG...: what its agent is started with from now on
-flags() { local node=$1; shift; printf '%s\n' "$@" >"$dir/$node/way"; }
-# again NODE: stops its agent, forgets what it said, starts it
-again() { $cluster stop "agent-$1"; : >"$dir/logs/agent-$1.log"; $cluster start "agent-$1"; }
-ready() { [ "$(k get node "$1" -o 'jsonpath={.status.conditions[?(@.type=="Ready")].status}')" = True ]; }
 current() { echo "$dir/$1/lib/pki/kubelet-client-current.pem"; }
 serial() { openssl x509 -in "$(current "$1")" -noout -serial; }
-# bootstrap_token ID SECRET [signing]: a token as `kubeadm token create` makes it
-bootstrap_token() {
-  k create secret generic "bootstrap-token-$1" -n kube-system --type=bootstrap.kubernetes.io/token \
-    --from-literal=token-id="$1" --from-literal=token-secret="$2" --from-literal=usage-bootstrap-authentication=true \
-    --from-literal=usage-bootstrap-signing="${3:-true}" --from-literal=auth-extra-groups=system:bootstrappers:test >/dev/null
-}
 requests() { k get csr -o json | jq -r '.items[] | select(.spec.signerName == "kubernetes.io/kube-apiserver-client-kubelet")
   | select(.spec.request | @base64d | length > 0) | select(.status.conditions == null) | .metadata.name' | grep .; }
 hash=sha256:$(openssl x509 -in "$dir/pki/ca.crt" -pubkey -noout | openssl pkey -pubin -outform der | sha256sum | cut -d' ' -f1)

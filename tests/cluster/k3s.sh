@@ -4,17 +4,8 @@
 server=https://10.77.0.1:9443
 k3s=$dir/k3s
 mkdir "$k3s"
-log() { cat "$dir/logs/agent-$1.log"; }
-says() { log "$1" | grep -qF "$2"; }
-flags() { local node=$1; shift; printf '%s\n' "$@" >"$dir/$node/way"; }
-again() { $cluster stop "agent-$1"; : >"$dir/logs/agent-$1.log"; $cluster start "agent-$1"; }
-ready() { [ "$(k get node "$1" -o 'jsonpath={.status.conditions[?(@.type=="Ready")].status}')" = True ]; }
 # forget NODE: what it has of its membership
 forget() { $cluster stop "agent-$1"; rm -rf "$dir/$1/lib/pki" "$dir/$1/lib/k3s-config.json"; : >"$dir/logs/agent-$1.log"; }
-# machine NODE FLAG...: a node with an /etc of its own
-machine() {
-  $cluster add "$@" && cp -a /etc "$dir/$1/etc" && rm -rf "$dir/$1/etc/rancher" && on "$1" mount --bind "$dir/$1/etc" /etc
-}
 # serve [FLAG...]: starts the server
 serve() {
   proc_start "$dir/pids" "$dir/logs" k3s ip netns exec "pk$PIKELET_CLUSTER_ID-cp" "$k3s/server" -dir "$k3s" -pki "$dir/pki" \

@@ -14,6 +14,7 @@ use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use kube::Client;
 use reqwest::Url;
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -28,7 +29,8 @@ use super::link::Link;
 use crate::hex::hex;
 use crate::pki::{LOOK_AGAIN, Standing, write_secret};
 use config::ServerConfig;
-use supervisor::{NodeHeaders, PASSWORD_FILE, Supervisor};
+pub(super) use supervisor::Supervisor;
+use supervisor::{NodeHeaders, PASSWORD_FILE};
 pub use targets::Egress;
 pub use token::Token;
 
@@ -113,6 +115,15 @@ impl K3s {
         };
         tokio::spawn(self.keep(config, link, serving_tx));
         membership
+    }
+
+    /// A client of the member that the node is already.
+    pub(super) async fn client(&self) -> Result<Option<Client>, String> {
+        let Some(config) = self.kept() else { return Ok(None) };
+        let link = Link::new();
+        let mut used = Used { server: self.server.clone(), identity: None };
+        self.lead(&config, &link, &[], &mut used).await?;
+        Ok(Some(link.client("default".to_owned())))
     }
 
     /// Settings from before, if everything else was kept, too.

@@ -12,7 +12,7 @@ use crate::cluster::https::{self, Answer, Trust};
 pub(super) const PASSWORD_FILE: &str = "/etc/rancher/node/password";
 
 /// A server that showed it is the one the token is for, and what it is shown.
-pub(super) struct Supervisor {
+pub(in crate::cluster) struct Supervisor {
     base: String,
     /// The CAs its certificate is checked against, in PEM; `None`: those of the system.
     ca: Option<Vec<u8>>,
@@ -126,7 +126,7 @@ impl Supervisor {
     }
 
     /// A certificate for a key made here. Older servers take no request and answer with a key of theirs: that one is used.
-    pub async fn certificate(&self, path: &str, node: &NodeHeaders<'_>) -> Result<Issued, String> {
+    pub(super) async fn certificate(&self, path: &str, node: &NodeHeaders<'_>) -> Result<Issued, String> {
         let (key, csr) = request().map_err(|e| format!("making a certificate request: {e}"))?;
         let answer = self.ask(Method::POST, path, Some((&csr, node))).await?;
         match answer.status {

@@ -1,0 +1,170 @@
+//! `pikelet leave`: what `pikelet join`, and a node's life in its cluster, left on this machine and in the cluster.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::client::{Failure, block_on};
+use super::drain::drain;
+use super::join::{read, token_file};
+use super::{Outcome, unit};
+use crate::agent;
+use crate::cluster::{Join, Leaver, member};
+use crate::config::{Config, DEFAULT_FILE, Settings, edit};
+use crate::pki::write_secret;
+use crate::server::local;
+use crate::volume::remove_tree;
+
+/// What the agent keeps in its root directory, but for what a person put there (archives of images, seccomp profiles).
+const STATE: [&str; 5] = ["pods", "containers", "objects", "images", "time"];
+/// What a membership is; `kubeconfig` only if it was written by bootstrapping.
+const MEMBERSHIP: [&str; 2] = ["pki", "k3s-config.json"];
+/// What there is in the state directory.
+const VOLATILE: [&str; 3] = ["agent.sock", "sandboxes", "network"];
+
+/// Arguments of `pikelet leave`: the settings it joined with are in the settings file, others as for `pikelet run`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Seconds that evicted pods have to end
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    timeout: u64,
+    /// Settings file [default: /etc/pikelet/config.yaml]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+/// What was done and what could not be.
+#[derive(Default)]
+struct Report(Vec<String>);
+
+impl Report {
+    fn done(&mut self, what: &str, result: Result<(), Failure>) {
+        match result {
+            Ok(()) => println!("{what}"),
+            Err(error) => self.0.push(error.to_string()),
+        }
+    }
+}
+
+/// Leaves. An error names all that could not be done; the rest was.
+pub fn run(args: Args) -> Outcome {
+    if !nix::unistd::geteuid().is_root() {
+        return Err("only root can take this machine out of its cluster: try again with sudo".into());
+    }
+    let file = std::path::absolute(args.config.as_deref().unwrap_or(Path::new(DEFAULT_FILE)))?;
+    let text = read(&file)?;
+    let config = Config::of(&file, &text, args.settings)?;
+    let mut report = Report::default();
+    if unit::systemd() {
+        report.done("the service is not started at boot any more", unit::disable());
+    }
+    let leaver = leaver(&config, &mut report);
+    let runs = local::connect(&config.state_dir).is_ok();
+    if let Some(leaver) = &leaver {
+        let cordoned = block_on(async { Ok(leaver.cordon().await?) });
+        report.done(&format!("Node {} takes no new pods", leaver.node), cordoned);
+        if runs {
+            let left = block_on(async { Ok(leaver.evict(Duration::from_secs(args.timeout)).await) })?;
+            if left.is_empty() {
+                println!("its pods were evicted");
+            }
+            report.0.extend(left);
+        }
+    }
+    if runs {
+        report.done("every pod of this node was stopped, and the agent", drain(&config.state_dir));
+    }
+    if unit::systemd() {
+        report.done("the service is stopped", unit::remove());
+    }
+    if let Some(leaver) = &leaver {
+        let deleted = block_on(async { Ok(leaver.delete_node().await?) });
+        report.done(&format!("Node {} was deleted", leaver.node), deleted);
+    }
+    remove(&config, &mut report);
+    report.done("the settings of the membership are gone", forget(&file, &text));
+    if report.0.is_empty() { Ok(()) } else { Err(format!("not all was done:\n{}", report.0.join("\n")).into()) }
+}
+
+/// The member, if this node is one.
+fn leaver(config: &Config, report: &mut Report) -> Option<Leaver> {
+    let how = config.join.as_ref()?;
+    match block_on(async { Ok(member(how, &agent::member(config)).await?) }) {
+        Ok(client) => client.map(|client| Leaver { client, node: config.node.name.clone() }),
+        Err(error) => {
+            report.0.push(format!("the cluster was not told: {error}"));
+            None
+        }
+    }
+}
+
+/// Removes a file or a folder, below which nothing must stay mounted.
+fn clear(path: &Path, report: &mut Report) {
+    match fs::symlink_metadata(path) {
+        Ok(found) if found.is_dir() => report.0.extend(remove_tree(path)),
+        Ok(_) => report.0.extend(fs::remove_file(path).err().map(|e| format!("removing {}: {e}", path.display()))),
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => report.0.push(format!("removing {}: {error}", path.display())),
+    }
+}
+
+fn remove(config: &Config, report: &mut Report) {
+    let before = report.0.len();
+    for name in MEMBERSHIP {
+        clear(&config.root_dir.join(name), report);
+    }
+    for kubeconfig in bootstrapped(config.join.as_ref()) {
+        clear(&kubeconfig, report);
+    }
+    let sandboxes = config.state_dir.join("sandboxes");
+    if fs::read_dir(&sandboxes).is_ok_and(|mut entries| entries.next().is_some()) {
+        report.0.push(format!(
+            "pods still run, with no agent that could stop them ({}): nothing of theirs was removed; start the agent \
+             (`{} run`), then leave again",
+            sandboxes.display(),
+            std::env::current_exe().unwrap_or_default().display()
+        ));
+        return;
+    }
+    for name in STATE {
+        clear(&config.root_dir.join(name), report);
+    }
+    for name in VOLATILE {
+        clear(&config.state_dir.join(name), report);
+    }
+    for dir in [&config.root_dir, &config.state_dir] {
+        // what a person put there keeps it
+        let _ = fs::remove_dir(dir);
+    }
+    if report.0.len() == before {
+        println!("membership and state in {} were removed", config.root_dir.display());
+    }
+}
+
+/// The kubeconfig that bootstrapping wrote; others are a person's.
+fn bootstrapped(how: Option<&Join>) -> Vec<PathBuf> {
+    match how {
+        Some(Join::Bootstrap { kubeconfig, .. }) => vec![kubeconfig.clone()],
+        Some(Join::Ask { bootstrap, .. }) => bootstrapped(Some(bootstrap)),
+        Some(Join::K3s { .. } | Join::Kubeconfig(_)) | None => vec![],
+    }
+}
+
+/// Takes the membership out of the settings, and the token that `join` kept beside them.
+fn forget(file: &Path, text: &str) -> Result<(), Failure> {
+    let rest = edit::write(text, &Settings::default(), edit::membership());
+    let rest = rest.map_err(|e| format!("{}: {e}", file.display()))?;
+    if rest != *text {
+        let done = if rest.trim().is_empty() { fs::remove_file(file) } else { write_secret(file, &rest) };
+        done.map_err(|e| format!("changing {}: {e}", file.display()))?;
+    }
+    match fs::remove_file(token_file(file)) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(format!("removing {}: {error}", token_file(file).display()).into())
+        }
+        _ => Ok(()),
+    }
+}
