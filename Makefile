@@ -34,6 +34,11 @@ test: setup
 	tests/bench.sh --short
 	tests/fuzz.sh 20
 
+# the API server away for an hour
+endurance: setup
+	cargo build
+	PIKELET_OUTAGE=3600 tests/cluster.sh outage
+
 demo: setup
 	$(RELEASE)
 	tests/demo.sh $${CARGO_TARGET_DIR:-target}/release/pikelet
