@@ -4,7 +4,7 @@ mod board;
 mod storage;
 
 use std::error::Error;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +19,9 @@ use crate::image::{Image, ImageStore};
 use crate::machine;
 use crate::machine::apparmor::AppArmor;
 use crate::machine::board::Board;
+use crate::machine::clock;
 use crate::machine::devices::Devices;
+use crate::membership::{host_ips, member};
 use crate::network::{Network, NetworkConfig};
 use crate::pod::allocation::Allocations;
 use crate::pod::allocation::fit::{Allocatable, NodeView};
@@ -29,6 +31,7 @@ use crate::pod::eviction::{Evictions, Pressures};
 use crate::pod::manager::{Inputs, Manager};
 use crate::pod::order::Order;
 use crate::pod::shared::Shared;
+use crate::pod::shutdown::Shutdown;
 use crate::pod::table::PodTable;
 use crate::pod::{IdRanges, Memory, probe, source, weights};
 use crate::runtime::{Runtime, RuntimeConfig};
@@ -42,32 +45,8 @@ use crate::volume::Volumes;
 /// How often volumes look whether a token nears its end.
 const TOKENS: Duration = Duration::from_mins(1);
 
-/// The address this machine uses to reach others; loopback if it has none.
-fn own_address() -> IpAddr {
-    // no packet is sent: connecting a datagram socket only chooses a route
-    let socket = UdpSocket::bind("0.0.0.0:0").and_then(|s| s.connect("192.0.2.1:9").and_then(|()| s.local_addr()));
-    socket.map_or(IpAddr::from([127, 0, 0, 1]), |a| a.ip())
-}
-
-/// Addresses of the Node.
-fn host_ips(config: &Config) -> Vec<IpAddr> {
-    if config.node.ips.is_empty() { vec![own_address()] } else { config.node.ips.clone() }
-}
-
 /// A serving certificate that the cluster gave, and when there is another one.
 type ServingFiles = ((PathBuf, PathBuf), watch::Receiver<()>);
-
-/// Who joins the cluster.
-pub fn member(config: &Config) -> cluster::Node {
-    // a tunnel ends here: it reaches the kubelet API at loopback, unless that listens elsewhere only
-    let address = if config.api.address.is_unspecified() { [127, 0, 0, 1].into() } else { config.api.address };
-    cluster::Node {
-        name: config.node.name.clone(),
-        ips: host_ips(config),
-        kubelet: SocketAddr::new(address, config.api.port),
-        root: config.root_dir.clone(),
-    }
-}
 
 /// Runs the agent until SIGTERM or SIGINT (pods go on) or a drain (pods stop).
 pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
@@ -82,10 +61,11 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
     let host_ips = host_ips(&config);
     let mut config = config;
     let mut given = Given::default();
+    let table = PodTable::default();
     let (mut client, mut cluster_ca) = (None, None);
     if let Some(join) = &config.join {
         service::status("joining the cluster");
-        let member = cluster::join(join, &member(&config)).await?;
+        let member = cluster::join(join, &member(&config, &table)).await?;
         config.complete(&member.given);
         (client, cluster_ca, given) = (Some(member.client), member.ca_file, member.given);
     }
@@ -106,10 +86,10 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
     let (objects_tx, objects_changed) = watch::channel(0);
     let kept = kept(&config);
     let objects = Arc::new(Objects::new(client.clone(), objects_tx.clone(), kept.clone()));
-    let table = PodTable::default();
     let (network_tx, network_ready) = watch::channel(false);
     let (pressures_tx, pressures) = watch::channel(Pressures::new());
     let (orders_tx, orders) = mpsc::channel(1);
+    let (shutdown_tx, shutting_down) = watch::channel(false);
     let allocatable = allocatable(&config, &facts);
     let mut node_labels = Board::read(Path::new("/")).labels();
     node_labels.extend(given.labels.into_iter().chain(config.node.labels.clone()));
@@ -139,6 +119,7 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
         allocations: Allocations::new(allocatable.clone(), node_seen, own, devices.clone()),
         orders: orders_tx.clone(),
         max_restart_period: config.max_restart_period,
+        shutting_down,
         pressures: pressures.clone(),
         events: EventRecorder::new(client.clone(), &config.node.name, config.event_rate),
         table: table.clone(),
@@ -165,7 +146,12 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
     tokio::spawn(list_images(images.clone(), state_tx.clone()));
     tokio::spawn(board::count(devices, state_tx.clone()));
     tokio::spawn(board::tell(shared.events.clone(), state_tx.clone()));
-    tokio::spawn(tell_pressures(pressures, state_tx));
+    tokio::spawn(tell_pressures(pressures, state_tx.clone()));
+    tokio::spawn(tell_shutdown(shutdown_tx.subscribe(), state_tx));
+    if !config.shutdown.is_empty() {
+        let (groups, orders) = (config.shutdown.clone(), orders_tx.clone());
+        tokio::spawn(Shutdown { groups, table: table.clone(), orders, state: shutdown_tx }.keep());
+    }
     let images_of_commands = images.clone();
     let (images_of_folder, events_of_node) = (images.clone(), shared.events.clone());
     tokio::spawn(async move {
@@ -210,6 +196,7 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
     let live: Vec<String> = found.iter().map(|s| s.spec.id.clone()).collect();
     network.retain(&live).await?;
     manager.recover(found).await;
+    let (ours_tx, ours) = watch::channel(false);
     if let Some(client) = client.clone() {
         let settings = NodeSettings {
             name: config.node.name.clone(),
@@ -221,11 +208,11 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
             allocatable,
             warnings,
         };
-        tokio::spawn(cluster::keep_node(client.clone(), settings, facts, state, cidrs_tx.clone(), seen_tx));
-        tokio::spawn(cluster::keep_lease(client, config.node.name.clone()));
+        tokio::spawn(cluster::keep_node(client.clone(), settings, facts, state, cidrs_tx.clone(), seen_tx, ours_tx));
+        tokio::spawn(cluster::keep_lease(client, config.node.name.clone(), ours.clone()));
     }
     let inputs = Inputs {
-        cluster: client.map(|c| cluster::watch_pods(c, &config.node.name)),
+        cluster: client.map(|c| cluster::watch_pods(c, &config.node.name, ours)),
         manifests: config.manifests.clone().map(|dir| source::watch_manifests(dir, config.node.name.clone())),
         runtime: events,
         orders,
@@ -242,6 +229,9 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
         _ = int.recv() => info!("SIGINT: agent ends, pods go on"),
     }
     service::stopping();
+    if let Err(error) = clock::remember(&config.root_dir) {
+        warn!(%error, "the time is not kept for the next boot");
+    }
     // without a control plane this kept the configured ranges
     drop(cidrs_tx);
     // lets an answer to a drain reach its asker
@@ -286,6 +276,14 @@ async fn tell_pressures(mut pressures: watch::Receiver<Pressures>, state: watch:
     while pressures.changed().await.is_ok() {
         let names = pressures.borrow_and_update().iter().map(|p| p.name()).collect();
         state.send_modify(|s| s.pressures = names);
+    }
+}
+
+/// Tells the Node that the machine is going to be switched off.
+async fn tell_shutdown(mut shutting_down: watch::Receiver<bool>, state: watch::Sender<NodeState>) {
+    while shutting_down.changed().await.is_ok() {
+        let now = *shutting_down.borrow_and_update();
+        state.send_modify(|s| s.shutting_down = now);
     }
 }
 

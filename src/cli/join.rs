@@ -7,11 +7,12 @@ use super::check::{lines, plan};
 use super::client::{Failure, block_on};
 use super::table::print;
 use super::unit;
-use crate::agent::member;
 use crate::cluster::preflight;
 use crate::config::{Config, DEFAULT_FILE, Settings, edit};
 use crate::machine::check::{check, fit};
+use crate::membership::member;
 use crate::pki::write_secret;
+use crate::pod::table::PodTable;
 
 /// Arguments of `pikelet join`: those of `pikelet run`, which are kept in the settings file.
 #[derive(clap::Args)]
@@ -42,7 +43,7 @@ pub fn run(args: Args) -> Result<ExitCode, Failure> {
         return Err("join which cluster? --server URL with --token TOKEN, or --kubeconfig FILE".into());
     };
     let mut findings = check(&plan(&config));
-    findings.extend(block_on(async { Ok(preflight(how, &member(&config)).await) })?);
+    findings.extend(block_on(async { Ok(preflight(how, &member(&config, &PodTable::default())).await) })?);
     let fit = fit(&findings);
     print(&lines(&findings, fit))?;
     if !fit {

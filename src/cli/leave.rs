@@ -9,10 +9,11 @@ use super::client::{Failure, block_on};
 use super::drain::drain;
 use super::join::{read, token_file};
 use super::{Outcome, unit};
-use crate::agent;
 use crate::cluster::{Join, Leaver, member};
 use crate::config::{Config, DEFAULT_FILE, Settings, edit};
+use crate::membership;
 use crate::pki::write_secret;
+use crate::pod::table::PodTable;
 use crate::server::local;
 use crate::volume::remove_tree;
 
@@ -57,17 +58,21 @@ pub fn run(args: Args) -> Outcome {
     let file = std::path::absolute(args.config.as_deref().unwrap_or(Path::new(DEFAULT_FILE)))?;
     let text = read(&file)?;
     let config = Config::of(&file, &text, args.settings)?;
+    block_on(leave(config, &file, &text, Duration::from_secs(args.timeout)))
+}
+
+async fn leave(config: Config, file: &Path, text: &str, patience: Duration) -> Outcome {
     let mut report = Report::default();
     if unit::systemd() {
         report.done("the service is not started at boot any more", unit::disable());
     }
-    let leaver = leaver(&config, &mut report);
+    let leaver = leaver(&config, &mut report).await;
     let runs = local::connect(&config.state_dir).is_ok();
     if let Some(leaver) = &leaver {
-        let cordoned = block_on(async { Ok(leaver.cordon().await?) });
+        let cordoned = leaver.cordon().await.map_err(Failure::from);
         report.done(&format!("Node {} takes no new pods", leaver.node), cordoned);
         if runs {
-            let left = block_on(async { Ok(leaver.evict(Duration::from_secs(args.timeout)).await) })?;
+            let left = leaver.evict(patience).await;
             if left.is_empty() {
                 println!("its pods were evicted");
             }
@@ -75,24 +80,27 @@ pub fn run(args: Args) -> Outcome {
         }
     }
     if runs {
-        report.done("every pod of this node was stopped, and the agent", drain(&config.state_dir));
+        let state_dir = config.state_dir.clone();
+        // the link to the API server goes on meanwhile
+        let drained = tokio::task::spawn_blocking(move || drain(&state_dir)).await?;
+        report.done("every pod of this node was stopped, and the agent", drained);
     }
     if unit::systemd() {
         report.done("the service is stopped", unit::remove());
     }
     if let Some(leaver) = &leaver {
-        let deleted = block_on(async { Ok(leaver.delete_node().await?) });
+        let deleted = leaver.delete_node().await.map_err(Failure::from);
         report.done(&format!("Node {} was deleted", leaver.node), deleted);
     }
     remove(&config, &mut report);
-    report.done("the settings of the membership are gone", forget(&file, &text));
+    report.done("the settings of the membership are gone", forget(file, text));
     if report.0.is_empty() { Ok(()) } else { Err(format!("not all was done:\n{}", report.0.join("\n")).into()) }
 }
 
 /// The member, if this node is one.
-fn leaver(config: &Config, report: &mut Report) -> Option<Leaver> {
+async fn leaver(config: &Config, report: &mut Report) -> Option<Leaver> {
     let how = config.join.as_ref()?;
-    match block_on(async { Ok(member(how, &agent::member(config)).await?) }) {
+    match member(how, &membership::member(config, &PodTable::default())).await {
         Ok(client) => client.map(|client| Leaver { client, node: config.node.name.clone() }),
         Err(error) => {
             report.0.push(format!("the cluster was not told: {error}"));

@@ -10,15 +10,16 @@ use kube::client::ClientBuilder;
 use kube::config::{AuthInfo, Cluster as Entry, Context, KubeConfigOptions, Kubeconfig};
 use kube::config::{NamedAuthInfo, NamedCluster, NamedContext};
 use kube::{Client, Config};
-use tracing::{info, warn};
+use tracing::info;
 
 use super::client::way;
 use super::client_certificate::ClientCertificate;
+use super::clock::{complain, not_behind, too_early};
 use super::complaint::Complaint;
 use super::csr::CsrError;
 use super::discovery::{BootstrapToken, Cluster, Pin, discover};
-use super::https::clock;
 use super::link::Link;
+use crate::machine::clock::Floor;
 use crate::pki::{LOOK_AGAIN, Standing, write_secret};
 
 /// Pause between two tries, and what is added to it by chance.
@@ -40,7 +41,23 @@ pub enum Source {
     },
 }
 
+/// URL of the API server of a kubeconfig.
+pub(super) async fn server_of(file: &Path) -> Result<String, String> {
+    let wrong = |e: &dyn std::fmt::Display| format!("kubeconfig {}: {e}", file.display());
+    let read = Kubeconfig::read_from(file).map_err(|e| wrong(&e))?;
+    let config = config(read).await.map_err(|e| wrong(&e))?;
+    Ok(config.cluster_url.to_string().trim_end_matches('/').to_owned())
+}
+
 impl Source {
+    /// URL of the server that is asked first.
+    pub(super) async fn server(&self) -> Result<String, String> {
+        match self {
+            Self::Token { server, .. } => Ok(server.clone()),
+            Self::Kubeconfig(file) => server_of(file).await,
+        }
+    }
+
     /// What the cluster is called in the kubeconfig that is kept: another source is another cluster.
     fn name(&self) -> String {
         match self {
@@ -60,6 +77,8 @@ pub(super) struct Bootstrap {
     pub kubeconfig: PathBuf,
     /// The right to become one.
     pub source: Source,
+    /// A time this machine has seen.
+    pub floor: Option<Floor>,
 }
 
 impl Bootstrap {
@@ -80,7 +99,9 @@ impl Bootstrap {
         let certificate = ClientCertificate::new(&self.pki_dir);
         let (mut complaint, mut used) = (Complaint::default(), None);
         loop {
+            let behind = not_behind(self.floor.as_ref()).err();
             let outcome = match (certificate.standing(), self.member()) {
+                _ if behind.is_some() => Err(behind.unwrap_or_default()),
                 (Some(Standing::Valid { renew_in }), Some(file)) => {
                     if let Err(error) = self.lead(&link, &certificate, file, &mut used).await {
                         Err(error)
@@ -95,9 +116,7 @@ impl Bootstrap {
                 (standing, _) => self.bootstrap(&certificate, standing).await,
             };
             if let Err(error) = outcome {
-                if complaint.is_due(&error) {
-                    warn!(error, "membership of the cluster: trying again");
-                }
+                complain(&mut complaint, &error, &self.source.server().await.unwrap_or_default()).await;
                 tokio::time::sleep(PAUSE.mul_f64(1.0 + rand::random::<f64>())).await;
             }
         }
@@ -205,11 +224,6 @@ impl Bootstrap {
         // JSON is YAML
         serde_json::to_string_pretty(&file).unwrap_or_default()
     }
-}
-
-/// What is said when the node's certificate is not valid yet.
-pub(super) fn too_early(from: jiff::Timestamp) -> String {
-    format!("this node's certificate holds from {from} on, {}", clock())
 }
 
 /// The holder of a certificate, from chain and key in one PEM text.

@@ -55,6 +55,29 @@ pub(super) fn said(error: &kube::Error) -> String {
     }
 }
 
+/// The same, with what it means for a member and what mends it.
+pub(super) fn explained(error: &kube::Error) -> String {
+    let why = said(error);
+    let mend = match error {
+        kube::Error::Api(status) if status.code == 401 => {
+            "the API server does not take this node's certificate: it is of another cluster, was revoked, or the CA of clients \
+            was replaced; join anew (`pikelet leave`, then `pikelet join`), or give it another kubeconfig"
+        }
+        kube::Error::Api(status) if status.code == 403 => {
+            "this node's user may not do so: it has to be system:node:<node name> in the group system:nodes, and the API server \
+            to run with --authorization-mode=Node,RBAC"
+        }
+        kube::Error::Api(_) => return why,
+        _ if why.contains("UnknownIssuer") || why.contains("BadSignature") => {
+            "the API server shows a certificate of another CA than the one this node joined with: if the cluster's CA was \
+            replaced, join anew (`pikelet leave`, then `pikelet join`), or put it into the kubeconfig; if not, somebody is \
+            between"
+        }
+        _ => return why,
+    };
+    format!("{why}: {mend}")
+}
+
 impl ClusterError {
     /// Wraps an error of the client.
     pub(super) fn api(what: impl Into<String>) -> impl FnOnce(kube::Error) -> Self {

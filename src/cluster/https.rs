@@ -11,6 +11,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
+use super::clock::clock;
 use crate::errors::causes;
 
 /// Largest answer taken, in bytes: certificates and settings are a few thousand.
@@ -113,11 +114,6 @@ pub(super) async fn send(request: RequestBuilder) -> Result<Answer, String> {
         body.extend_from_slice(&chunk);
     }
     Ok(Answer { status, body, date: date.map(|d| d.timestamp()) })
-}
-
-/// What this machine takes for the time: boards without a clock of their own begin in 1970.
-pub(super) fn clock() -> String {
-    format!("and the clock of this machine says {}: waiting for time", jiff::Timestamp::now())
 }
 
 /// An error of TLS with what may be behind it.

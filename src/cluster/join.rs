@@ -3,18 +3,20 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use kube::Client;
 use reqwest::StatusCode;
 use tokio::sync::watch;
-use tracing::warn;
 
 use super::bootstrap::{Bootstrap, PAUSE, Source};
 use super::client::{ClusterError, connect};
+use super::clock::complain;
 use super::complaint::Complaint;
 use super::https::{self, Trust};
 use super::k3s::{K3s, Token};
+use crate::machine::clock::Floor;
 
 /// How a cluster is joined.
 #[derive(Debug, Clone)]
@@ -44,6 +46,28 @@ pub enum Join {
     },
 }
 
+/// Tells the addresses of this node's pods: any port of one of its own, declared ports of one that has the node's.
+#[derive(Clone)]
+pub struct Pods(Arc<dyn Fn(SocketAddr) -> bool + Send + Sync>);
+
+impl Pods {
+    /// By a rule that is asked for every connection.
+    pub fn new(rule: impl Fn(SocketAddr) -> bool + Send + Sync + 'static) -> Self {
+        Self(Arc::new(rule))
+    }
+
+    /// Whether it is one.
+    pub(super) fn have(&self, address: SocketAddr) -> bool {
+        (self.0)(address)
+    }
+}
+
+impl std::fmt::Debug for Pods {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Pods")
+    }
+}
+
 /// Who joins.
 #[derive(Debug, Clone)]
 pub struct Node {
@@ -53,8 +77,12 @@ pub struct Node {
     pub ips: Vec<IpAddr>,
     /// Where its kubelet API listens.
     pub kubelet: SocketAddr,
+    /// Which addresses are those of its pods.
+    pub pods: Pods,
     /// What must last is kept below (`<root>`).
     pub root: PathBuf,
+    /// A time this machine has seen, as what lay there told before anything was written.
+    pub floor: Option<Floor>,
 }
 
 impl Node {
@@ -64,6 +92,7 @@ impl Node {
             pki_dir: self.root.join("pki"),
             kubeconfig: kubeconfig.to_owned(),
             source: source.clone(),
+            floor: self.floor.clone(),
         }
     }
 
@@ -75,6 +104,8 @@ impl Node {
             ips: self.ips.clone(),
             root: self.root.clone(),
             kubelet: self.kubelet,
+            pods: self.pods.clone(),
+            floor: self.floor.clone(),
         }
     }
 }
@@ -151,9 +182,7 @@ async fn is_k3s(server: &str, node: &Node) -> bool {
         match shows_k3s(server).await {
             Ok(shown) => return shown,
             Err(error) => {
-                if complaint.is_due(&error) {
-                    warn!(error, server, "not a member of the cluster yet: trying again");
-                }
+                complain(&mut complaint, &error, server).await;
                 tokio::time::sleep(PAUSE.mul_f64(1.0 + rand::random::<f64>())).await;
             }
         }

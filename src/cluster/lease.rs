@@ -8,6 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, Owne
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use serde_json::json;
+use tokio::sync::watch;
 use tracing::debug;
 
 use crate::errors::causes;
@@ -16,8 +17,11 @@ const NAMESPACE: &str = "kube-node-lease";
 const RENEW: Duration = Duration::from_secs(10);
 const DURATION_SECONDS: i32 = 40;
 
-/// Keeps the lease for ever.
-pub async fn keep_lease(client: Client, node: String) {
+/// Keeps the lease for ever, from when this machine is the Node.
+pub async fn keep_lease(client: Client, node: String, mut ours: watch::Receiver<bool>) {
+    if ours.wait_for(|ours| *ours).await.is_err() {
+        return;
+    }
     let mut tick = tokio::time::interval(RENEW);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -27,6 +31,18 @@ pub async fn keep_lease(client: Client, node: String) {
             tick.reset_after(Duration::from_millis(500 + u64::from(rand::random::<u8>()) * 8));
         }
     }
+}
+
+/// Whether somebody renews the lease of a Node. Looks for longer than a renewal takes: clocks may differ.
+pub(super) async fn is_renewed(client: &Client, node: &str) -> Result<bool, kube::Error> {
+    let api: Api<Lease> = Api::namespaced(client.clone(), NAMESPACE);
+    let renewed = async || {
+        let lease = api.get_opt(node).await?;
+        Ok::<_, kube::Error>(lease.and_then(|l| l.spec).and_then(|s| s.renew_time))
+    };
+    let before = renewed().await?;
+    tokio::time::sleep(RENEW * 3 / 2).await;
+    Ok(renewed().await? != before)
 }
 
 async fn renew(client: &Client, node: &str) -> Result<(), kube::Error> {

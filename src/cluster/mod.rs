@@ -3,6 +3,7 @@
 mod bootstrap;
 mod client;
 mod client_certificate;
+mod clock;
 mod complaint;
 mod csr;
 mod discovery;
@@ -30,7 +31,7 @@ pub use bootstrap::Source;
 pub use client::{ClusterError, connect};
 pub use discovery::{BootstrapToken, Pin};
 pub use events::{EventRate, EventRecorder};
-pub use join::{Given, Join, Membership, Node, join};
+pub use join::{Given, Join, Membership, Node, Pods, join};
 pub use k3s::Token;
 pub use kept::{Kept, Slot};
 pub use lease::keep_lease;

@@ -13,6 +13,9 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
+use super::client::explained;
+use super::complaint::Complaint;
+use super::lease::is_renewed;
 use super::retry::patient;
 use crate::machine::MachineInfo;
 use crate::machine::devices::Counts;
@@ -82,6 +85,8 @@ pub struct NodeState {
     pub network_ready: bool,
     /// Types of the conditions that are true for want of something.
     pub pressures: BTreeSet<&'static str>,
+    /// The machine is going to be switched off.
+    pub shutting_down: bool,
     /// Names (tags and digests) and size of each image.
     pub images: Vec<(Vec<String>, u64)>,
     /// How the board does.
@@ -134,7 +139,9 @@ fn status(settings: &NodeSettings, machine: &MachineInfo, state: &NodeState, gon
         condition(kind, status, &format!("KubeletHas{reason}"), &format!("kubelet has {what}"))
     };
     let warnings = settings.warnings.iter().fold(String::new(), |all, warning| all + ". WARNING: " + warning);
-    let ready = if state.network_ready {
+    let ready = if state.shutting_down {
+        condition("Ready", "False", "KubeletNotReady", "node is shutting down")
+    } else if state.network_ready {
         condition("Ready", "True", "KubeletReady", &format!("kubelet is posting ready status{warnings}"))
     } else {
         let message = format!("container runtime network not ready: this node has no pod CIDR yet{warnings}");
@@ -205,13 +212,40 @@ fn gone(node: &Node, devices: &Counts) -> Vec<String> {
     told.split(',').filter(|name| !name.is_empty() && !devices.contains_key(*name)).map(str::to_owned).collect()
 }
 
-/// Makes the Node what this agent says of it; returns the devices to be taken off it.
+/// Why a node is not registered.
+enum Unregistered {
+    /// Another machine is this Node, and up.
+    Taken(String),
+    /// Anything else.
+    Failed(kube::Error),
+}
+
+impl From<kube::Error> for Unregistered {
+    fn from(error: kube::Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// What another machine that is this Node says of itself; `None`: it is this one, or no machine yet.
+fn another(node: &Node, machine: &MachineInfo) -> Option<String> {
+    let status = node.status.as_ref()?;
+    let info = status.node_info.as_ref().filter(|i| !i.machine_id.is_empty())?;
+    if info.machine_id == machine.machine_id && info.system_uuid == machine.system_uuid {
+        return None;
+    }
+    let addresses = status.addresses.iter().flatten().map(|a| a.address.as_str()).collect::<Vec<_>>().join(", ");
+    Some(format!("machine id {}, {addresses}", info.machine_id))
+}
+
+/// Makes the Node what this agent says of it, or takes it over from whoever had it before and is no more; returns the devices
+/// to be taken off it.
 async fn register(
+    client: &Client,
     api: &Api<Node>,
     settings: &NodeSettings,
     machine: &MachineInfo,
     devices: &Counts,
-) -> Result<Vec<String>, kube::Error> {
+) -> Result<Vec<String>, Unregistered> {
     let labels = own_labels(&settings.name, &machine.architecture, &settings.labels);
     let annotations = annotations(settings, devices);
     let metadata = json!({"name": settings.name, "labels": labels, "annotations": annotations});
@@ -223,7 +257,14 @@ async fn register(
             Ok(Vec::new())
         }
         Err(kube::Error::Api(answer)) if answer.code == 409 => {
-            let gone = gone(&api.get(&settings.name).await?, devices);
+            let present = api.get(&settings.name).await?;
+            if let Some(other) = another(&present, machine) {
+                if is_renewed(client, &settings.name).await? {
+                    return Err(Unregistered::Taken(other));
+                }
+                info!(node = settings.name, other, "takes the place of another machine, which is not up");
+            }
+            let gone = gone(&present, devices);
             let mut patch = json!({"metadata": {"labels": labels, "annotations": annotations}});
             if devices.is_empty() && !gone.is_empty() {
                 patch["metadata"]["annotations"][DEVICES] = Value::Null;
@@ -231,7 +272,7 @@ async fn register(
             api.patch(&settings.name, &PatchParams::default(), &Patch::Merge(patch)).await?;
             Ok(gone)
         }
-        Err(error) => Err(error),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -255,7 +296,8 @@ fn overruled(node: &Node, written: &Value) -> bool {
     ours.any(|c| present.iter().any(|p| c["type"] == p.type_ && c["status"] != p.status))
 }
 
-/// Registers and keeps the Node for ever; its pod CIDRs go to `pod_cidrs`, its labels and taints to `seen`.
+/// Registers and keeps the Node for ever; its pod CIDRs go to `pod_cidrs`, its labels and taints to `seen`. `ours` is told
+/// when nothing speaks against this machine being the Node.
 pub async fn keep_node(
     client: Client,
     settings: NodeSettings,
@@ -263,32 +305,43 @@ pub async fn keep_node(
     mut state: watch::Receiver<NodeState>,
     pod_cidrs: watch::Sender<Vec<String>>,
     seen: watch::Sender<Option<NodeSeen>>,
+    ours: watch::Sender<bool>,
 ) {
-    let api: Api<Node> = Api::all(client);
+    let api: Api<Node> = Api::all(client.clone());
+    let mut complaint = Complaint::default();
     let fields = format!("metadata.name={}", settings.name);
     let mut events =
         patient(Some("the Node"), watcher(api.clone(), watcher::Config::default().fields(&fields))).boxed();
     let mut written = Value::Null;
     let mut written_at = Instant::now();
     let mut registered = false;
-    let mut said = String::new();
     let mut gone = Vec::new();
     let mut tick = tokio::time::interval(COMPUTE);
     loop {
         if !registered {
             let devices = state.borrow().devices.clone();
-            match register(&api, &settings, &machine, &devices).await {
+            match register(&client, &api, &settings, &machine, &devices).await {
                 Ok(found) => {
                     gone.extend(found);
                     registered = true;
-                    said.clear();
                     written = Value::Null;
+                    ours.send_replace(true);
                 }
                 Err(error) => {
-                    let error = error.to_string();
-                    if said != error {
-                        warn!(error, "node not registered: trying again until it is");
-                        said = error;
+                    let why = match &error {
+                        Unregistered::Taken(other) => format!(
+                            "another machine is this Node, and up ({other}): two boards of one name drive each other out. Give \
+                            this one another name (--node-name, or hostnamectl set-hostname); if it is to take the other's \
+                            place, stop that one"
+                        ),
+                        Unregistered::Failed(error) => explained(error),
+                    };
+                    // pods of a node that may not write its Node are run all the same
+                    if matches!(error, Unregistered::Failed(kube::Error::Api(_))) {
+                        ours.send_replace(true);
+                    }
+                    if complaint.is_due(&why) {
+                        warn!(error = why, node = settings.name, "node not registered: trying again");
                     }
                     tokio::time::sleep(Duration::from_millis(1000 + u64::from(rand::random::<u8>()) * 8)).await;
                     continue;
@@ -306,7 +359,12 @@ pub async fn keep_node(
                     written_at = Instant::now();
                 }
                 Err(kube::Error::Api(answer)) if answer.code == 404 => registered = false,
-                Err(error) => warn!(%error, "node status not written: trying again"),
+                Err(error) => {
+                    let why = explained(&error);
+                    if complaint.is_due(&why) {
+                        warn!(error = why, "node status not written: trying again");
+                    }
+                }
             }
         }
         tokio::select! {

@@ -4,7 +4,7 @@ use futures::StreamExt;
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::watcher;
 use kube::{Api, Client};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::retry::patient;
 
@@ -25,11 +25,14 @@ pub enum PodUpdate {
 /// Updates that may wait for the manager.
 const QUEUE: usize = 256;
 
-/// Watches pods with `spec.nodeName=<node>`; reconnects with backoff for ever.
-pub fn watch_pods(client: Client, node: &str) -> mpsc::Receiver<PodUpdate> {
+/// Watches pods with `spec.nodeName=<node>`, from when this machine is the Node; reconnects with backoff for ever.
+pub fn watch_pods(client: Client, node: &str, mut ours: watch::Receiver<bool>) -> mpsc::Receiver<PodUpdate> {
     let (tx, rx) = mpsc::channel(QUEUE);
     let config = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
     tokio::spawn(async move {
+        if ours.wait_for(|ours| *ours).await.is_err() {
+            return;
+        }
         let mut events = patient(Some("pods"), watcher(Api::<Pod>::all(client), config)).boxed();
         let mut listed = Vec::new();
         while let Some(event) = events.next().await {

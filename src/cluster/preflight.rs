@@ -9,13 +9,12 @@ use k8s_openapi::api::authorization::v1::{
 };
 use kube::api::PostParams;
 use kube::client::ClientBuilder;
-use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
 use reqwest::Url;
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
 
-use super::bootstrap::{Bootstrap, Source};
+use super::bootstrap::{Bootstrap, Source, server_of};
 use super::client::{ClusterError, connect, way};
 use super::https::{self, CONNECT, Trust};
 use super::join::{Join, Node, shows_k3s, was_k3s};
@@ -73,17 +72,12 @@ async fn look(how: &Join, node: &Node, findings: &mut Vec<Finding>) -> Result<()
 
 /// URL of the server that is going to be asked.
 async fn server(how: &Join) -> Result<String, String> {
-    let file = match how {
-        Join::K3s { server, .. } | Join::Bootstrap { source: Source::Token { server, .. }, .. } => {
-            return Ok(server.clone());
-        }
-        Join::Ask { k3s, .. } => return Box::pin(server(k3s)).await,
-        Join::Kubeconfig(file) | Join::Bootstrap { source: Source::Kubeconfig(file), .. } => file,
-    };
-    let wrong = |e: &dyn std::fmt::Display| format!("kubeconfig {}: {e}", file.display());
-    let read = Kubeconfig::read_from(file).map_err(|e| wrong(&e))?;
-    let config = Config::from_custom_kubeconfig(read, &KubeConfigOptions::default()).await.map_err(|e| wrong(&e))?;
-    Ok(config.cluster_url.to_string().trim_end_matches('/').to_owned())
+    match how {
+        Join::K3s { server, .. } => Ok(server.clone()),
+        Join::Bootstrap { source, .. } => source.server().await,
+        Join::Ask { k3s, .. } => Box::pin(server(k3s)).await,
+        Join::Kubeconfig(file) => server_of(file).await,
+    }
 }
 
 /// Its name, its port, and what time it has.

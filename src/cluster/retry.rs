@@ -7,6 +7,8 @@ use futures::{Stream, StreamExt, stream};
 use kube::runtime::watcher::{self, Event};
 use tracing::{info, warn};
 
+use super::client::explained;
+use super::complaint::Complaint;
 use crate::errors::causes;
 
 const FIRST: Duration = Duration::from_millis(200);
@@ -33,15 +35,15 @@ impl Iterator for Retry {
     }
 }
 
-/// A watch that waits after each failure, longer from one to the next. The first failure of several is said, and their
-/// end, where the log has a name for `what` is watched.
+/// A watch that waits after each failure, longer from one to the next. What is wrong is said once, and that it is over,
+/// where the log has a name for `what` is watched.
 ///
 /// Not kube's own backoff: that one begins anew at every [`Event::Init`], which comes before a list is even asked for.
 pub fn patient<K: Send>(
     what: Option<&'static str>,
     watch: impl Stream<Item = watcher::Result<Event<K>>> + Send,
 ) -> impl Stream<Item = watcher::Result<Event<K>>> + Send {
-    let state = (Box::pin(watch), None::<Retry>, Duration::ZERO);
+    let state = (Box::pin(watch), None::<(Retry, Complaint)>, Duration::ZERO);
     stream::unfold(state, move |(mut watch, mut failing, delay)| async move {
         if delay > Duration::ZERO {
             tokio::time::sleep(delay).await;
@@ -50,10 +52,14 @@ pub fn patient<K: Send>(
         let mut delay = Duration::ZERO;
         match &event {
             Err(error) => {
-                if let (None, Some(what)) = (&failing, what) {
-                    warn!(error = causes(error), "watching {what}: trying again until it succeeds");
+                let (retry, complaint) = failing.get_or_insert_with(|| (Retry::new(), Complaint::default()));
+                if let Some(what) = what {
+                    let why = reason(error);
+                    if complaint.is_due(&why) {
+                        warn!(error = why, "watching {what}: trying again until it succeeds");
+                    }
                 }
-                delay = failing.get_or_insert_with(Retry::new).next().unwrap_or(MAX);
+                delay = retry.next().unwrap_or(MAX);
             }
             Ok(Event::Init) => {}
             Ok(_) => {
@@ -64,6 +70,15 @@ pub fn patient<K: Send>(
         }
         Some((event, (watch, failing, delay)))
     })
+}
+
+fn reason(error: &watcher::Error) -> String {
+    match error {
+        watcher::Error::InitialListFailed(e) | watcher::Error::WatchStartFailed(e) | watcher::Error::WatchFailed(e) => {
+            explained(e)
+        }
+        other => causes(other),
+    }
 }
 
 #[cfg(test)]

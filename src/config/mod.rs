@@ -13,22 +13,26 @@ use crate::machine::devices::DeviceResource;
 use crate::pod::LimitPolicy;
 use crate::pod::backoff;
 use crate::pod::eviction::threshold::Policy;
+use crate::pod::shutdown::Group;
 use crate::quantity;
 use crate::runtime::Rotation;
 
+mod devices;
 pub mod edit;
 mod eviction;
 mod images;
 mod join;
 mod limits;
 mod mistake;
-mod node;
 mod providers;
 mod settings;
+mod shutdown;
 mod storage;
+mod values;
 
 pub use settings::Settings;
 pub use storage::{Place, Storage};
+use values::{duration, labels, taint};
 
 /// Where the file is looked for when none is named.
 pub const DEFAULT_FILE: &str = "/etc/pikelet/config.yaml";
@@ -85,6 +89,8 @@ pub struct Config {
     pub image_gc: GcPolicy,
     /// When pods are evicted.
     pub eviction: Policy,
+    /// Which pods a shutdown of the machine waits for, and how long.
+    pub shutdown: Vec<Group>,
     /// How many events are written.
     pub event_rate: EventRate,
     /// Longest wait of a CrashLoopBackOff.
@@ -193,6 +199,8 @@ impl Config {
             "logging": {"format": if self.json_logs { "json" } else { "text" }, "verbosity": self.verbosity},
         });
         let more = serde_json::json!({
+            "shutdownGracePeriodByPodPriority": self.shutdown.iter().map(|g| serde_json::json!({
+                "priority": g.priority, "shutdownGracePeriodSeconds": g.time.as_secs()})).collect::<Vec<_>>(),
             "eventRecordQPS": self.event_rate.per_second, "eventBurst": self.event_rate.burst,
             "crashLoopBackOff": {
                 "maxContainerRestartPeriod": format!("{}s", self.max_restart_period.as_secs_f64())},
@@ -210,15 +218,6 @@ fn list<T>(flags: Vec<T>, file: Vec<T>) -> Vec<T> {
 
 fn wrong<T>(message: String) -> Result<T, ConfigError> {
     Err(ConfigError(message))
-}
-
-/// A duration as Go writes it, such as `4h0m0s` or `90s`.
-fn duration(name: &str, written: &str) -> Result<Duration, ConfigError> {
-    let parsed =
-        written.parse::<jiff::SignedDuration>().ok().or((written == "0").then_some(jiff::SignedDuration::ZERO));
-    parsed
-        .and_then(|d| Duration::try_from(d).ok())
-        .ok_or_else(|| ConfigError(format!("{name} {written:?}: it is a duration such as 4h or 90s")))
 }
 
 impl Config {
@@ -255,6 +254,7 @@ impl Config {
         let (images, image_gc) = (images::store(&root_dir, &flags, &file)?, images::collection(&flags, &file)?);
         let limits = limits::limits(&flags, &file)?;
         let storage = storage::storage(&flags, &file)?;
+        let shutdown = shutdown::groups(&flags, &file)?;
         let join = join::join(&root_dir, &flags, &file)?;
         let bridge = flags.bridge.or(file.bridge).unwrap_or_else(|| "pikelet0".to_owned());
         if bridge.is_empty() || bridge.len() > 15 {
@@ -276,10 +276,10 @@ impl Config {
         let node = NodeConfig {
             name,
             ips: list(flags.node_ip, file.node_ip),
-            labels: node::labels(&list(flags.node_labels, file.node_labels))?,
-            taints: taints.iter().map(|t| node::taint(t)).collect::<Result<_, _>>()?,
+            labels: labels(&list(flags.node_labels, file.node_labels))?,
+            taints: taints.iter().map(|t| taint(t)).collect::<Result<_, _>>()?,
             max_pods: flags.max_pods.or(file.max_pods).unwrap_or(110),
-            devices: node::devices(file.devices)?,
+            devices: devices::devices(file.devices)?,
             reserved: eviction::reserved([
                 &list(flags.kube_reserved, file.kube_reserved),
                 &list(flags.system_reserved, file.system_reserved),
@@ -340,6 +340,7 @@ impl Config {
             images,
             image_gc,
             eviction: policy,
+            shutdown,
             event_rate: EventRate {
                 per_second: flags.event_qps.or(file.event_qps).unwrap_or(50),
                 burst: flags.event_burst.or(file.event_burst).unwrap_or(100),

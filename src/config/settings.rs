@@ -67,7 +67,7 @@ pub struct Settings {
         value_delimiter = ',',
         value_name = "KEY[=VALUE]:EFFECT"
     )]
-    #[serde(alias = "node-taint", deserialize_with = "taints")]
+    #[serde(alias = "node-taint", deserialize_with = "super::values::taints")]
     pub register_with_taints: Vec<String>,
     /// Ranges pods get their addresses from, instead of the Node's spec.podCIDRs
     #[arg(long = "pod-cidr", value_delimiter = ',', value_name = "CIDR")]
@@ -223,6 +223,17 @@ pub struct Settings {
     /// Events written at once [default: 100]
     #[arg(long, value_name = "NUMBER")]
     pub event_burst: Option<u32>,
+    /// How long a shutdown of the machine waits for pods, if systemd-logind runs; that of critical ones is part of it
+    /// [default: 0s]
+    #[arg(long, value_name = "DURATION")]
+    pub shutdown_grace_period: Option<String>,
+    /// How much of it is for critical pods, which end last [default: 0s]
+    #[arg(long, value_name = "DURATION")]
+    pub shutdown_grace_period_critical_pods: Option<String>,
+    /// The same for groups of any priorities, instead of these two
+    #[arg(skip)]
+    #[serde(skip_serializing)]
+    pub shutdown_grace_period_by_pod_priority: Vec<super::shutdown::ByPriority>,
     /// CrashLoopBackOff
     #[arg(skip)]
     #[serde(skip_serializing)]
@@ -385,25 +396,4 @@ fn below<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Vec<String>
 /// `{signal: value}` as flags write it.
 fn equal<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Vec<String>>, D::Error> {
     pairs(from, '=')
-}
-
-/// `{key, value, effect}` objects as the kubelet's file has them, or `key=value:effect`.
-fn taints<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Written {
-        Text(String),
-        Object {
-            key: String,
-            #[serde(default)]
-            value: String,
-            effect: String,
-        },
-    }
-    let list = Vec::<Written>::deserialize(from)?;
-    let text = |taint| match taint {
-        Written::Text(text) => text,
-        Written::Object { key, value, effect } => format!("{key}={value}:{effect}"),
-    };
-    Ok(list.into_iter().map(text).collect())
 }

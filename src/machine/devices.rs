@@ -11,14 +11,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use glob::Pattern;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// Most containers that may share a device.
 const MOST: u32 = 1000;
 
 /// One entry of `devices`, checked.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "Written")]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(try_from = "Written", rename_all = "camelCase")]
 pub struct DeviceResource {
     /// The resource, such as `pikelet.io/gpio`.
     pub name: String,

@@ -3,10 +3,12 @@
 pub mod apparmor;
 pub mod board;
 pub mod check;
+pub mod clock;
 pub mod devices;
 #[cfg(test)]
 mod folder;
 pub mod health;
+pub mod logind;
 mod notify;
 pub mod usage;
 

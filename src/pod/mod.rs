@@ -17,6 +17,7 @@ pub mod probe;
 pub mod qos;
 pub mod references;
 pub mod shared;
+pub mod shutdown;
 pub mod source;
 pub mod status;
 pub mod table;
@@ -52,7 +53,9 @@ mod writer;
 pub use limit_policy::{LimitPolicy, Memory};
 pub use user_namespace::IdRanges;
 
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use std::net::{IpAddr, SocketAddr};
+
+use k8s_openapi::api::core::v1::{Container, ContainerPort, Pod, PodSpec};
 
 /// Read-only views of a Pod that every file of this room needs.
 pub trait PodExt {
@@ -72,6 +75,8 @@ pub trait PodExt {
     fn grace_seconds(&self) -> i64;
     /// True when the pod shares the host's network.
     fn host_network(&self) -> bool;
+    /// Whether an address is one of the pod: any port of its own, declared ports of the host's.
+    fn listens_at(&self, address: SocketAddr) -> bool;
     /// The spec, if there is one.
     fn pod_spec(&self) -> Option<&PodSpec>;
     /// Init containers.
@@ -107,6 +112,13 @@ impl PodExt for Pod {
     }
     fn host_network(&self) -> bool {
         self.spec.as_ref().and_then(|s| s.host_network).unwrap_or(false)
+    }
+    fn listens_at(&self, address: SocketAddr) -> bool {
+        let ips = self.status.iter().flat_map(|s| s.pod_ips.iter().flatten());
+        let ip = ips.filter_map(|ip| ip.ip.parse().ok()).any(|ip: IpAddr| ip == address.ip());
+        let declared = |port: &ContainerPort| port.container_port == i32::from(address.port());
+        let mut ports = containers(self).flat_map(|c| c.ports.iter().flatten());
+        ip && (!self.host_network() || ports.any(declared))
     }
     fn pod_spec(&self) -> Option<&PodSpec> {
         self.spec.as_ref()

@@ -55,6 +55,8 @@ pub struct Shared {
     pub max_restart_period: Duration,
     /// What the node runs short of.
     pub pressures: watch::Receiver<Pressures>,
+    /// True while the node is shutting down.
+    pub shutting_down: watch::Receiver<bool>,
     /// Events.
     pub events: EventRecorder,
     /// Where every room reads pods.

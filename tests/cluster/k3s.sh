@@ -62,6 +62,16 @@ unsteer not-ready
 echo '{"ClusterIPRange": {"IP": "10.244.0.0", "Mask": "AP8="}}' >"$k3s/config.json"; again n7
 check "settings it does not understand: it says so" soon says n7 "/v1-k3s/config is not understood"
 config
+join() {
+  on n7 "$(cat "$dir/pikelet")" join --root-dir "$dir/n7/lib" --state-dir "$dir/n7/run" --node-name n7 --node-ip 10.77.0.17 \
+    --server $server "$@" >"$dir/said" 2>&1
+}
+$cluster stop agent-n7
+refuses() { ! join --token "$2" && grep -qE "^MISSING +$1" "$dir/said"; }
+check "pikelet join finds another CA" refuses 'cluster .*its CA is not the one' "K10$(printf '0%.0s' {1..64})::server:secret"
+check "  a wrong password" refuses 'token .*does not accept the token' "K10$hash::server:wrong"
+check "  and writes what is right" join --token "$token"
+flags n7 --max-pods 110
 started=$(date +%s%N)
 again n7
 check "the right token: the node is Ready" soon ready n7
@@ -201,6 +211,30 @@ flags n8 --server $server; : >"$dir/logs/agent-n8.log"; $cluster start agent-n8
 check "expired while off, and no token: it says what to do" soon says n8 "no valid certificate and no token"
 flags n8 --server $server --token "$token"; again n8
 check "with the token it joins again" soon says n8 "tunnel open"
+annotation() { k get node n8 -o "jsonpath={.metadata.annotations.k3s\.io/$1}"; }
+of_args() { annotation node-args | jq -e 'index("--server") and index("********")' && [[ $(annotation node-config-hash) == ????????*==== ]]; }
+check "annotations say how it was started, without the token" soon of_args
+untold() { ! k get node n8 -o yaml | grep -q "$token"; }
+check "  nowhere" untold
+config pod
+unserve; serve
+forget n8; $cluster start agent-n8
+soon says n8 "tunnel open"
+k apply -f - >/dev/null <<YAML
+{apiVersion: v1, kind: List, items: [
+ {apiVersion: v1, kind: Pod, metadata: {name: own}, spec: {nodeName: n8, terminationGracePeriodSeconds: 1, containers: [
+  {name: c, image: $image, command: [sh, -c, 'while :; do sleep 600 | nc -l -p 7003 >/dev/null; done']}]}},
+ {apiVersion: v1, kind: Pod, metadata: {name: host}, spec: {nodeName: n8, hostNetwork: true, terminationGracePeriodSeconds: 1, containers: [
+  {name: c, image: $image, ports: [{containerPort: 7004}], command: [sh, -c, 'while :; do sleep 600 | nc -l -p 7004 >/dev/null; done']}]}}]}
+YAML
+soon is own .status.phase Running; soon is host .status.phase Running
+reached() { tunnel "node=n8&target=$1&send=100000&seconds=10" | grep -q '^whole'; }
+check "egress mode pod: a pod of the node is reached" soon reached "$(field own .status.podIP):7003"
+check "  and a declared port of one that has the node's address" soon reached 10.77.0.18:7004
+check "  but no other port of the node" grep -q "connect not allowed" <(tunnel "node=n8&target=10.77.0.18:7005&seconds=10")
+check "  nor pods of others" grep -q "connect not allowed" <(tunnel "node=n8&target=$(field inside .status.podIP):8080&seconds=10")
+check "  which the Node offers" egress_label
+k delete pod own host --grace-period=1 --timeout=60s >/dev/null
 config
 unserve; serve
 k delete pod inside short --grace-period=1 --timeout=60s >/dev/null

@@ -23,11 +23,11 @@ pikelet() {
   on n12 "$(cat "$dir/pikelet")" "$command" --root-dir "$dir/n12/lib" --state-dir "$dir/n12/run" --node-name n12 \
     --node-ip 10.77.0.22 "$@" >"$dir/said" 2>&1
 }
+show() { cat "$dir/said" >&2; return 1; }
 # finds PATTERN FLAG...: joining with these flags is refused, and a line says so
 finds() {
   local line=$1; shift
-  ! pikelet join "$@" && grep -qE "$line" "$dir/said" && grep -q "nothing was changed" "$dir/said" && [ ! -e "$settings" ] || {
-    cat "$dir/said" >&2; return 1; }
+  ! pikelet join "$@" && grep -qE "$line" "$dir/said" && grep -q "nothing was changed" "$dir/said" && [ ! -e "$settings" ] || show
 }
 check "a name without address is said" finds '^MISSING +server name' --server https://nowhere.invalid:6443 --token $token
 check "  a closed port" finds '^MISSING +server port .*refused' --server https://10.77.0.1:6999 --token $token
@@ -76,7 +76,9 @@ soon moved n12
 k uncordon n1 >/dev/null
 touch "$dir/n12/lib/mine"; mkdir -p "$dir/n12/lib/images-import"; touch "$dir/n12/lib/images-import/a.tar"
 check "leaving says what it may not do" not pikelet leave
-refused() { grep -q 'Node n12 was not deleted: .*forbidden.*kubectl delete node n12' "$dir/said" && [ "$(grep -c . <<<"$(sed -n '/not all/,$p' "$dir/said")")" = 2 ]; }
+refused() {
+  grep -q 'Node n12 was not deleted: .*forbidden.*kubectl delete node n12' "$dir/said" && [ "$(sed -n '/not all/,$p' "$dir/said" | wc -l)" = 2 ] || show
+}
 check "  the Node, and nothing else" refused
 check "  its pods went to another node" soon moved n1
 gone() {
@@ -98,14 +100,15 @@ k run stays --image=$image --restart=Never --overrides='{"spec":{"nodeName":"n12
 soon is stays .status.phase Running
 $cluster stop agent-n12 KILL
 check "with no agent its pods are left running, and it says so" not pikelet leave --timeout 1
-left() { grep -q 'pods still run, with no agent' "$dir/said" && [ -d "$dir/n12/run/sandboxes" ] && [ -d "$dir/n12/lib/pods" ]; }
+left() { grep -q 'pods still run, with no agent' "$dir/said" && [ -d "$dir/n12/run/sandboxes" ] && [ -d "$dir/n12/lib/pods" ] || show; }
 check "  nothing of theirs is removed" left
-away() { ! k get node n12; }
+away() { ! k get node n12 || show; }
 check "  the Node is deleted, where that is allowed" away
+rest() { pikelet leave || show; }
 flags n12 --cluster-cidr 10.244.0.0/16
 $cluster start agent-n12
-until_true 10 test -S "$dir/n12/run/agent.sock"
-check "  once an agent is there again, leaving does the rest" pikelet leave
+until_true 10 on n12 "$(cat "$dir/pikelet")" ps --state-dir "$dir/n12/run"
+check "  once an agent is there again, leaving does the rest" rest
 check "  all of it" test ! -e "$dir/n12/run/sandboxes"
 k delete clusterrolebinding node-deleters >/dev/null; k delete clusterrole node-deleters >/dev/null
 k uncordon n2 >/dev/null; k uncordon n3 >/dev/null

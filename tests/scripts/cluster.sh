@@ -3,7 +3,7 @@
 #
 #   cluster.sh up [NODES]              starts it (default 2 nodes; 0: control plane only), prints `export KUBECONFIG=...`
 #   cluster.sh down                    drains and removes everything; what was left behind is reported as an error
-#   cluster.sh add NODE FLAG...        one more node, its agent not started; FLAGs instead of a kubeconfig and addresses
+#   cluster.sh add NODE [FLAG...]      one more node, its agent not started; FLAGs instead of a kubeconfig and addresses
 #   cluster.sh kubectl ...             as the cluster's admin; KUBECTL names another program
 #   cluster.sh start|stop NAME [SIGNAL]  one process: etcd apiserver controller-manager scheduler agent-n1 ...
 #   cluster.sh logs NAME               what it said
@@ -226,7 +226,12 @@ add() {
   local node=$1; shift
   mkdir "$dir/$node" || fail "node $node exists"
   echo "$node" >>"$dir/nodes"
-  printf '%s\n' "$@" >"$dir/$node/way"
+  if [ $# = 0 ]; then
+    certificate "$node" "/O=system:nodes/CN=system:node:$node"
+    kubeconfig "$dir/$node/kubeconfig" "$node" "https://$cp_ip:6443"
+  else
+    printf '%s\n' "$@" >"$dir/$node/way"
+  fi
   plug "$node"
   launch "mounts-$node"
   until_true 5 node_mounts_ready "$node" || report_failure "no mount namespace for $node" "mounts-$node"

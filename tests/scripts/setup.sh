@@ -4,8 +4,8 @@
 #   tests/scripts/setup.sh [PACKAGE...]     these as well
 set -euo pipefail
 
-packages=(busybox-static ca-certificates crun curl docker-registry e2fsprogs g++ gcc iproute2 iputils-ping jq libc6-dev libfaketime
-  libseccomp-dev make nftables openssl pkg-config python3-kubernetes python3-prometheus-client skopeo systemd umoci util-linux "$@")
+packages=(busybox-static ca-certificates crun curl dbus docker-registry e2fsprogs g++ gcc iproute2 iputils-ping jq libc6-dev libfaketime
+  libseccomp-dev make nftables openssl pkg-config python3-dbus python3-gi python3-kubernetes python3-prometheus-client skopeo systemd umoci util-linux "$@")
 
 # fail MESSAGE: says what a person has to do
 fail() { echo "setup: $*" >&2; exit 1; }

@@ -1,6 +1,7 @@
 //! Membership of a k3s cluster, as `k3s agent` has it: the server is asked for settings and certificates, and reaches this
 //! node's kubelet API through a tunnel that the node opens.
 
+mod annotations;
 mod config;
 mod frame;
 mod session;
@@ -19,14 +20,16 @@ use reqwest::Url;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::bootstrap::{PAUSE, config as client_config, kubeconfig, too_early};
+use super::bootstrap::{PAUSE, config as client_config, kubeconfig};
 use super::client::way;
 use super::client_certificate::ClientCertificate;
+use super::clock::{complain, not_behind, too_early};
 use super::complaint::Complaint;
 use super::discovery::Cluster;
-use super::join::{Given, Membership};
+use super::join::{Given, Membership, Pods};
 use super::link::Link;
 use crate::hex::hex;
+use crate::machine::clock::Floor;
 use crate::pki::{LOOK_AGAIN, Standing, write_secret};
 use config::ServerConfig;
 pub(super) use supervisor::Supervisor;
@@ -49,6 +52,10 @@ pub struct K3s {
     pub root: PathBuf,
     /// Where the kubelet API of this node is reached.
     pub kubelet: SocketAddr,
+    /// Which addresses are those of its pods.
+    pub pods: Pods,
+    /// A time this machine has seen.
+    pub floor: Option<Floor>,
 }
 
 impl K3s {
@@ -71,10 +78,12 @@ impl K3s {
             match self.kept() {
                 Some(config) => break config,
                 None => {
-                    if let Err(error) = self.enroll(&self.server, true).await {
-                        if complaint.is_due(&error) {
-                            warn!(error, "not a member of the cluster yet: trying again");
-                        }
+                    let enrolled = match not_behind(self.floor.as_ref()) {
+                        Ok(()) => self.enroll(&self.server, true).await,
+                        behind => behind,
+                    };
+                    if let Err(error) = enrolled {
+                        complain(&mut complaint, &error, &self.server).await;
                         pause().await;
                     }
                 }
@@ -95,9 +104,12 @@ impl K3s {
             ("k3s.io/internal-ip", ips.clone()),
             ("alpha.kubernetes.io/provided-node-ip", ips),
         ];
+        let variables = std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
+        let arguments = std::env::args_os().skip(1).map(|a| a.to_string_lossy().into_owned());
+        let process = annotations::of_process(arguments, variables);
         let serving_file = self.pki("serving-kubelet.pem");
         let labels = match config.egress() {
-            Egress::Cluster => BTreeMap::from([("egress.k3s.io/cluster".to_owned(), "true".to_owned())]),
+            Egress::Cluster | Egress::Pod => BTreeMap::from([("egress.k3s.io/cluster".to_owned(), "true".to_owned())]),
             _ => BTreeMap::new(),
         };
         let membership = Membership {
@@ -107,7 +119,7 @@ impl K3s {
                 cluster_dns: config.dns(),
                 cluster_domain: Some(config.domain.clone()).filter(|d| !d.is_empty()),
                 cluster_cidrs: config.pods(),
-                annotations: annotations.into_iter().map(|(k, v)| (k.to_owned(), v)).collect(),
+                annotations: annotations.into_iter().chain(process).map(|(k, v)| (k.to_owned(), v)).collect(),
                 labels,
                 client_ca_file: Some(self.pki("client-ca.crt")),
                 serving: Some(((serving_file.clone(), serving_file), serving)),
@@ -195,13 +207,16 @@ impl K3s {
         let mut servers = healthy.subscribe();
         if config.egress() != Egress::Disabled {
             let ranges = if config.egress() == Egress::Cluster { self.reachable(&config) } else { Vec::new() };
-            let targets = targets::Targets { kubelet: self.kubelet, ranges };
+            let pods = (config.egress() == Egress::Pod).then(|| self.pods.clone());
+            let targets = targets::Targets { kubelet: self.kubelet, ranges, pods };
             let tunnels = tunnel::Tunnels { server: self.server.clone(), identity, targets, healthy: healthy.clone() };
             tokio::spawn(tunnels.keep());
         }
         loop {
             let certificate = self.certificate();
+            let behind = not_behind(self.floor.as_ref()).err();
             let outcome = match certificate.standing() {
+                _ if behind.is_some() => Err(behind.unwrap_or_default()),
                 Some(Standing::Valid { renew_in }) => {
                     let healthy = servers.borrow_and_update().clone();
                     let led = self.lead(&config, &link, &healthy, &mut used).await;
@@ -224,11 +239,7 @@ impl K3s {
             };
             match outcome {
                 Ok(()) => serving.send_replace(()),
-                Err(error) => {
-                    if complaint.is_due(&error) {
-                        warn!(error, "membership of the cluster: trying again");
-                    }
-                }
+                Err(error) => complain(&mut complaint, &error, &used.server).await,
             }
             // also after a success: a server whose certificates are due at once is not asked all the time
             pause().await;

@@ -4,6 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 
+use crate::cluster::join::Pods;
+
 /// How much of the cluster a server reaches through agents (`--egress-selector-mode` of k3s).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Egress {
@@ -12,7 +14,7 @@ pub enum Egress {
     /// The kubelet API of this node.
     #[default]
     Agent,
-    /// Pods of this node too. They are not offered by this agent: the server dials them by itself then.
+    /// Pods of this node too.
     Pod,
     /// All pods and this node's own addresses.
     Cluster,
@@ -37,6 +39,8 @@ pub(super) struct Targets {
     pub kubelet: SocketAddr,
     /// Reached at any port.
     pub ranges: Vec<IpNet>,
+    /// Pods of this node, where only these are reached.
+    pub pods: Option<Pods>,
 }
 
 impl Targets {
@@ -48,7 +52,9 @@ impl Targets {
             let local = [IpAddr::from([127, 0, 0, 1]), IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1])];
             return (local.contains(&ip) && address.port() == self.kubelet.port()).then_some(self.kubelet);
         }
-        self.ranges.iter().any(|range| range.contains(&ip)).then(|| SocketAddr::new(ip, address.port()))
+        let address = SocketAddr::new(ip, address.port());
+        let of_pod = self.pods.as_ref().is_some_and(|pods| pods.have(address));
+        (of_pod || self.ranges.iter().any(|range| range.contains(&ip))).then_some(address)
     }
 }
 
@@ -58,7 +64,7 @@ mod tests {
 
     #[test]
     fn nothing_but_the_kubelet_and_the_ranges_is_reached() {
-        let mut targets = Targets { kubelet: "10.0.0.5:10250".parse().unwrap(), ranges: vec![] };
+        let mut targets = Targets { kubelet: "10.0.0.5:10250".parse().unwrap(), ranges: vec![], pods: None };
         for allowed in ["tcp/127.0.0.1:10250", "tcp/[::1]:10250"] {
             assert_eq!(targets.allowed(allowed), Some("10.0.0.5:10250".parse().unwrap()), "{allowed}");
         }
@@ -77,5 +83,8 @@ mod tests {
         targets.ranges.push("10.42.0.0/16".parse().unwrap());
         assert_eq!(targets.allowed("tcp/10.42.0.7:80"), Some("10.42.0.7:80".parse().unwrap()));
         assert_eq!(targets.allowed("tcp/10.43.0.7:80"), None);
+        targets.pods = Some(Pods::new(|address| address.to_string() == "10.43.0.7:80"));
+        assert_eq!(targets.allowed("tcp/[::ffff:10.43.0.7]:80"), Some("10.43.0.7:80".parse().unwrap()));
+        assert_eq!(targets.allowed("tcp/10.43.0.7:81"), None);
     }
 }

@@ -14,7 +14,7 @@ const LEAST_MEMORY: u64 = 200 << 20;
 /// With less than this a node runs a handful of small pods, in bytes: what is left of 512 MiB by the firmware.
 const SMALL_MEMORY: u64 = 400 << 20;
 /// Seconds since the epoch of 2026: no clock of a running agent can be before it.
-const OLDEST_NOW: i64 = 1_767_225_600;
+pub const OLDEST_NOW: i64 = 1_767_225_600;
 
 /// How the memory controller is switched on.
 pub fn memory_cgroup(root: &Path) -> String {

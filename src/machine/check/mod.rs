@@ -14,7 +14,9 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+pub use board::OLDEST_NOW;
 use kernel::Kernel;
+pub use system::clock_synchronized;
 
 use crate::machine::usage::node_usage;
 use crate::runtime::Hierarchies;

@@ -10,7 +10,7 @@ use crate::pod::admission::{self, Node, Rejection};
 use crate::pod::hook::seconds;
 use crate::pod::order::Order;
 use crate::pod::worker::Worker;
-use crate::pod::{PodExt, eviction};
+use crate::pod::{PodExt, eviction, shutdown};
 
 /// How soon one looks again for the end of pods that go, or for the Node.
 const AGAIN: Duration = Duration::from_millis(200);
@@ -51,6 +51,9 @@ impl Worker {
     }
 
     fn unfit(&self) -> Option<Rejection> {
+        if *self.shared.shutting_down.borrow() {
+            return Some(shutdown::refused());
+        }
         let node = Node { unsafe_sysctls: &self.shared.unsafe_sysctls, apparmor: &self.shared.apparmor };
         let short = eviction::refuse(&self.pod, &self.shared.pressures.borrow()).map(|message| ("Evicted", message));
         short.or_else(|| admission::refuse(&self.pod, &node))

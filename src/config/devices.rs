@@ -1,34 +1,9 @@
-//! The settings about the Node object: labels, taints, devices.
+//! The settings about the devices of the Node.
 
-use std::collections::{BTreeMap, BTreeSet};
-
-use k8s_openapi::api::core::v1::Taint;
+use std::collections::BTreeSet;
 
 use super::{ConfigError, wrong};
 use crate::machine::devices::DeviceResource;
-
-pub(super) fn labels(written: &[String]) -> Result<BTreeMap<String, String>, ConfigError> {
-    let mut labels = BTreeMap::new();
-    for label in written {
-        let Some((key, value)) = label.split_once('=').filter(|(k, _)| !k.is_empty()) else {
-            return wrong(format!("node label {label:?}: it is written key=value"));
-        };
-        labels.insert(key.to_owned(), value.to_owned());
-    }
-    Ok(labels)
-}
-
-pub(super) fn taint(written: &str) -> Result<Taint, ConfigError> {
-    let (left, effect) = written.rsplit_once(':').unwrap_or((written, ""));
-    let (key, value) = left.split_once('=').unwrap_or((left, ""));
-    if key.is_empty() || !matches!(effect, "NoSchedule" | "PreferNoSchedule" | "NoExecute") {
-        return wrong(format!(
-            "taint {written:?}: it is written key[=value]:effect, and the effect is NoSchedule, PreferNoSchedule or NoExecute"
-        ));
-    }
-    let value = Some(value.to_owned()).filter(|v| !v.is_empty());
-    Ok(Taint { key: key.to_owned(), value, effect: effect.to_owned(), ..Taint::default() })
-}
 
 /// Each resource once.
 pub(super) fn devices(written: Vec<DeviceResource>) -> Result<Vec<DeviceResource>, ConfigError> {
