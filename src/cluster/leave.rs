@@ -48,7 +48,7 @@ impl Leaver {
         done.map(drop).map_err(ClusterError::api(format!("cordoning the Node {}", self.node)))
     }
 
-    /// Evicts the pods of this node, as far as their disruption budgets allow, but those of DaemonSets, which would come
+    /// Evicts the pods of this node, as far as their disruption budgets allow, but those of daemon sets, which would come
     /// back. Returns what has not gone after `patience`, one line each.
     pub async fn evict(&self, patience: Duration) -> Vec<String> {
         let deadline = Instant::now() + patience;
@@ -63,13 +63,11 @@ impl Leaver {
             for pod in pods {
                 let (namespace, name) =
                     (pod.metadata.namespace.unwrap_or_default(), pod.metadata.name.unwrap_or_default());
-                let why = match pod.metadata.deletion_timestamp {
-                    Some(_) => Ok("it has not ended yet".to_owned()),
-                    None => {
-                        let api: Api<Pod> = Api::namespaced(self.client.clone(), &namespace);
-                        api.evict(&name, &EvictParams::default()).await.map(|_| "it has not ended yet".to_owned())
-                    }
-                };
+                let mut why = Ok("it has not ended yet".to_owned());
+                if pod.metadata.deletion_timestamp.is_none() {
+                    let api: Api<Pod> = Api::namespaced(self.client.clone(), &namespace);
+                    why = api.evict(&name, &EvictParams::default()).await.and(why);
+                }
                 match why {
                     Err(kube::Error::Api(answer)) if answer.code == 404 => {}
                     why => {

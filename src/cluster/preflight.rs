@@ -110,11 +110,10 @@ fn clock(ours: Timestamp, theirs: Timestamp) -> Finding {
     let (check, apart) = ("server clock", (ours.as_second() - theirs.as_second()).abs());
     let found = format!("{theirs:.0} there (nobody vouches for it), {ours:.0} here");
     let mend = "let systemd-timesyncd or chrony keep both; for now `date -s` sets this one";
-    match apart {
-        ..=NOTICEABLE => Finding::ok(check, "as this machine's"),
-        ..=TOO_FAR => Finding::warning(check, found, mend),
-        _ => Finding::missing(check, found, mend),
+    if apart <= NOTICEABLE {
+        return Finding::ok(check, "as this machine's");
     }
+    if apart <= TOO_FAR { Finding::warning(check, found, mend) } else { Finding::missing(check, found, mend) }
 }
 
 /// A kubeconfig must be of the node that is going to use it.

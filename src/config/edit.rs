@@ -117,6 +117,8 @@ impl Settings {
 }
 
 /// Pairs such as `signal<amount` as a map.
+// serde passes a reference to the field
+#[allow(clippy::ref_option)]
 pub(super) fn map<S: serde::Serializer>(pairs: &Option<Vec<String>>, to: S) -> Result<S::Ok, S::Error> {
     pairs
         .as_ref()

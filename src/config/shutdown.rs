@@ -43,7 +43,7 @@ pub(super) fn groups(flags: &Settings, file: &Settings) -> Result<Vec<Group>, Co
         return wrong("shutdownGracePeriod, shutdownGracePeriodCriticalPods: 0, or a second at least".to_owned());
     }
     let mut groups: Vec<Group> = if listed.is_empty() {
-        vec![Group { priority: 0, time: whole - critical }, Group { priority: CRITICAL, time: critical }]
+        vec![Group { priority: 0, time: whole.saturating_sub(critical) }, Group { priority: CRITICAL, time: critical }]
     } else {
         let time = |e: &ByPriority| Duration::from_secs(e.shutdown_grace_period_seconds.into());
         listed.iter().map(|e| Group { priority: e.priority, time: time(e) }).collect()

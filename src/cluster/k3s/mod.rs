@@ -75,18 +75,16 @@ impl K3s {
     pub async fn join(self) -> Membership {
         let mut complaint = Complaint::default();
         let config = loop {
-            match self.kept() {
-                Some(config) => break config,
-                None => {
-                    let enrolled = match not_behind(self.floor.as_ref()) {
-                        Ok(()) => self.enroll(&self.server, true).await,
-                        behind => behind,
-                    };
-                    if let Err(error) = enrolled {
-                        complain(&mut complaint, &error, &self.server).await;
-                        pause().await;
-                    }
-                }
+            if let Some(config) = self.kept() {
+                break config;
+            }
+            let enrolled = match not_behind(self.floor.as_ref()) {
+                Ok(()) => self.enroll(&self.server, true).await,
+                behind => behind,
+            };
+            if let Err(error) = enrolled {
+                complain(&mut complaint, &error, &self.server).await;
+                pause().await;
             }
         };
         if matches!(config.flannel.as_str(), "vxlan" | "wireguard-native" | "tailscale") {
