@@ -21,6 +21,9 @@ use crate::volume::remove_tree;
 const STATE: [&str; 5] = ["pods", "containers", "objects", "images", "time"];
 /// What a membership is; `kubeconfig` only if it was written by bootstrapping.
 const MEMBERSHIP: [&str; 2] = ["pki", "k3s-config.json"];
+/// How often, and how soon again, one looks whether an agent that was drained has ended.
+const TRIES: u32 = 100;
+const PAUSE: Duration = Duration::from_millis(50);
 /// What there is in the state directory.
 const VOLATILE: [&str; 3] = ["agent.sock", "sandboxes", "network"];
 
@@ -83,6 +86,13 @@ async fn leave(config: Config, file: &Path, text: &str, patience: Duration) -> O
         let state_dir = config.state_dir.clone();
         // the link to the API server goes on meanwhile
         let drained = tokio::task::spawn_blocking(move || drain(&state_dir)).await?;
+        // it answers before its very end, when it writes once more
+        for _ in 0..TRIES {
+            if local::connect(&config.state_dir).is_err() {
+                break;
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
         report.done("every pod of this node was stopped, and the agent", drained);
     }
     if unit::systemd() {
