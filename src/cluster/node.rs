@@ -173,7 +173,7 @@ fn status(settings: &NodeSettings, machine: &MachineInfo, state: &NodeState, gon
         "conditions": conditions,
         "addresses": addresses,
         // exec, attach and port-forward by websocket need no translation for this node (KEP-4006)
-        "declaredFeatures": ["ExtendWebSocketsToKubelet"],
+        "declaredFeatures": ["ExtendWebSocketsToKubelet", "RestartAllContainersOnContainerExits"],
         "daemonEndpoints": {"kubeletEndpoint": {"Port": settings.kubelet_port}},
         "nodeInfo": {
             "machineID": machine.machine_id,

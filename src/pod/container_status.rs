@@ -79,7 +79,10 @@ pub(super) fn container_status(
             run_state(c, state.message.as_ref()),
             state.last.as_ref().map(|c| run_state(c, state.last_message.as_ref())),
         ),
-        (None, None) => (waiting(fallback.0, fallback.1.map(str::to_owned)), None),
+        (None, None) => {
+            let last = state.last.as_ref().map(|c| run_state(c, state.last_message.as_ref()));
+            (waiting(fallback.0, fallback.1.map(str::to_owned)), last)
+        }
     };
     let ready = if init && !is_sidecar(container) { state.succeeded() } else { state.ready() };
     ContainerStatus {

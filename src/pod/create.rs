@@ -187,8 +187,10 @@ impl Worker {
                 let (logs, log) = (&self.shared.logs_dir, &info.spec.log_path);
                 log_links::make(logs, self.pod.name(), self.pod.ns(), &container.name, &id, log);
                 let state = self.state(&container.name);
-                state.last = state.current.replace(info);
-                state.last_message = state.message.take();
+                if let Some(old) = state.current.replace(info) {
+                    state.last = Some(old);
+                    state.last_message = state.message.take();
+                }
                 state.next_attempt += 1;
                 state.waiting = None;
                 state.retry.reset();
@@ -212,8 +214,9 @@ impl Worker {
     }
 
     /// One ended run is kept beside the newest; the one before goes.
-    async fn forget_oldest(&mut self, name: &str, sandbox: &str) {
-        let Some(old) = self.state(name).last.take() else { return };
+    pub(super) async fn forget_oldest(&mut self, name: &str, sandbox: &str) {
+        let state = self.state(name);
+        let Some(old) = state.last.take_if(|_| state.current.is_some()) else { return };
         self.discard(sandbox, &old).await;
     }
 }

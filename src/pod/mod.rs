@@ -44,6 +44,7 @@ mod log_links;
 mod message;
 mod pull_secret;
 pub mod restart;
+mod restart_all;
 mod runtime_class;
 mod sandbox;
 mod stop;

@@ -7,13 +7,17 @@ use k8s_openapi::api::core::v1::{Container, ContainerRestartRule, Pod};
 use super::worker::Worker;
 use super::{PodExt, ephemeral, is_sidecar};
 
-fn matches(rule: &ContainerRestartRule, code: i32) -> bool {
-    // the other one, RestartAllContainers, is a feature this node does not declare
-    rule.action == "Restart"
-        && rule.exit_codes.as_ref().is_some_and(|codes| {
+/// The action that restarts the pod's other containers too (`restart_all.rs`).
+pub(super) const RESTART_ALL: &str = "RestartAllContainers";
+
+/// The rule that says what comes after an end with `code`: the first that names it.
+pub(super) fn rule_for(container: &Container, code: i32) -> Option<&ContainerRestartRule> {
+    container.restart_policy_rules.iter().flatten().find(|rule| {
+        rule.exit_codes.as_ref().is_some_and(|codes| {
             let listed = codes.values.iter().flatten().any(|v| *v == code);
             if codes.operator == "NotIn" { !listed } else { listed }
         })
+    })
 }
 
 /// `Always`, `OnFailure` or `Never`, where no rule says otherwise.
@@ -33,7 +37,10 @@ pub fn restarts(pod: &Pod, name: &str, code: i32) -> bool {
     }
     let init = pod.init_containers().iter().find(|c| c.name == name);
     let Some(container) = init.or_else(|| pod.app_containers().iter().find(|c| c.name == name)) else { return false };
-    let ruled = container.restart_policy_rules.iter().flatten().any(|rule| matches(rule, code));
+    let ruled = match rule_for(container, code).map(|rule| rule.action.as_str()) {
+        Some(RESTART_ALL) => return true,
+        action => action == Some("Restart"),
+    };
     let restart = match policy(pod, container, init.is_some()) {
         "Always" => true,
         "OnFailure" => code != 0,
@@ -94,6 +101,17 @@ mod tests {
         let rules = serde_json::json!({"restartPolicy": "Never", "restartPolicyRules": [
             {"action": "Restart", "exitCodes": {"operator": "NotIn", "values": [0]}}]});
         assert!(restarts(&pod("Always", rules.clone()), "c", 1) && !restarts(&pod("Always", rules), "c", 0));
+    }
+
+    #[test]
+    fn the_first_rule_that_names_the_code_decides() {
+        let rules = serde_json::json!({"restartPolicy": "Never", "restartPolicyRules": [
+            {"action": "Restart", "exitCodes": {"operator": "In", "values": [1]}},
+            {"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [1, 2]}}]});
+        let pod = pod("Never", rules);
+        let action = |code| rule_for(&pod.app_containers()[0], code).map(|rule| rule.action.as_str());
+        assert_eq!((action(1), action(2), action(3)), (Some("Restart"), Some(RESTART_ALL), None));
+        assert!(restarts(&pod, "c", 2) && !restarts(&pod, "c", 3));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use super::allocation::{Resizing, Unfit};
 use super::container::ContainerState;
 use super::container_status::container_status;
 use super::ephemeral::ephemeral;
-use super::{PodExt, is_sidecar, qos};
+use super::{PodExt, is_sidecar, qos, restart_all};
 
 /// What the status is computed from.
 pub struct Facts<'a> {
@@ -36,6 +36,8 @@ pub struct Facts<'a> {
     pub resizing: &'a Resizing,
     /// Message of a pod this node has given up to help others.
     pub evicted: Option<&'a str>,
+    /// Its containers are being ended to be started anew, all of them.
+    pub restarting_all: bool,
     /// Being deleted.
     pub terminating: bool,
 }
@@ -64,6 +66,9 @@ fn running(facts: &Facts) -> bool {
 pub fn outcome(facts: &Facts) -> Option<&'static str> {
     if facts.failed.is_some() {
         return Some("Failed");
+    }
+    if facts.restarting_all {
+        return None;
     }
     let restarts = !facts.terminating;
     for container in facts.pod.init_containers().iter().filter(|c| !is_sidecar(c)) {
@@ -163,6 +168,9 @@ pub fn compute(facts: &Facts) -> PodStatus {
     let phase = phase(facts);
     let done = matches!(phase, "Succeeded" | "Failed");
     let init_done = initialized(facts);
+    let was = |c: &PodCondition| c.type_ == "Initialized" && c.status == "True";
+    // it is told once: init containers that run again do not take it back
+    let told_initialized = init_done || facts.previous.conditions.iter().flatten().any(was);
     let fallback = (if init_done { "ContainerCreating" } else { "PodInitializing" }, facts.waits_for);
     let build = |list: &[Container], init: bool| -> Vec<ContainerStatus> {
         list.iter().map(|c| container_status(c, facts.containers.get(&c.name), init, fallback)).collect()
@@ -196,13 +204,13 @@ pub fn compute(facts: &Facts) -> PodStatus {
         condition(
             facts.previous,
             "Initialized",
-            init_done,
-            match (init_done, phase) {
+            told_initialized,
+            match (told_initialized, phase) {
                 (true, "Succeeded") => Some("PodCompleted"),
                 (true, _) => None,
                 _ => Some("ContainersNotInitialized"),
             },
-            (!init_done).then(|| unready_names(inits.iter()).replace("unready", "incomplete")),
+            (!told_initialized).then(|| unready_names(inits.iter()).replace("unready", "incomplete")),
         ),
         match closed_gate(facts.pod).filter(|_| all_ready) {
             Some(gate) => condition(facts.previous, "Ready", false, Some("ReadinessGatesNotReady"), Some(gate)),
@@ -210,6 +218,11 @@ pub fn compute(facts: &Facts) -> PodStatus {
         },
         condition(facts.previous, "ContainersReady", all_ready, reason, message),
     ];
+    if restart_all::possible(facts.pod) {
+        let told = facts.restarting_all.then(|| "container exited with restart policy rule".to_owned());
+        let reason = told.is_some().then_some("RestartAllContainersStarted");
+        conditions.push(condition(facts.previous, "AllContainersRestarting", told.is_some(), reason, told));
+    }
     conditions.extend(resize_conditions(facts));
     conditions.extend(facts.evicted.map(|message| {
         let reason = Some("TerminationByKubelet");
@@ -275,6 +288,7 @@ mod tests {
             waits_for: None,
             resizing: &Resizing::default(),
             evicted: None,
+            restarting_all: false,
             terminating: false,
         };
         compute(&facts).phase.unwrap()

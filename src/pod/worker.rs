@@ -21,7 +21,7 @@ use super::evict::Evicted;
 use super::message::Message;
 use super::shared::Shared;
 use super::stop::Stopping;
-use super::{PodExt, checkpoint, ephemeral, references, status, termination, writer};
+use super::{PodExt, checkpoint, ephemeral, references, restart_all, status, termination, writer};
 use crate::runtime::{ExitRecord, IdRange, SandboxInfo};
 
 /// The sandbox of a pod.
@@ -66,6 +66,8 @@ pub struct Worker {
     /// What its newest spec asks for.
     pub(super) desired: Option<Allocated>,
     pub(super) resizing: Resizing,
+    /// Ids of runs that others take the place of (`restart_all.rs`).
+    pub(super) replaced: BTreeSet<String>,
     /// Uids of pods that end for this one.
     pub(super) victims: BTreeSet<String>,
     /// The volumes of the ended pod are given back.
@@ -97,6 +99,7 @@ impl Worker {
             containers.clear();
         }
         let (sandbox, next_sandbox) = adopt(&shared, found, &mut containers);
+        let replaced = restart_all::load(&shared.pods_dir.join(&uid));
         let allocated = Allocated::load(&shared.pods_dir.join(&uid));
         if let Some(allocated) = &allocated {
             allocated.put_into(Arc::make_mut(&mut pod));
@@ -132,6 +135,7 @@ impl Worker {
             allocated,
             desired: None,
             resizing: Resizing::default(),
+            replaced,
             victims: BTreeSet::new(),
             released: false,
             pulled_fresh: Vec::new(),
@@ -226,7 +230,8 @@ impl Worker {
             state.probes = None;
             state.hooking = false;
             // the first restart comes at once; each one after that waits twice as long
-            if !state.changed && state.wants_restart(&self.pod, name) && state.restart_count() > 0 {
+            let meant = state.changed || self.replaced.contains(id);
+            if !meant && state.wants_restart(&self.pod, name) && state.restart_count() > 0 {
                 state.crash.fail(Instant::now());
             }
         }
@@ -287,6 +292,8 @@ impl Worker {
         let wake = if self.decided() {
             let grace = self.evicted.as_ref().map_or_else(|| self.grace(), |e| e.grace);
             self.end_containers(grace).await
+        } else if let Some(at) = self.replace_all().await {
+            Some(at)
         } else {
             let wake = self.create().await;
             self.start_probes();
@@ -349,6 +356,7 @@ impl Worker {
             waits_for: self.setup_error.as_deref(),
             resizing: &self.resizing,
             evicted: self.evicted.as_ref().map(|e| e.message.as_str()),
+            restarting_all: self.restarting_all(),
             terminating: self.stopping.is_some() || self.pod.metadata.deletion_timestamp.is_some(),
         }
     }

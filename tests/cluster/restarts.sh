@@ -36,6 +36,60 @@ check "a container's own policy wins over the pod's" soon own
 check "  and the pod runs on" is own .status.phase Running
 k delete pod rules own --grace-period=1 --timeout=30s >/dev/null
 
+# all_again NAME WAIT: the container src ends with 42 after WAIT seconds, once, and so does every other one
+all_again() {
+  k apply -f - >/dev/null <<YAML
+apiVersion: v1
+kind: Pod
+metadata: {name: $1}
+spec:
+  nodeName: n1
+  restartPolicy: Never
+  terminationGracePeriodSeconds: 1
+  initContainers:
+  - {name: init, image: "$image", command: [sh, -c, "echo run >>/v/init"], volumeMounts: [{name: v, mountPath: /v}]}
+  - {name: side, image: "$image", command: [sleep, "1000"], restartPolicy: Always}
+  containers:
+  - name: src
+    image: "$image"
+    command: [sh, -c, "[ -e /v/was ] && exec sleep 1000; touch /v/was; sleep $2; exit 42"]
+    restartPolicy: Never
+    restartPolicyRules: [{action: RestartAllContainers, exitCodes: {operator: In, values: [42]}}]
+    volumeMounts: [{name: v, mountPath: /v}]
+  - name: other
+    image: "$image"
+    command: [sleep, "1000"]
+    lifecycle: {preStop: {exec: {command: [touch, /v/hook]}}}
+    volumeMounts: [{name: v, mountPath: /v}]
+  - {name: done, image: "$image", command: ["true"]}
+  volumes: [{name: v, emptyDir: {}}]
+YAML
+}
+# counts_of POD: restarts of every container, those that run before
+counts_of() { field "$1" '.status.initContainerStatuses[*].restartCount} {.status.containerStatuses[*].restartCount'; }
+again() { [ "$(counts_of "$1")" = "1 1 1 1 1" ] && [ -n "$(of "$1" src state.running)" ] && [ -n "$(of "$1" other state.running)" ]; }
+all_again together 3
+soon is together .status.phase Running
+address=$(field together .status.podIP)
+check "RestartAllContainers: every container is started again, once" soon again together
+check "  init containers first" test "$(k exec together -c src -- cat /v/init | wc -l)" = 2
+check "  with the same address and volumes" is together .status.podIP "$address"
+check "  without hooks" not k exec together -c src -- ls /v/hook
+restarting() { field together ".status.conditions[?(@.type==\"AllContainersRestarting\")].$1"; }
+told() { [ "$(restarting status)" = False ] && [ "$(restarting observedGeneration)" = 1 ]; }
+check "  and its condition says that it is done" soon told
+before() { [ "$(of together other lastState.terminated.exitCode)" = 137 ]; }
+check "  the run before is told: what was ended for it" soon before
+all_again meanwhile 4
+soon is meanwhile .status.phase Running
+$cluster stop agent-n1 KILL
+sleep 5
+$cluster start agent-n1
+check "  asked for while no agent runs: once too" soon again meanwhile
+sleep 2
+check "  and not again" again meanwhile
+k delete pod together meanwhile --grace-period=1 --timeout=30s >/dev/null
+
 cat >"$dir/n3/config.yaml" <<'YAML'
 crashLoopBackOff: {maxContainerRestartPeriod: 2s}
 YAML
