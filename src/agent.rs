@@ -213,7 +213,7 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
     }
     let inputs = Inputs {
         cluster: client.map(|c| cluster::watch_pods(c, &config.node.name, ours)),
-        manifests: config.manifests.clone().map(|dir| source::watch_manifests(dir, config.node.name.clone())),
+        manifests: source::watch(config.manifests.clone(), &config.node.name),
         runtime: events,
         orders,
     };

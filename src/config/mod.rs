@@ -14,15 +14,18 @@ use crate::pod::LimitPolicy;
 use crate::pod::backoff;
 use crate::pod::eviction::threshold::Policy;
 use crate::pod::shutdown::Group;
+use crate::pod::source::Sources;
 use crate::quantity;
 use crate::runtime::Rotation;
 
 mod devices;
 pub mod edit;
 mod eviction;
+mod forms;
 mod images;
 mod join;
 mod limits;
+mod manifests;
 mod mistake;
 mod providers;
 mod settings;
@@ -53,8 +56,8 @@ pub struct Config {
     pub pod_cidrs: Vec<ipnet::IpNet>,
     /// Ranges of the whole cluster.
     pub cluster_cidrs: Vec<ipnet::IpNet>,
-    /// Folder of static pods.
-    pub manifests: Option<PathBuf>,
+    /// Where static pods come from.
+    pub manifests: Sources,
     /// Data that outlives a reboot.
     pub root_dir: PathBuf,
     /// Volatile state.
@@ -166,11 +169,11 @@ impl Config {
 
     /// The settings as a `KubeletConfiguration` (v1beta1), for `/configz`.
     pub fn configuration(&self) -> serde_json::Value {
-        let mut configuration = eviction::written(&self.eviction);
+        let (mut configuration, manifests) = (eviction::written(&self.eviction), manifests::written(&self.manifests));
         let reserved = |key: &str, unit: &str| self.node.reserved.get(key).map(|n| format!("{n}{unit}"));
         let rest = serde_json::json!({
             "kind": "KubeletConfiguration", "apiVersion": "kubelet.config.k8s.io/v1beta1",
-            "staticPodPath": self.manifests, "address": self.api.address, "port": self.api.port,
+            "address": self.api.address, "port": self.api.port,
             "healthzPort": self.api.healthz_port, "healthzBindAddress": "127.0.0.1",
             "authentication": {"anonymous": {"enabled": false}, "webhook": {"enabled": true, "cacheTTL": "2m0s"},
                 "x509": {"clientCAFile": self.api.client_ca_file}},
@@ -206,7 +209,7 @@ impl Config {
                 "maxContainerRestartPeriod": format!("{}s", self.max_restart_period.as_secs_f64())},
         });
         if let Some(all) = configuration.as_object_mut() {
-            all.extend([rest, more].iter().filter_map(|part| part.as_object().cloned()).flatten());
+            all.extend([rest, more, manifests].iter().filter_map(|part| part.as_object().cloned()).flatten());
         }
         configuration
     }
@@ -252,7 +255,7 @@ impl Config {
         let root_dir = flags.root_dir.as_ref().or(file.root_dir.as_ref());
         let root_dir = root_dir.cloned().unwrap_or_else(|| "/var/lib/pikelet".into());
         let (images, image_gc) = (images::store(&root_dir, &flags, &file)?, images::collection(&flags, &file)?);
-        let limits = limits::limits(&flags, &file)?;
+        let (limits, manifests) = (limits::limits(&flags, &file)?, manifests::sources(&flags, &file)?);
         let storage = storage::storage(&flags, &file)?;
         let shutdown = shutdown::groups(&flags, &file)?;
         let join = join::join(&root_dir, &flags, &file)?;
@@ -315,14 +318,13 @@ impl Config {
             }
             log_rotation.max_files = files;
         }
-        let path =
-            |flag: Option<PathBuf>, file: Option<PathBuf>, default: &str| flag.or(file).unwrap_or(default.into());
+        let path = |flag: Option<PathBuf>, file: Option<_>, default: &str| flag.or(file).unwrap_or(default.into());
         Ok(Self {
             join,
             node,
             pod_cidrs: list(flags.pod_cidr, file.pod_cidr),
             cluster_cidrs: list(flags.cluster_cidr, file.cluster_cidr),
-            manifests: flags.pod_manifest_path.or(file.pod_manifest_path),
+            manifests,
             root_dir,
             state_dir: path(flags.state_dir, file.state_dir, "/run/pikelet"),
             logs_dir: path(flags.pod_logs_dir, file.pod_logs_dir, "/var/log/pods"),

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::forms::{below, equal, headers, labels, one_or_many, taints};
 use crate::image::RegistryConfig;
 use crate::machine::devices::DeviceResource;
 
@@ -67,7 +68,7 @@ pub struct Settings {
         value_delimiter = ',',
         value_name = "KEY[=VALUE]:EFFECT"
     )]
-    #[serde(alias = "node-taint", deserialize_with = "super::values::taints")]
+    #[serde(alias = "node-taint", deserialize_with = "taints")]
     pub register_with_taints: Vec<String>,
     /// Ranges pods get their addresses from, instead of the Node's spec.podCIDRs
     #[arg(long = "pod-cidr", value_delimiter = ',', value_name = "CIDR")]
@@ -81,6 +82,20 @@ pub struct Settings {
     #[arg(long, value_name = "DIR")]
     #[serde(alias = "staticPodPath", alias = "pod-manifest-path")]
     pub pod_manifest_path: Option<PathBuf>,
+    /// How often that folder is looked at should no change be told [default: 20s]
+    #[arg(long, value_name = "DURATION")]
+    pub file_check_frequency: Option<String>,
+    /// Web server that gives manifests of static pods
+    #[arg(long = "manifest-url", value_name = "URL")]
+    #[serde(rename = "staticPodURL")]
+    pub static_pod_url: Option<String>,
+    /// Headers of the requests to that server
+    #[arg(long = "manifest-url-header", value_delimiter = ',', value_name = "KEY:VALUE")]
+    #[serde(rename = "staticPodURLHeader", deserialize_with = "headers")]
+    pub static_pod_url_header: Vec<String>,
+    /// How often that server is asked [default: 20s]
+    #[arg(long, value_name = "DURATION")]
+    pub http_check_frequency: Option<String>,
     /// Data that outlives a reboot [default: /var/lib/pikelet]
     #[arg(long, alias = "data-dir", value_name = "DIR")]
     #[serde(alias = "data-dir")]
@@ -338,62 +353,4 @@ pub struct X509 {
 pub struct CrashLoopBackOff {
     /// Longest wait before a container is started again, 1s to 5m.
     pub max_container_restart_period: Option<String>,
-}
-
-/// A list, or one value, or values with commas between them (k3s writes each of these).
-mod one_or_many {
-    use std::fmt::Display;
-    use std::str::FromStr;
-
-    use serde::de::{Deserialize, Deserializer, Error};
-    use serde::ser::Serializer;
-
-    #[derive(serde::Deserialize)]
-    #[serde(untagged)]
-    enum Written {
-        One(String),
-        Many(Vec<String>),
-    }
-
-    pub fn serialize<S: Serializer>(list: &[impl Display], to: S) -> Result<S::Ok, S::Error> {
-        to.collect_seq(list.iter().map(ToString::to_string))
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>, T: FromStr<Err: Display>>(from: D) -> Result<Vec<T>, D::Error> {
-        let written = match Written::deserialize(from)? {
-            Written::One(text) => text.split(',').map(str::to_owned).collect(),
-            Written::Many(list) => list,
-        };
-        let parse = |text: &String| text.trim().parse().map_err(|e| D::Error::custom(format!("{text:?}: {e}")));
-        written.iter().filter(|t| !t.trim().is_empty()).map(parse).collect()
-    }
-}
-
-/// `{key: value}` as a map, or `key=value` as a list.
-fn labels<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Written {
-        Map(BTreeMap<String, String>),
-        List(Vec<String>),
-    }
-    Ok(match Written::deserialize(from)? {
-        Written::Map(map) => map.into_iter().map(|(k, v)| format!("{k}={v}")).collect(),
-        Written::List(list) => list,
-    })
-}
-
-fn pairs<'de, D: serde::Deserializer<'de>>(from: D, sign: char) -> Result<Option<Vec<String>>, D::Error> {
-    let map = Option::<BTreeMap<String, String>>::deserialize(from)?;
-    Ok(map.map(|map| map.into_iter().map(|(k, v)| format!("{k}{sign}{v}")).collect()))
-}
-
-/// `{signal: amount}` as flags write it.
-fn below<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Vec<String>>, D::Error> {
-    pairs(from, '<')
-}
-
-/// `{signal: value}` as flags write it.
-fn equal<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Vec<String>>, D::Error> {
-    pairs(from, '=')
 }

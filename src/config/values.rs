@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Taint;
-use serde::Deserialize;
 
 use super::{ConfigError, wrong};
 
@@ -40,25 +39,4 @@ pub(super) fn duration(name: &str, written: &str) -> Result<Duration, ConfigErro
     parsed
         .and_then(|d| Duration::try_from(d).ok())
         .ok_or_else(|| ConfigError(format!("{name} {written:?}: it is a duration such as 4h or 90s")))
-}
-
-/// `{key, value, effect}` objects as the kubelet's file has them, or `key=value:effect`.
-pub(super) fn taints<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Written {
-        Text(String),
-        Object {
-            key: String,
-            #[serde(default)]
-            value: String,
-            effect: String,
-        },
-    }
-    let list = Vec::<Written>::deserialize(from)?;
-    let text = |taint| match taint {
-        Written::Text(text) => text,
-        Written::Object { key, value, effect } => format!("{key}={value}:{effect}"),
-    };
-    Ok(list.into_iter().map(text).collect())
 }

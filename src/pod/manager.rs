@@ -12,7 +12,7 @@ use tracing::{info, warn};
 use super::message::Message;
 use super::order::Order;
 use super::shared::Shared;
-use super::source::StaticUpdate;
+use super::source::{self, StaticUpdate};
 use super::worker::Worker;
 use super::{PodExt, checkpoint, log_links};
 use crate::cluster::{self, PodUpdate};
@@ -22,8 +22,8 @@ use crate::runtime::{RuntimeEvent, SandboxInfo};
 pub struct Inputs {
     /// Pods bound to this node; `None` without a control plane.
     pub cluster: Option<mpsc::Receiver<PodUpdate>>,
-    /// Pods from the manifest folder; `None` without one.
-    pub manifests: Option<mpsc::Receiver<StaticUpdate>>,
+    /// Static pods.
+    pub manifests: mpsc::Receiver<StaticUpdate>,
     /// What the runtime has to say.
     pub runtime: mpsc::Receiver<RuntimeEvent>,
     /// What a person on the machine orders.
@@ -37,20 +37,31 @@ struct Mirror {
     name: String,
 }
 
+/// A static pod that runs.
+struct StaticPod {
+    name: (String, String),
+    source: String,
+}
+
+impl StaticPod {
+    fn of(pod: &Pod) -> Self {
+        Self { name: full_name(pod), source: source::source_of(pod).to_owned() }
+    }
+}
+
 /// See the module.
 pub struct Manager {
     shared: Arc<Shared>,
     workers: BTreeMap<String, mpsc::Sender<Message>>,
-    /// Static pods that run, by uid: their namespace and name.
-    statics: BTreeMap<String, (String, String)>,
-    /// Static pods of the manifests.
-    manifests: Vec<Arc<Pod>>,
+    /// Static pods that run, by uid.
+    statics: BTreeMap<String, StaticPod>,
+    /// Static pods of the manifests, by their source.
+    manifests: BTreeMap<&'static str, Vec<Arc<Pod>>>,
     tasks: JoinSet<String>,
     found: BTreeMap<String, SandboxInfo>,
     /// Mirror pods on the API server by their uid.
     mirrors: BTreeMap<String, Mirror>,
-    /// The manifests were read, and the API server's pods listed: mirrors of nothing can be told.
-    manifests_read: bool,
+    /// The API server's pods were listed.
     listed: bool,
     draining: Option<oneshot::Sender<()>>,
 }
@@ -62,11 +73,10 @@ impl Manager {
             shared,
             workers: BTreeMap::new(),
             statics: BTreeMap::new(),
-            manifests: Vec::new(),
+            manifests: BTreeMap::new(),
             tasks: JoinSet::new(),
             found: BTreeMap::new(),
             mirrors: BTreeMap::new(),
-            manifests_read: false,
             listed: false,
             draining: None,
         }
@@ -92,7 +102,7 @@ impl Manager {
         for pod in checkpoint::load_all(&self.shared.pods_dir) {
             let uid = pod.uid().to_owned();
             if pod.is_static() {
-                self.statics.insert(uid, full_name(&pod));
+                self.statics.insert(uid, StaticPod::of(&pod));
             }
             self.upsert(Arc::new(pod));
         }
@@ -142,12 +152,11 @@ impl Manager {
 
     /// Runs until drained or every source of events is gone; pods outlive it otherwise.
     pub async fn run(mut self, mut inputs: Inputs) {
-        self.manifests_read = inputs.manifests.is_none();
         loop {
             tokio::select! {
                 Some(event) = inputs.runtime.recv() => self.runtime_event(event).await,
                 Some(update) = next(&mut inputs.cluster) => self.cluster_update(update).await,
-                Some(StaticUpdate::Set(pods)) = next(&mut inputs.manifests) => self.static_update(pods).await,
+                Some(update) = inputs.manifests.recv() => self.static_update(update).await,
                 Some(order) = inputs.orders.recv() => self.order(order).await,
                 Some(ended) = self.tasks.join_next() => self.worker_ended(ended),
                 else => return,
@@ -220,7 +229,9 @@ impl Manager {
 
     /// Mirrors whose manifest went away while no agent ran.
     fn delete_lone_mirrors(&mut self) {
-        let Some(client) = self.shared.client.clone().filter(|_| self.manifests_read && self.listed) else { return };
+        // until all sources were read one cannot tell
+        let known = self.listed && source::KINDS.iter().all(|kind| self.manifests.contains_key(kind));
+        let Some(client) = self.shared.client.clone().filter(|_| known) else { return };
         for (uid, mirror) in self.mirrors.extract_if(.., |_, m| !self.statics.contains_key(&m.static_uid)) {
             let client = client.clone();
             tokio::spawn(async move {
@@ -233,24 +244,24 @@ impl Manager {
         }
     }
 
-    async fn static_update(&mut self, pods: Vec<Arc<Pod>>) {
-        self.manifests_read = true;
+    async fn static_update(&mut self, StaticUpdate { source, pods }: StaticUpdate) {
         let wanted: BTreeSet<String> = pods.iter().map(|p| p.uid().to_owned()).collect();
-        let gone: Vec<_> = self.statics.keys().filter(|u| !wanted.contains(*u)).cloned().collect();
+        let of_source = self.statics.iter().filter(|(_, pod)| pod.source == source);
+        let gone: Vec<_> = of_source.map(|(uid, _)| uid).filter(|u| !wanted.contains(*u)).cloned().collect();
         for uid in gone {
             self.tell(&uid, Message::Removed { forced: false }).await;
         }
-        self.manifests = pods;
+        self.manifests.insert(source, pods);
         self.start_statics();
         self.delete_lone_mirrors();
     }
 
     /// Starts static pods that do not run: not before an older one of the same name has ended.
     fn start_statics(&mut self) {
-        let waiting: Vec<_> = self.manifests.iter().filter(|p| !self.workers.contains_key(p.uid())).cloned().collect();
-        for pod in waiting {
-            if !self.statics.values().any(|name| *name == full_name(&pod)) {
-                self.statics.insert(pod.uid().to_owned(), full_name(&pod));
+        let waiting = self.manifests.values().flatten().filter(|p| !self.workers.contains_key(p.uid()));
+        for pod in waiting.cloned().collect::<Vec<_>>() {
+            if !self.statics.values().any(|found| found.name == full_name(&pod)) {
+                self.statics.insert(pod.uid().to_owned(), StaticPod::of(&pod));
                 self.upsert(pod);
             }
         }

@@ -50,3 +50,41 @@ check "  and has its mirror afterwards" soon is static-n1 .status.phase Running
 rm "$dir/n1/manifests/static.yaml"
 soon not k get pod static-n1
 k wait --for=condition=Ready node/n1 node/n2 node/n3 --timeout=60s >/dev/null
+
+# by a web server
+serve() {
+  proc_start "$dir/pids" "$dir/logs" manifests ip netns exec "pk$PIKELET_CLUSTER_ID-cp" /usr/bin/python3 "$PWD/harness/manifests.py" \
+    10.77.0.1 8088 "$dir/remote.yaml"
+}
+# one NAME: an item of a list of pods
+one() { echo "- {metadata: {name: $1}, spec: {terminationGracePeriodSeconds: 1, containers: [{name: c, image: \"$image\", command: [sleep, \"100000\"]}]}}"; }
+{ echo "kind: PodList"; echo "apiVersion: v1"; echo "items:"; one far; one away; } >"$dir/remote.yaml"
+cat >"$dir/n1/config.yaml" <<YAML
+staticPodURL: http://10.77.0.1:8088/
+staticPodURLHeader: {X-Token: [open]}
+httpCheckFrequency: 1s
+YAML
+serve
+agent_with n1 --config "$dir/n1/config.yaml"
+both() { is far-n1 .status.phase Running && is away-n1 .status.phase Running; }
+check "static pods of a web server run, with mirror pods" soon both
+source_is() { field far-n1 .metadata.annotations | jq -e '."kubernetes.io/config.source" == "http"' >/dev/null; }
+check "  their annotation says where they are from" source_is
+configured() { k get --raw /api/v1/nodes/n1/proxy/configz | jq -e '.kubeletconfig | .httpCheckFrequency == "1s" and .staticPodURLHeader == {"x-token": ["<masked>"]}' >/dev/null; }
+check "  /configz has it, without the header's value" configured
+before=$(field far-n1 "$container")
+{ echo "kind: PodList"; echo "items:"; one far; } >"$dir/remote.yaml"
+check "one that is no longer given ends" soon not k get pod away-n1
+echo "items: {" >"$dir/remote.yaml"
+refused() { $cluster logs agent-n1 | grep -q 'manifests not read'; }
+check "an answer with a mistake is said" soon refused
+proc_stop "$dir/pids" manifests
+agent_with n1 --config "$dir/n1/config.yaml"
+cp "$dir/static.yaml" "$dir/n1/manifests/static.yaml"
+check "while the server is away those of the folder come and go" soon is static-n1 .status.phase Running
+rm "$dir/n1/manifests/static.yaml"
+soon not k get pod static-n1
+check "  and those of the server go on" is far-n1 "$container" "$before"
+rm "$dir/n1/config.yaml"
+agent_with n1
+check "without the setting they end" soon not k get pod far-n1

@@ -1,0 +1,85 @@
+//! The manifests of a folder, watched with inotify.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use futures::StreamExt;
+use inotify::{Inotify, WatchMask};
+use k8s_openapi::api::core::v1::Pod;
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+use super::{KINDS, Origin, StaticUpdate, parse};
+
+/// Editors write in steps: a folder is read this long after a change.
+const SETTLE: Duration = Duration::from_millis(50);
+
+/// Names, sizes and times of what a folder holds.
+fn print(dir: &Path) -> Vec<(PathBuf, u64, Option<SystemTime>)> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let of = |entry: fs::DirEntry| {
+        let meta = fs::metadata(entry.path()).ok();
+        (entry.path(), meta.as_ref().map_or(0, fs::Metadata::len), meta.and_then(|m| m.modified().ok()))
+    };
+    let mut found: Vec<_> = entries.map(of).collect();
+    found.sort();
+    found
+}
+
+/// Reads the folder, and again after every change in it; `check` says how often it is looked at should none be told.
+pub(super) async fn keep(dir: &Path, check: Duration, node: &str, tx: &mpsc::Sender<StaticUpdate>) {
+    if let Err(error) = watch(dir, check, node, tx).await {
+        warn!(dir = %dir.display(), %error, "manifest folder not watched: changes need a restart of the agent");
+    }
+}
+
+async fn watch(dir: &Path, check: Duration, node: &str, tx: &mpsc::Sender<StaticUpdate>) -> std::io::Result<()> {
+    fs::create_dir_all(dir)?;
+    let inotify = Inotify::init()?;
+    let mask = WatchMask::CLOSE_WRITE | WatchMask::MOVED_TO | WatchMask::MOVED_FROM | WatchMask::DELETE;
+    inotify.watches().add(dir, mask)?;
+    let mut changes = inotify.into_event_stream([0; 4096])?;
+    let mut known: Vec<(PathBuf, Vec<Arc<Pod>>)> = Vec::new();
+    loop {
+        let look = print(dir);
+        known = read_dir(dir, node, &known);
+        let pods = known.iter().flat_map(|(_, pods)| pods.clone()).collect();
+        if tx.send(StaticUpdate { source: KINDS[0], pods }).await.is_err() {
+            return Ok(());
+        }
+        loop {
+            match tokio::time::timeout(check, changes.next()).await {
+                Ok(None) => return Ok(()),
+                Ok(Some(_)) => break,
+                // some file systems (NFS) tell no changes, and a folder that was replaced tells none any more
+                Err(_) if print(dir) != look => break,
+                Err(_) => {}
+            }
+        }
+        tokio::time::sleep(SETTLE).await;
+    }
+}
+
+/// Every manifest of the folder; one with a mistake is said, and its last good version kept.
+fn read_dir(dir: &Path, node: &str, known: &[(PathBuf, Vec<Arc<Pod>>)]) -> Vec<(PathBuf, Vec<Arc<Pod>>)> {
+    let mut files: Vec<PathBuf> = fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path()).collect();
+    files.sort();
+    files.retain(|f| f.is_file() && f.file_name().is_some_and(|n| !n.as_encoded_bytes().starts_with(b".")));
+    let mut found = Vec::new();
+    for file in files {
+        match fs::read_to_string(&file)
+            .map_err(|e| e.to_string())
+            .and_then(|text| parse(&text, Origin::File(&file), node))
+        {
+            Ok(pods) => found.push((file, pods)),
+            Err(error) => {
+                warn!(file = %file.display(), error, "manifest not used");
+                found.extend(known.iter().find(|(f, _)| *f == file).cloned());
+            }
+        }
+    }
+    info!(dir = %dir.display(), manifests = found.len(), "manifests read");
+    found
+}
