@@ -65,6 +65,11 @@ conformance: setup
 	cargo build
 	tests/conformance.sh
 
+# the agent killed at 100 random moments
+endurance: setup
+	cargo build
+	tests/endurance.sh
+
 cluster: setup
 	cargo build
 	tests/scripts/cluster.sh up 2

@@ -4,10 +4,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use tracing::warn;
 
-use crate::durable::write_whole;
+use crate::durable::{replace, write_whole};
 
 fn path(pods_dir: &Path, uid: &str) -> PathBuf {
     pods_dir.join(uid).join("pod.json")
@@ -43,6 +43,18 @@ fn progress(pod: &Pod) -> impl PartialEq + '_ {
     (status.map(|s| (&s.phase, &s.start_time, &s.reason)), runs)
 }
 
+/// Notes in the checkpoint, if there is one, that the pod is being deleted: what has ended for that is not to be started
+/// again by an agent that starts meanwhile. A power cut ends all of it anyway, so that need not outlive one.
+pub fn note_deletion(pods_dir: &Path, uid: &str, pod: &Pod) -> std::io::Result<()> {
+    let path = path(pods_dir, uid);
+    if !path.exists() {
+        return Ok(());
+    }
+    let mut pod = pod.clone();
+    pod.metadata.deletion_timestamp.get_or_insert_with(|| Time(jiff::Timestamp::now()));
+    replace(&path, &serde_json::to_vec(&pod).map_err(std::io::Error::other)?, false)
+}
+
 /// True when the folder of a pod holds its checkpoint.
 pub fn exists(pod_dir: &Path) -> bool {
     pod_dir.join("pod.json").exists()
@@ -74,7 +86,11 @@ mod tests {
         save(&dir, "a", &pod).unwrap();
         fs::create_dir_all(dir.join("b")).unwrap();
         fs::write(dir.join("b/pod.json"), "{").unwrap();
-        assert_eq!(load_all(&dir), vec![pod]);
+        assert_eq!(load_all(&dir), vec![pod.clone()]);
+        note_deletion(&dir, "a", &pod).unwrap();
+        note_deletion(&dir, "never-saved", &pod).unwrap();
+        let found = load_all(&dir);
+        assert!(found.len() == 1 && found[0].metadata.deletion_timestamp.is_some());
         fs::remove_dir_all(&dir).unwrap();
     }
 

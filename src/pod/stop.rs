@@ -7,7 +7,7 @@ use tracing::warn;
 use super::backoff::Backoff;
 use super::hook::{LEAST_GRACE, seconds};
 use super::worker::Worker;
-use super::{PodExt, log_links};
+use super::{PodExt, checkpoint, log_links};
 use crate::runtime::{ContainerInfo, rotated_files};
 
 /// Longest wait between two tries of a teardown that left something.
@@ -42,7 +42,10 @@ impl Worker {
             None if self.removed => self.grace(),
             _ => seconds(self.pod.grace_seconds()),
         };
-        self.stopping.get_or_insert_default();
+        if self.stopping.is_none() {
+            self.note_deletion();
+            self.stopping = Some(Stopping::default());
+        }
         if let Some(at) = self.end_containers(grace).await {
             return Some(at);
         }
@@ -50,11 +53,10 @@ impl Worker {
             return Some(at);
         }
         let mut errors = self.drop_sandbox().await;
+        // before the checkpoint goes with the folder: nobody would know of them after that
+        errors.extend(self.remove_logs());
         errors.extend(self.shared.volumes.teardown(&self.uid).await);
         self.volumes = None;
-        if errors.is_empty() {
-            errors.extend(self.remove_pod_dir());
-        }
         let now = Instant::now();
         let stopping = self.stopping.get_or_insert_default();
         if errors.is_empty() {
@@ -64,6 +66,17 @@ impl Worker {
         stopping.retry.fail(now);
         warn!(pod = %self.uid, errors = errors.join("; "), "teardown left something: trying again");
         stopping.retry.pending(now)
+    }
+
+    /// So that an agent that starts meanwhile goes on with it. A drain is no deletion: what it ends may come back.
+    fn note_deletion(&self) {
+        let meant = self.pod.metadata.deletion_timestamp.is_some() || self.forced || self.pod.is_static();
+        if !meant {
+            return;
+        }
+        if let Err(error) = checkpoint::note_deletion(&self.shared.pods_dir, &self.uid, &self.pod) {
+            warn!(pod = %self.uid, %error, "checkpoint not written: an agent that starts now would not know of the deletion");
+        }
     }
 
     /// Gives back sandbox, addresses, write layers and volumes; statuses and logs stay.
@@ -126,18 +139,14 @@ impl Worker {
         }
     }
 
-    fn remove_pod_dir(&self) -> Option<String> {
+    fn remove_logs(&self) -> Option<String> {
         let logs = self.shared.logs_dir.join(format!("{}_{}_{}", self.pod.ns(), self.pod.name(), self.uid));
-        let dir = self.shared.pods_dir.join(&self.uid);
         log_links::remove(&self.shared.logs_dir, &logs);
-        for path in [logs, dir] {
-            match std::fs::remove_dir_all(&path) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Some(format!("removing {}: {error}", path.display()));
-                }
-                _ => {}
+        match std::fs::remove_dir_all(&logs) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Some(format!("removing {}: {error}", logs.display()))
             }
+            _ => None,
         }
-        None
     }
 }

@@ -99,6 +99,8 @@ impl Worker {
             containers.clear();
         }
         let (sandbox, next_sandbox) = adopt(&shared, found, &mut containers);
+        // of a static pod only its manifest's going away is noted so
+        let removed = pod.is_static() && pod.metadata.deletion_timestamp.is_some();
         let replaced = restart_all::load(&shared.pods_dir.join(&uid));
         let allocated = Allocated::load(&shared.pods_dir.join(&uid));
         if let Some(allocated) = &allocated {
@@ -127,7 +129,7 @@ impl Worker {
             setup_error: None,
             stopping: None,
             ending: None,
-            removed: false,
+            removed,
             forced: false,
             renewal: None,
             failed: None,
