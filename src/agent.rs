@@ -85,7 +85,7 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
     })?;
     let (objects_tx, objects_changed) = watch::channel(0);
     let kept = kept(&config);
-    let objects = Arc::new(Objects::new(client.clone(), objects_tx.clone(), kept.clone()));
+    let objects = Arc::new(Objects::new(client.clone(), &config.node.name, objects_tx.clone(), kept.clone()));
     let (network_tx, network_ready) = watch::channel(false);
     let (pressures_tx, pressures) = watch::channel(Pressures::new());
     let (orders_tx, orders) = mpsc::channel(1);

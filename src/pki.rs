@@ -6,6 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
 
+use base64::Engine;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
@@ -59,6 +60,13 @@ pub fn stands(leaf: &[u8], now: jiff::Timestamp) -> Result<Standing, String> {
     let chance = leaf.last().copied().map_or(0.5, |b| f64::from(b) / 255.0);
     let renew = begin + ((end - begin) as f64 * (0.7 + 0.2 * chance)) as i64;
     Ok(Standing::Valid { renew_in: Duration::from_secs(u64::try_from(renew - now).unwrap_or(0)) })
+}
+
+/// What is in `der`, in PEM; `label` says what that is, such as `CERTIFICATE`.
+pub fn pem(label: &str, der: &[u8]) -> String {
+    let text = base64::engine::general_purpose::STANDARD.encode(der);
+    let lines: Vec<_> = text.as_bytes().chunks(64).map(String::from_utf8_lossy).collect();
+    format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))
 }
 
 /// Replaces a file readable by root only.

@@ -19,6 +19,7 @@ mod link;
 mod mirror;
 mod node;
 mod objects;
+mod pod_certificates;
 mod pods;
 mod preflight;
 mod retry;
@@ -26,6 +27,7 @@ mod runtime_class;
 mod services;
 mod serving_certificate;
 mod status;
+mod trust_bundles;
 
 pub use bootstrap::Source;
 pub use client::{ClusterError, connect};

@@ -12,7 +12,10 @@ use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
-use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Secret, ServiceAccount};
+use k8s_openapi::api::core::v1::{
+    ClusterTrustBundleProjection, ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, PodCertificateProjection,
+    Secret, ServiceAccount,
+};
 use kube::api::PostParams;
 use kube::runtime::watcher;
 use kube::{Api, Client};
@@ -23,8 +26,10 @@ use tokio::task::AbortHandle;
 use tracing::warn;
 
 use super::kept::{Kept, Slot};
+use super::pod_certificates::PodCertificates;
 use super::retry::patient;
-use crate::volume::{ObjectKey, ObjectKind, ObjectSource};
+use super::trust_bundles::TrustBundles;
+use crate::volume::{ObjectKey, ObjectKind, ObjectSource, PodCertificate};
 
 const STANDALONE: &str = "no API server is configured: standalone pods cannot use ConfigMaps, Secrets or tokens";
 /// How long a first read waits for the API server.
@@ -66,12 +71,16 @@ pub struct Objects {
     state: Mutex<State>,
     changed: watch::Sender<u64>,
     kept: Kept,
+    certificates: PodCertificates,
+    bundles: TrustBundles,
 }
 
 impl Objects {
-    /// A reader that counts every change of a watched object in `changed`, and falls back to what was `kept`.
-    pub fn new(client: Option<Client>, changed: watch::Sender<u64>, kept: Kept) -> Self {
-        Self { client, state: Mutex::default(), changed, kept }
+    /// A reader for the pods of `node` that counts every change of a watched object in `changed`, and falls back to what
+    /// was `kept`.
+    pub fn new(client: Option<Client>, node: &str, changed: watch::Sender<u64>, kept: Kept) -> Self {
+        let certificates = PodCertificates::new(node.to_owned(), kept.clone(), changed.clone());
+        Self { client, state: Mutex::default(), changed, kept, certificates, bundles: TrustBundles::default() }
     }
 
     fn told(&self) -> (watch::Sender<u64>, Kept) {
@@ -289,7 +298,37 @@ impl ObjectSource for Objects {
             kept
         });
         drop(state);
+        self.certificates.release(pod_uid);
+        self.bundles.release(pod_uid);
         self.kept.remove_all(pod_uid);
+    }
+
+    fn trust_bundle<'a>(
+        &'a self,
+        source: &'a ClusterTrustBundleProjection,
+        pod_uid: &'a str,
+        place: &'a str,
+    ) -> BoxFuture<'a, Result<String, String>> {
+        async move {
+            let slot = Slot("clustertrustbundle", pod_uid, place);
+            match self.bundles.anchors(self.client()?, self.changed.clone(), source, pod_uid).await {
+                Ok(anchors) => {
+                    self.kept.put(slot, &anchors).await;
+                    Ok(anchors)
+                }
+                Err(error) => or_kept(self.kept.get(slot), || error).map(Option::unwrap_or_default),
+            }
+        }
+        .boxed()
+    }
+
+    fn pod_certificate(
+        &self,
+        source: &PodCertificateProjection,
+        pod: &Pod,
+        place: &str,
+    ) -> Result<PodCertificate, String> {
+        self.certificates.get(self.client()?, pod, place, source)
     }
 
     fn token<'a>(

@@ -14,6 +14,8 @@ use std::path::{Component, Path};
 pub(super) struct Entry {
     pub data: Vec<u8>,
     pub mode: u32,
+    /// Root where nobody is named.
+    pub owner: Option<u32>,
 }
 
 /// Files by their relative path.
@@ -76,7 +78,7 @@ fn holds(dir: &Path, payload: &Payload, group_bits: u32, group: Option<u32>) -> 
     for (path, entry) in payload {
         let file = dir.join(path);
         let meta = fs::symlink_metadata(&file)?;
-        let owned = group.is_none_or(|g| meta.gid() == g);
+        let owned = group.is_none_or(|g| meta.gid() == g) && meta.uid() == entry.owner.unwrap_or(meta.uid());
         if meta.mode() & 0o7777 != entry.mode | group_bits || !owned || fs::read(&file)? != entry.data {
             return Ok(false);
         }
@@ -111,8 +113,8 @@ fn fill(dir: &Path, payload: &Payload, group_bits: u32, group: Option<u32>) -> i
         let file_path = dir.join(path);
         let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&file_path)?;
         file.write_all(&entry.data)?;
-        if group.is_some() {
-            chown(&file_path, None, group)?;
+        if group.is_some() || entry.owner.is_some() {
+            chown(&file_path, entry.owner, group)?;
         }
         file.set_permissions(fs::Permissions::from_mode(entry.mode | group_bits))?;
     }

@@ -21,7 +21,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::future::BoxFuture;
-use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Volume};
+use k8s_openapi::api::core::v1::{
+    ClusterTrustBundleProjection, ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, PodCertificateProjection,
+    Secret, Volume,
+};
 
 use projection::Token;
 
@@ -46,6 +49,15 @@ pub struct ObjectKey {
     pub namespace: String,
     /// Its name.
     pub name: String,
+}
+
+/// A certificate of a pod, in PEM.
+#[derive(Debug, Clone)]
+pub struct PodCertificate {
+    /// Its key (PKCS #8).
+    pub key: String,
+    /// The certificate, and those between it and its CA.
+    pub chain: String,
 }
 
 /// Where the objects pods refer to come from. `Ok(None)` means that the object does not exist.
@@ -75,6 +87,24 @@ pub trait ObjectSource: Send + Sync {
     fn hold(&self, _pod_uid: &str, _keys: BTreeSet<ObjectKey>) {}
     /// The pod of that uid is gone.
     fn release(&self, _pod_uid: &str) {}
+    /// The anchors of the trust bundles a source of that place names, in PEM.
+    fn trust_bundle<'a>(
+        &'a self,
+        _source: &'a ClusterTrustBundleProjection,
+        _pod_uid: &'a str,
+        _place: &'a str,
+    ) -> BoxFuture<'a, Result<String, String>> {
+        Box::pin(async { Err("ClusterTrustBundles need an API server".to_owned()) })
+    }
+    /// The certificate of the source of that place, once a signer has issued it.
+    fn pod_certificate(
+        &self,
+        _source: &PodCertificateProjection,
+        _pod: &Pod,
+        _place: &str,
+    ) -> Result<PodCertificate, String> {
+        Err("certificates of pods need an API server".to_owned())
+    }
     /// A token of the service account bound to the pod, with its expiry in unix seconds.
     fn token<'a>(
         &'a self,

@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::{
 };
 
 use super::atomic::{Entry, Payload};
-use super::{Volumes, fields};
+use super::{Volumes, fields, fs_group};
 
 /// A token that was handed out, with its times in unix seconds.
 #[derive(Debug, Clone)]
@@ -44,8 +44,9 @@ impl Volumes {
         }
         let mut payload = Payload::new();
         if let Some(source) = &volume.projected {
-            for part in source.sources.iter().flatten() {
-                payload.extend(self.part(pod, volume, part, source.default_mode).await?);
+            for (index, part) in source.sources.iter().flatten().enumerate() {
+                let place = format!("{}.{index}", volume.name);
+                payload.extend(self.part(pod, volume, &place, part, source.default_mode).await?);
             }
         }
         Ok(payload)
@@ -55,6 +56,7 @@ impl Volumes {
         &self,
         pod: &Pod,
         volume: &Volume,
+        place: &str,
         part: &VolumeProjection,
         mode: Option<i32>,
     ) -> Result<Payload, String> {
@@ -71,9 +73,26 @@ impl Volumes {
         }
         if let Some(source) = &part.service_account_token {
             let data = self.token(pod, volume, source).await?.into_bytes();
-            return Ok(Payload::from([(source.path.clone(), entry(data, None, mode)?)]));
+            return Ok(Payload::from([(source.path.clone(), own(pod, data, mode)?)]));
         }
-        Err("this agent projects configMap, secret, downwardAPI and serviceAccountToken only".into())
+        if let Some(source) = &part.cluster_trust_bundle {
+            let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+            let anchors = self.objects.trust_bundle(source, uid, place).await?;
+            return Ok(Payload::from([(source.path.clone(), own(pod, anchors.into_bytes(), mode)?)]));
+        }
+        if let Some(source) = &part.pod_certificate {
+            let found = self.objects.pod_certificate(source, pod, place)?;
+            let both = format!("{}{}", found.key, found.chain);
+            let files = [
+                (&source.credential_bundle_path, both),
+                (&source.key_path, found.key),
+                (&source.certificate_chain_path, found.chain),
+            ];
+            let named =
+                files.into_iter().filter_map(|(path, text)| Some((path.clone().filter(|p| !p.is_empty())?, text)));
+            return named.map(|(path, text)| Ok((path, own(pod, text.into_bytes(), mode)?))).collect();
+        }
+        Err("this agent projects configMap, secret, downwardAPI, serviceAccountToken, clusterTrustBundle and podCertificate only".into())
     }
 
     async fn config_map_data(&self, pod: &Pod, name: &str, optional: Option<bool>) -> Result<Data, String> {
@@ -140,7 +159,26 @@ fn missing(optional: Option<bool>, message: impl FnOnce() -> String) -> Result<D
 fn entry(data: Vec<u8>, own: Option<i32>, default: Option<i32>) -> Result<Entry, String> {
     let mode = own.or(default).unwrap_or(DEFAULT_MODE);
     let mode = u32::try_from(mode).ok().filter(|m| *m <= 0o777).ok_or_else(|| format!("invalid file mode {mode:o}"))?;
-    Ok(Entry { data, mode })
+    Ok(Entry { data, mode, owner: None })
+}
+
+/// A file with what a pod is known by: where it runs as one user, or has a group, only for those.
+fn own(pod: &Pod, data: Vec<u8>, mode: Option<i32>) -> Result<Entry, String> {
+    let owner = run_as(pod);
+    let mode = if owner.is_some() || fs_group(pod).is_some() { Some(0o600) } else { mode };
+    Ok(Entry { owner, ..entry(data, None, mode)? })
+}
+
+/// The user all containers of the pod run as; `None` where one names none, or another.
+fn run_as(pod: &Pod) -> Option<u32> {
+    let spec = pod.spec.as_ref()?;
+    let of_pod = spec.security_context.as_ref().and_then(|s| s.run_as_user);
+    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let contexts = containers.map(|c| c.security_context.as_ref());
+    let more = spec.ephemeral_containers.iter().flatten().map(|c| c.security_context.as_ref());
+    let mut users = contexts.chain(more).map(|s| s.and_then(|s| s.run_as_user).or(of_pod));
+    let first = users.next()??;
+    users.all(|user| user == Some(first)).then(|| u32::try_from(first).ok()).flatten()
 }
 
 /// All keys, or those the items name at the paths they name.

@@ -85,7 +85,10 @@ fn is_root() -> bool {
 }
 
 fn payload(files: &[(&str, &str)]) -> Payload {
-    files.iter().map(|(path, data)| ((*path).into(), Entry { data: (*data).into(), mode: 0o644 })).collect()
+    files
+        .iter()
+        .map(|(path, data)| ((*path).into(), Entry { data: (*data).into(), mode: 0o644, owner: None }))
+        .collect()
 }
 
 #[test]
@@ -118,7 +121,7 @@ fn the_writer_gives_files_to_the_group() {
         return;
     }
     let dir = Scratch::new();
-    let files = Payload::from([("a".into(), Entry { data: vec![], mode: 0o600 })]);
+    let files = Payload::from([("a".into(), Entry { data: vec![], mode: 0o600, owner: None })]);
     assert!(atomic::write(&dir.0, &files, Some(2000)).unwrap());
     let meta = fs::metadata(dir.0.join("a")).unwrap();
     assert_eq!((meta.gid(), meta.mode() & 0o777), (2000, 0o640));
