@@ -15,7 +15,7 @@ use k8s_openapi::api::certificates::v1beta1::{
 use k8s_openapi::api::core::v1::{Node, Pod, PodCertificateProjection, ServiceAccount};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::api::PostParams;
-use kube::runtime::{WatchStreamExt, watcher};
+use kube::runtime::watcher;
 use kube::{Api, Client};
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, SignatureAlgorithm};
 use rustls::pki_types::CertificateDer;
@@ -25,7 +25,7 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use super::kept::{Kept, Slot};
-use super::retry::Retry;
+use super::retry::patient;
 use crate::errors::causes;
 use crate::pki;
 use crate::volume::PodCertificate;
@@ -213,7 +213,7 @@ impl PodCertificates {
 async fn decided(api: Api<PodCertificateRequest>, name: &str, node: &str) -> Option<PodCertificateRequestStatus> {
     // a node may watch those of its pods only
     let fields = format!("metadata.name={name},spec.nodeName={node}");
-    let mut events = watcher(api, watcher::Config::default().fields(&fields)).backoff(Retry::new()).boxed();
+    let mut events = patient(None, watcher(api, watcher::Config::default().fields(&fields))).boxed();
     while let Some(event) = events.next().await {
         match event {
             Ok(watcher::Event::Apply(request) | watcher::Event::InitApply(request)) => {

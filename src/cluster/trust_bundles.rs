@@ -10,14 +10,14 @@ use k8s_openapi::api::certificates::v1beta1::ClusterTrustBundle;
 use k8s_openapi::api::core::v1::ClusterTrustBundleProjection;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::core::{Selector, SelectorExt};
-use kube::runtime::{WatchStreamExt, watcher};
+use kube::runtime::watcher;
 use kube::{Api, Client};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
-use super::retry::Retry;
+use super::retry::patient;
 use crate::errors::causes;
 use crate::pki;
 
@@ -85,7 +85,7 @@ impl TrustBundles {
 fn start(client: Client, changed: watch::Sender<u64>) -> (watch::Receiver<Option<Seen>>, AbortHandle) {
     let (tx, rx) = watch::channel(None);
     let task = tokio::spawn(async move {
-        let mut events = watcher(Api::all(client), watcher::Config::default()).backoff(Retry::new()).boxed();
+        let mut events = patient(None, watcher(Api::all(client), watcher::Config::default())).boxed();
         let mut bundles: BTreeMap<String, Arc<ClusterTrustBundle>> = BTreeMap::new();
         let mut listing = true;
         let name = |b: &ClusterTrustBundle| b.metadata.name.clone().unwrap_or_default();

@@ -1,13 +1,14 @@
 //! What a container sees of its pod's volumes and files, and how that is given back.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
-use k8s_openapi::api::core::v1::{Container, VolumeMount};
+use k8s_openapi::api::core::v1::{Container, VolumeDevice as ApiVolumeDevice, VolumeMount};
 
 use super::worker::Worker;
 use super::{PodExt, env};
-use crate::runtime::{Mount, Propagation};
+use crate::runtime::{DeviceGrant, Mount, Propagation, VolumeDevice};
 use crate::volume;
 
 impl Worker {
@@ -44,6 +45,9 @@ impl Worker {
             let volume = self.volumes.as_ref().and_then(|v| v.get(&mount.name)).ok_or_else(|| {
                 format!("cannot find volume {:?} to mount into container {:?}", mount.name, container.name)
             })?;
+            if self.claim_read_only(&mount.name).is_some() && is_block_device(volume) {
+                return Err(format!("volume {} has volumeMode Block, but is specified in volumeMounts", mount.name));
+            }
             let is_image = self.is_image_volume(&mount.name);
             let source = match sub_path(mount, variables)? {
                 Some(sub) => {
@@ -71,6 +75,31 @@ impl Worker {
         Ok(mounts)
     }
 
+    /// The volumes a container gets as devices.
+    pub(super) fn volume_devices(&self, container: &Container) -> Result<Vec<VolumeDevice>, String> {
+        let device = |wanted: &ApiVolumeDevice| {
+            let name = &wanted.name;
+            let path =
+                self.volumes.as_ref().and_then(|v| v.get(name)).ok_or_else(|| {
+                    format!("cannot find volume {name:?} to pass into container {:?}", container.name)
+                })?;
+            if !is_block_device(path) {
+                return Err(format!("volume {name} has volumeMode Filesystem, but is specified in volumeDevices"));
+            }
+            let permissions = if self.claim_read_only(name) == Some(true) { "r" } else { "rwm" };
+            let grant = DeviceGrant { path: path.clone(), permissions: permissions.to_owned() };
+            Ok(VolumeDevice { grant, destination: PathBuf::from(&wanted.device_path) })
+        };
+        container.volume_devices.iter().flatten().map(device).collect()
+    }
+
+    /// Whether a volume that a claim brings is read-only; `None` for others.
+    fn claim_read_only(&self, name: &str) -> Option<bool> {
+        let volume = self.pod.pod_spec()?.volumes.iter().flatten().find(|v| v.name == name)?;
+        let claim = volume.persistent_volume_claim.as_ref();
+        claim.map(|c| c.read_only == Some(true)).or(volume.ephemeral.as_ref().map(|_| false))
+    }
+
     fn is_image_volume(&self, name: &str) -> bool {
         let volumes = self.pod.pod_spec().and_then(|s| s.volumes.as_deref()).unwrap_or_default();
         volumes.iter().any(|v| v.name == name && v.image.is_some())
@@ -87,6 +116,10 @@ impl Worker {
         let parts = tokio::task::spawn_blocking(move || volume::release_sub_paths(&dir)).await;
         layer.and(parts.unwrap_or_else(|e| Err(e.to_string())))
     }
+}
+
+fn is_block_device(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|meta| meta.file_type().is_block_device())
 }
 
 /// `subPath`, or what `subPathExpr` comes to.

@@ -87,6 +87,7 @@ impl Worker {
             apparmor: self.apparmor(container),
             unmasked_proc: security.and_then(|s| s.proc_mount.as_deref()) == Some("Unmasked"),
             devices: self.shared.allocations.devices.grants(&self.uid, &container.name).map_err(config_error)?,
+            volume_devices: self.volume_devices(container).map_err(config_error)?,
             resources: qos::container_resources(pod, container, &self.shared.limits, self.shared.machine),
             oom_score_adj: qos::oom_score_adj(pod, container, self.shared.machine.memory),
             log_path: self.shared.logs_dir.join(log_dir).join(&container.name).join(format!("{attempt}.log")),

@@ -60,16 +60,17 @@ fn device(path: PathBuf, meta: &fs::Metadata) -> Option<Device> {
 
 /// The devices the container was given. They belong to its user there, who could not open them otherwise.
 pub fn granted(spec: &ContainerSpec) -> Result<Vec<(Device, String)>, String> {
-    let find = |grant: &DeviceGrant| {
+    let find = |(grant, destination): (&DeviceGrant, &PathBuf)| {
         // a link's target, by the link's name
         let meta = fs::metadata(&grant.path).map_err(|e| format!("device {}: {e}", grant.path.display()))?;
-        let device = device(grant.path.clone(), &meta);
+        let device = device(destination.clone(), &meta);
         let device = device.ok_or_else(|| format!("{} is no device any more", grant.path.display()))?;
         let owned =
             if spec.user.uid == 0 { device } else { Device { uid: spec.user.uid, gid: spec.user.gid, ..device } };
         Ok((owned, grant.permissions.clone()))
     };
-    spec.devices.iter().map(find).collect()
+    let volumes = spec.volume_devices.iter().map(|v| (&v.grant, &v.destination));
+    spec.devices.iter().map(|grant| (grant, &grant.path)).chain(volumes).map(find).collect()
 }
 
 /// The device nodes of a container beside its own, and the rules for using them.

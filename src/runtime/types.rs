@@ -154,6 +154,15 @@ pub struct DeviceGrant {
     pub permissions: String,
 }
 
+/// A device of the host that a volume is (`volumeMode: Block`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeDevice {
+    /// The device, by its path on the host.
+    pub grant: DeviceGrant,
+    /// Where it is in the container.
+    pub destination: PathBuf,
+}
+
 /// What one container is made from. The root file system is mounted already.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct ContainerSpec {
@@ -197,6 +206,9 @@ pub struct ContainerSpec {
     /// Devices of the host beside those every container has of its own.
     #[serde(default)]
     pub devices: Vec<DeviceGrant>,
+    /// Volumes that are devices.
+    #[serde(default)]
+    pub volume_devices: Vec<VolumeDevice>,
     /// cgroup limits.
     pub resources: Resources,
     /// `oom_score_adj` of the process.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{
-    HostPathVolumeSource, NFSVolumeSource, PersistentVolume, PersistentVolumeClaim, Pod, Volume,
+    HostPathVolumeSource, NFSVolumeSource, PersistentVolume, PersistentVolumeClaim, PersistentVolumeSpec, Pod, Volume,
 };
 use nix::mount::{MsFlags, mount};
 
@@ -71,7 +71,7 @@ impl Volumes {
         let name = pv.metadata.name.as_deref().unwrap_or_default();
         let spec = pv.spec.as_ref().ok_or_else(|| format!("PV {name:?} has no spec"))?;
         if spec.volume_mode.as_deref() == Some("Block") {
-            return Err(format!("PV {name:?} is a block device: this agent has file systems only"));
+            return block_device(pv, spec);
         }
         let options = spec.mount_options.clone().unwrap_or_default();
         if let Some(nfs) = &spec.nfs {
@@ -100,6 +100,18 @@ impl Volumes {
         })
         .await
     }
+}
+
+/// The device that a volume of mode `Block` is.
+fn block_device(pv: &PersistentVolume, spec: &PersistentVolumeSpec) -> Result<PathBuf, String> {
+    let name = pv.metadata.name.as_deref().unwrap_or_default();
+    let path = match (&spec.local, &spec.host_path) {
+        (Some(local), _) => &local.path,
+        (None, Some(host_path)) => &host_path.path,
+        (None, None) => return Err(format!("PV {name:?}: this agent has local and hostPath block volumes only")),
+    };
+    let source = HostPathVolumeSource { path: path.clone(), type_: Some("BlockDevice".to_owned()) };
+    local::host_path(&source).map_err(|e| format!("PV {name:?} has volumeMode Block: {e}"))
 }
 
 fn is_owned(claim: &PersistentVolumeClaim, pod: &Pod) -> bool {

@@ -52,7 +52,7 @@ seen() { k logs parts 2>/dev/null | grep -vx "touch: .*" | tr '\n' ' ' | grep -q
 check "parts of volumes: made with the volume's mode, a file, a link inside; recursiveReadOnly" \
   soon seen "2777 2777 2777 firstfrom the host no"
 check "a link that leads out is refused" soon is escapes "$waiting" CreateContainerConfigError
-check "  and said so" event escapes "leads out of its volume"
+check "  and said so" soon event escapes "leads out of its volume"
 check "an unknown variable in subPathExpr is said" soon event unnamed 'missing value for .*NOBODY'
 check "one that leads upwards is refused" soon event upwards "must not contain"
 check "the status says what is mounted how" is parts \
@@ -63,10 +63,10 @@ again() { [ "$(field parts "$restarts")" -ge 2 ]; }
 check "a container that is started again has its parts again" soon again
 bound() { on n1 grep -c "$dir/n1/.*volume-subpaths" /proc/self/mountinfo; }
 few() { [ "$(bound)" -le 8 ]; }
-check "  and those of the runs before are given back" few
+check "  and those of the runs before are given back" soon few
 k delete pod parts escapes unnamed upwards --timeout=30s >/dev/null
 none() { [ "$(bound)" = 0 ]; }
-check "nothing of them stays" none
+check "nothing of them stays" soon none
 check "  and the volume's own files do" test -s "$dir/n1/share/inner/deep/file"
 on n1 umount "$dir/n1/share/below"
 
@@ -215,4 +215,74 @@ check "a part it does not have is said" soon event nosuch "No such file"
 k delete pod part absent nosuch --timeout=30s >/dev/null
 k delete pod whole --timeout=30s >/dev/null
 gone() { ! on n2 grep -q "kubernetes.io~image" /proc/self/mountinfo; }
-check "nothing of them stays mounted" gone
+check "nothing of them stays mounted" soon gone
+
+# devices as volumes
+truncate -s 8M "$dir/n1/disk"
+disk=$(losetup --find --show "$dir/n1/disk" 2>/dev/null)
+if [ -z "$disk" ]; then
+  echo "     no loop devices here: block volumes are not tried"
+else
+  # block NAME READ-ONLY CONTAINER-FIELDS: a pod with the claim of the device
+  block() {
+    k apply -f - >/dev/null <<YAML
+apiVersion: v1
+kind: Pod
+metadata: {name: $1}
+spec:
+  nodeName: n1
+  terminationGracePeriodSeconds: 1
+  restartPolicy: Never
+  volumes: [{name: disk, persistentVolumeClaim: {claimName: disk, readOnly: $2}}, {name: own, emptyDir: {}}]
+  containers: [{name: c, image: "$image", $3}]
+YAML
+  }
+  k apply -f - >/dev/null <<YAML
+apiVersion: v1
+kind: PersistentVolume
+metadata: {name: disk}
+spec:
+  capacity: {storage: 8Mi}
+  volumeMode: Block
+  accessModes: [ReadWriteOnce]
+  storageClassName: ""
+  local: {path: $disk}
+  claimRef: {name: disk, namespace: default}
+  nodeAffinity: {required: {nodeSelectorTerms: [{matchExpressions: [{key: kubernetes.io/hostname, operator: In, values: [n1]}]}]}}
+---
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: disk}
+spec: {volumeMode: Block, accessModes: [ReadWriteOnce], storageClassName: "", volumeName: disk, resources: {requests: {storage: 8Mi}}}
+YAML
+  at='volumeDevices: [{name: disk, devicePath: /dev/data}]'
+  block writes false "command: [sh, -c, 'printf written | dd of=/dev/data conv=notrunc,fsync && [ -b /dev/data ]'], $at"
+  check "a block volume is a device of the container" soon is writes .status.phase Succeeded
+  written() { [ "$(head -c 7 "$dir/n1/disk")" = written ]; }
+  check "  and what is written there is on the disk" written
+  block reads true "command: [sh, -c, 'dd if=/dev/data bs=7 count=1 && ! printf x | dd of=/dev/data conv=notrunc'], $at"
+  check "a claim that is read-only can be read only" soon is reads .status.phase Succeeded
+  block users false "securityContext: {runAsUser: 1000}, command: [sh, -c, 'dd if=/dev/data bs=7 count=1 | grep -q written'], $at"
+  check "  the container's user may use it" soon is users .status.phase Succeeded
+  block mounts false "command: ['true'], volumeMounts: [{name: disk, mountPath: /d}]"
+  check "a block volume as a mount is refused" soon event mounts 'has volumeMode Block, but is specified in volumeMounts'
+  mkdir "$dir/n1/folder"
+  k apply -f - >/dev/null <<YAML
+apiVersion: v1
+kind: PersistentVolume
+metadata: {name: folder}
+spec: {capacity: {storage: 8Mi}, accessModes: [ReadWriteOnce], storageClassName: "", hostPath: {path: $dir/n1/folder}, claimRef: {name: folder, namespace: default}}
+---
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: folder}
+spec: {accessModes: [ReadWriteOnce], storageClassName: "", volumeName: folder, resources: {requests: {storage: 8Mi}}}
+YAML
+  k run devices --image=$image --overrides='{"spec":{"nodeName":"n1","volumes":[{"name":"own","persistentVolumeClaim":{"claimName":"folder"}}],
+    "containers":[{"name":"devices","image":"'$image'","volumeDevices":[{"name":"own","devicePath":"/dev/data"}]}]}}' >/dev/null
+  check "  as is a folder as a device" soon event devices 'has volumeMode Filesystem, but is specified in volumeDevices'
+  k delete pod writes reads users mounts devices --grace-period=1 --timeout=30s >/dev/null
+  k delete pvc disk folder --timeout=30s >/dev/null
+  k delete pv disk folder --timeout=30s >/dev/null
+  losetup --detach "$disk"
+fi
