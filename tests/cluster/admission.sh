@@ -61,7 +61,7 @@ check "a critical pod is taken all the same" soon runs
 preempted() { refused one Preempting 'Preempted in order to admit critical pod' || refused two Preempting 'Preempted in order to admit critical pod'; }
 check "  and another one goes for it" soon preempted
 victim=one; is two .status.reason Preempting && victim=two
-check "  which was not its fault" is $victim '.status.conditions[?(@.type=="DisruptionTarget")].reason' TerminationByKubelet
+check "  which was not its fault" soon is $victim '.status.conditions[?(@.type=="DisruptionTarget")].reason' TerminationByKubelet
 check "  and an Event tells it" soon event $victim Preempting
 k delete pod critical -n kube-system --grace-period=1 --timeout=60s >/dev/null
 k delete pod --all --grace-period=1 --timeout=60s >/dev/null

@@ -19,9 +19,9 @@ check "a pod reaches another one of its node" soon says near near from-web
 check "and one of another node" soon says far far from-web
 
 check "an init container that fails once is run again" soon is init .status.phase Running
-check "its restart is counted" is init '.status.initContainerStatuses[0].restartCount' 1
+check "its restart is counted" soon is init '.status.initContainerStatuses[0].restartCount' 1
 check "under Never it fails the pod" soon is init-never .status.phase Failed
-check "with its exit code" is init-never '.status.initContainerStatuses[0].state.terminated.exitCode' 4
+check "with its exit code" soon is init-never '.status.initContainerStatuses[0].state.terminated.exitCode' 4
 
 for policy in Always OnFailure Never; do
   for code in 0 1 137; do
@@ -34,7 +34,7 @@ restarted() { [ "$(field "$1" "$restarts")" -ge 1 ] && is "$1" '.status.containe
 check "Never, 0: Succeeded" phase exit-never-0 Succeeded
 for code in 1 137; do
   check "Never, $code: Failed" phase exit-never-$code Failed
-  check "  and the code is reported" is exit-never-$code "$ended" $code
+  check "  and the code is reported" soon is exit-never-$code "$ended" $code
 done
 check "OnFailure, 0: Succeeded" phase exit-onfailure-0 Succeeded
 check "  and never restarted" is exit-onfailure-0 "$restarts" 0

@@ -41,16 +41,16 @@ resources='{requests: {memory: 64Mi}}' pod_on_n3 modest 'sleep 1000'
 running_on_n3 modest
 volume='{medium: Memory, sizeLimit: 6Gi}' pod_on_n3 greedy 'i=0; while dd if=/dev/zero of=/v/$i bs=1M count=20 2>/dev/null; do i=$((i+1)); done; sleep 1000'
 check "memory: what takes it all is evicted" until_true 60 evicted greedy
-check "  and the message says of what there was too little" says_of greedy 'The node was low on resource: memory. Threshold quantity: '
-check "  and who used it" says_of greedy 'Container c was using '
-check "  and that it was not its fault" disrupted greedy
+check "  and the message says of what there was too little" soon says_of greedy 'The node was low on resource: memory. Threshold quantity: '
+check "  and who used it" soon says_of greedy 'Container c was using '
+check "  and that it was not its fault" soon disrupted greedy
 check "  and an Event tells it" soon event greedy Evicted
 check "  what stays within its requests goes on" is modest .status.phase Running
 check "the node has MemoryPressure" soon condition MemoryPressure True
 check "  and its taint" soon tainted memory
 pod_on_n3 best-effort 'sleep 1000'
 check "  what asks for no memory is not taken" soon evicted best-effort
-check "  and told why" says_of best-effort 'Pod was rejected: The node had condition: [MemoryPressure].'
+check "  and told why" soon says_of best-effort 'Pod was rejected: The node had condition: [MemoryPressure].'
 resources='{requests: {memory: 16Mi}}' pod_on_n3 burstable 'sleep 1000'
 check "  what asks for some is" running_on_n3 burstable
 check "  until the transition period is over" soon condition MemoryPressure False
@@ -69,7 +69,7 @@ processes=$(awk -v most="$(sort -n /proc/sys/kernel/pid_max /proc/sys/kernel/thr
 agent_with n3 --eviction-hard "pid.available<$processes" --eviction-pressure-transition-period 1s
 pod_on_n3 forks 'for i in $(seq 600); do sleep 1000 & done; wait'
 check "processes: what has most of them is evicted" soon evicted forks
-check "  and the message says so" says_of forks 'The node was low on resource: pids.'
+check "  and the message says so" soon says_of forks 'The node was low on resource: pids.'
 gone forks
 
 # limits of pods on a node that has plenty
@@ -82,11 +82,11 @@ resources='{limits: {ephemeral-storage: 10Mi}}' more="- {name: d, image: \"$imag
 resources='{limits: {ephemeral-storage: 30Mi}}' volume='{sizeLimit: 30Mi}' pod_on_n3 frugal "$(write /v/x 10)"
 resources='{limits: {ephemeral-storage: 2Mi}}' pod_on_n3 chatty 'yes $(seq 200) | head -c 4000000; sleep 1000'
 check "an emptyDir beyond its sizeLimit" soon evicted volume
-check "  is named" says_of volume 'Usage of EmptyDir volume "v" exceeds the limit "10Mi".'
+check "  is named" soon says_of volume 'Usage of EmptyDir volume "v" exceeds the limit "10Mi".'
 check "a pod beyond its ephemeral-storage limit" soon evicted layer
-check "  is told" says_of layer 'Pod ephemeral local storage usage exceeds the total limit of containers 10Mi.'
+check "  is told" soon says_of layer 'Pod ephemeral local storage usage exceeds the total limit of containers 10Mi.'
 check "a container beyond its own" soon evicted one
-check "  is named" says_of one 'Container c exceeded its local ephemeral storage limit "10Mi".'
+check "  is named" soon says_of one 'Container c exceeded its local ephemeral storage limit "10Mi".'
 check "logs count too" soon evicted chatty
 check "who stays below goes on" is frugal .status.phase Running
 gone volume layer one frugal chatty
@@ -121,12 +121,12 @@ pod_on_n3 late 'sleep 1000'
 check "  but nothing new is taken" soon evicted late
 k exec writer -- dd if=/dev/zero of=/y bs=1M count=150 2>/dev/null
 check "then what wrote most is evicted" soon evicted writer
-check "  and the message says why" says_of writer 'The node was low on resource: ephemeral-storage. Threshold quantity: 300Mi, available: '
+check "  and the message says why" soon says_of writer 'The node was low on resource: ephemeral-storage. Threshold quantity: 300Mi, available: '
 check "  others go on" is other .status.phase Running
 check "  and the disk has room again" soon condition DiskPressure False
 pod_on_n3 files 'cd /v; seq 13000 | xargs touch; sleep 1000'
 check "inodes: what has most of them is evicted" soon evicted files
-check "  and the message says so" says_of files 'The node was low on resource: inodes.'
+check "  and the message says so" soon says_of files 'The node was low on resource: inodes.'
 gone other writer late files
 $cluster stop agent-n3
 on n3 umount "$dir/n3/lib"

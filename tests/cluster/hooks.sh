@@ -65,7 +65,7 @@ check "a preStop hook that is longer than the grace period is cut off" k delete 
 k delete pod fails --timeout=60s >/dev/null
 
 check "a probe that is sent to another host succeeds, with a warning" soon event web "ProbeWarning.*terminated redirects"
-check "  that has what the answer says" event web elsewhere
+check "  that has what the answer says" soon event web elsewhere
 check "  and the container goes on" is web "$restarts" 0
 k delete pod web --timeout=30s >/dev/null
 check "what a web server answers to a hook does not matter" not event web FailedPreStopHook
@@ -74,6 +74,6 @@ k run late --image=$image --overrides='{"spec": {"activeDeadlineSeconds": 3, "te
   --command -- sleep 1000 >/dev/null
 soon is late .status.phase Running
 check "activeDeadlineSeconds: a pod that lives longer has failed" soon is late .status.phase Failed
-check "  for that reason" is late .status.reason DeadlineExceeded
-check "  and its program has ended" is late "$ended" 137
+check "  for that reason" soon is late .status.reason DeadlineExceeded
+check "  and its program has ended" soon is late "$ended" 137
 k delete pod late --timeout=30s >/dev/null

@@ -25,9 +25,9 @@ check "also when it was removed while no agent ran" soon not k get pod static-n1
 cp "$dir/static.yaml" "$dir/n1/manifests/static.yaml"
 soon is static-n1 .status.phase Running
 annotations() { field static-n1 '.metadata.annotations' | jq -e '."kubernetes.io/config.mirror" == ."kubernetes.io/config.hash" and ."kubernetes.io/config.source" == "file" and has("kubernetes.io/config.seen")' >/dev/null; }
-check "a mirror pod has the kubelet's annotations" annotations
+check "a mirror pod has the kubelet's annotations" soon annotations
 owner() { [ "$(field static-n1 '.metadata.ownerReferences[0].kind')/$(field static-n1 '.metadata.ownerReferences[0].name')" = Node/n1 ]; }
-check "  and belongs to its node" owner
+check "  and belongs to its node" soon owner
 before=$(field static-n1 "$container") uid=$(field static-n1 .metadata.uid)
 sed 's/metadata: {name: static}/metadata: {name: static, labels: {version: two}}/' "$dir/static.yaml" >"$dir/n1/manifests/.new"
 mv "$dir/n1/manifests/.new" "$dir/n1/manifests/static.yaml"
@@ -36,7 +36,7 @@ check "a changed manifest: the old pod ends, then the new one runs" soon changed
 sed 's/spec: {/spec: {serviceAccountName: default, /' "$dir/static.yaml" >"$dir/n1/manifests/static.yaml"
 sleep 2
 said() { $cluster logs agent-n1 | grep -q 'static pods may not reference serviceaccounts'; }
-check "a manifest that refers to objects of the API is refused, and the agent says so" said
+check "a manifest that refers to objects of the API is refused, and the agent says so" soon said
 check "  its last good version runs on" is static-n1 .metadata.labels.version two
 rm "$dir/n1/manifests/static.yaml"
 soon not k get pod static-n1
@@ -69,7 +69,7 @@ agent_with n1 --config "$dir/n1/config.yaml"
 both() { is far-n1 .status.phase Running && is away-n1 .status.phase Running; }
 check "static pods of a web server run, with mirror pods" soon both
 source_is() { field far-n1 .metadata.annotations | jq -e '."kubernetes.io/config.source" == "http"' >/dev/null; }
-check "  their annotation says where they are from" source_is
+check "  their annotation says where they are from" soon source_is
 configured() { k get --raw /api/v1/nodes/n1/proxy/configz | jq -e '.kubeletconfig | .httpCheckFrequency == "1s" and .staticPodURLHeader == {"x-token": ["<masked>"]}' >/dev/null; }
 check "  /configz has it, without the header's value" configured
 before=$(field far-n1 "$container")

@@ -35,9 +35,9 @@ counted() {
     grep "probe_type=\"$2\"" | grep -q "result=\"$3\".* [1-9]"
 }
 node=$(field hangs .spec.nodeName)
-check "probes are counted: those that fail" counted hangs Readiness failed
+check "probes are counted: those that fail" soon counted hangs Readiness failed
 node=$(field live .spec.nodeName)
-check "  and those that do not" counted live Liveness successful
+check "  and those that do not" soon counted live Liveness successful
 check "grpc" soon is speaks-grpc "$ready" true
 k run gated --image=$image --overrides='{"spec": {"readinessGates": [{"conditionType": "example.com/open"}]}}' \
   --command -- sleep 1000 >/dev/null
@@ -49,4 +49,4 @@ k patch pod gated --subresource=status --type=strategic \
 check "  and is ready with them" soon is gated '.status.conditions[?(@.type=="Ready")].status' True
 k delete pod gated --grace-period=1 >/dev/null
 k delete -f cluster/probes.yaml --timeout=60s >/dev/null
-check "  until the pod is gone" not counted live Liveness successful
+check "  until the pod is gone" soon not counted live Liveness successful

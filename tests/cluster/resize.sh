@@ -56,7 +56,7 @@ k patch node n1 --subresource=status -p '{"status": {"capacity": {"cpu": "100"},
 resize live 4900m 5000m 96Mi
 check "what the node can never give is infeasible" soon says live PodResizePending Infeasible
 message() { [[ $(pod_condition live PodResizePending message) == "Node didn't have enough capacity: cpu, requested: 4900, capacity: "* ]]; }
-check "  and the condition says why" message
+check "  and the condition says why" soon message
 check "  nothing changed" quota live 15000
 $cluster stop agent-n1 KILL
 $cluster start agent-n1
@@ -64,7 +64,7 @@ k wait --for=condition=Ready node/n1 --timeout=30s >/dev/null
 sleep 2
 check "  also not when the agent starts again" quota live 15000
 check "  the container is the same" is live "$container" "$before"
-check "  and says what it has" told live 150m 100m
+check "  and says what it has" soon told live 150m 100m
 resize live 200m 250m 96Mi
 check "afterwards it can be resized as before" soon quota live 25000
 check "  and the condition goes" soon over

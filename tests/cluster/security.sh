@@ -55,7 +55,7 @@ check "sysctls of the pod" tuned
 untouched() { [ "$(on n1 cat /proc/sys/net/ipv4/tcp_keepalive_time)" != 123 ]; }
 check "  are not the node's" untouched
 check "  those that are not safe are refused" soon is unsafe .status.reason SysctlForbidden
-check "  and the pod has failed" is unsafe .status.phase Failed
+check "  and the pod has failed" soon is unsafe .status.phase Failed
 if [ -e /sys/module/apparmor/parameters/enabled ]; then
   check "AppArmor: an unknown profile is said" soon event armor 'strict'
 else

@@ -25,7 +25,7 @@ soon is broken "$waiting" CrashLoopBackOff
 k set image pod/fixed fixed="${image%:*}:2" >/dev/null
 renewed() { [ "$(field fixed '.status.containerStatuses[0].image') $(field fixed "$restarts")" = "${image%:*}:2 1" ]; }
 check "a changed image: the container is started again from it" soon renewed
-check "  and an Event says why" event fixed "definition changed"
+check "  and an Event says why" soon event fixed "definition changed"
 long() { [ "$(field broken "$restarts")" -ge 2 ] && is broken "$waiting" CrashLoopBackOff; }
 soon long
 k set image pod/broken broken="${image%:*}:2" >/dev/null
