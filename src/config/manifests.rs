@@ -10,8 +10,10 @@ use super::{ConfigError, Settings, duration, wrong};
 use crate::pod::source::{CHECK, Remote, Sources};
 
 pub(super) fn sources(flags: &Settings, file: &Settings) -> Result<Sources, ConfigError> {
-    let folder_check = check("fileCheckFrequency", &flags.file_check_frequency, &file.file_check_frequency)?;
-    let remote_check = check("httpCheckFrequency", &flags.http_check_frequency, &file.http_check_frequency)?;
+    let folder_check =
+        check("fileCheckFrequency", flags.file_check_frequency.as_ref().or(file.file_check_frequency.as_ref()))?;
+    let remote_check =
+        check("httpCheckFrequency", flags.http_check_frequency.as_ref().or(file.http_check_frequency.as_ref()))?;
     let url = flags.static_pod_url.as_ref().or(file.static_pod_url.as_ref()).filter(|url| !url.is_empty());
     let written = [&flags.static_pod_url_header, &file.static_pod_url_header];
     let written = written.into_iter().find(|h| !h.is_empty()).into_iter().flatten();
@@ -25,8 +27,8 @@ pub(super) fn sources(flags: &Settings, file: &Settings) -> Result<Sources, Conf
     Ok(Sources { folder, folder_check, remote })
 }
 
-fn check(name: &str, flag: &Option<String>, file: &Option<String>) -> Result<Duration, ConfigError> {
-    let Some(text) = flag.as_ref().or(file.as_ref()) else { return Ok(CHECK) };
+fn check(name: &str, text: Option<&String>) -> Result<Duration, ConfigError> {
+    let Some(text) = text else { return Ok(CHECK) };
     let found = duration(name, text)?;
     if found < Duration::from_secs(1) {
         return wrong(format!("{name} {text:?}: it is at least 1s"));
