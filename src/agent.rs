@@ -113,7 +113,7 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
         seccomp_default: config.seccomp_default,
         unsafe_sysctls: config.unsafe_sysctls.clone(),
         seccomp_dir: config.root_dir.join("seccomp"),
-        volumes: Volumes::new(pods_dir.clone(), objects.clone()),
+        volumes: Volumes::new(pods_dir.clone(), objects.clone(), allocatable.clone()),
         objects,
         objects_changed,
         allocations: Allocations::new(allocatable.clone(), node_seen, own, devices.clone()),
@@ -247,12 +247,16 @@ fn allocatable(config: &Config, facts: &machine::MachineInfo) -> Allocatable {
         (name, capacity.saturating_sub(reserved + kept))
     };
     let (memory, disk) = (facts.memory_bytes, facts.disk_bytes);
-    Allocatable::from([
+    // what is kept for huge pages is no other memory
+    let huge: u64 = facts.huge_pages.iter().map(|(_, bytes)| bytes).sum();
+    let mut allocatable = Allocatable::from([
         left("cpu", facts.cpus * 1000, 0),
-        left("memory", memory, config.eviction.kept(Signal::MemoryAvailable, memory)),
+        left("memory", memory, config.eviction.kept(Signal::MemoryAvailable, memory) + huge),
         left("ephemeral-storage", disk, config.eviction.kept(Signal::NodefsAvailable, disk)),
         ("pods", config.node.max_pods.into()),
-    ])
+    ]);
+    allocatable.extend(facts.huge_pages.iter().copied());
+    allocatable
 }
 
 /// The Node as admission looks at it.

@@ -95,6 +95,15 @@ pub struct NodeState {
     pub devices: Counts,
 }
 
+/// Huge pages beside the other resources.
+fn with_huge_pages(mut list: Value, machine: &MachineInfo) -> Value {
+    for (name, bytes) in &machine.huge_pages {
+        // as the API server writes quantities
+        list[*name] = if *bytes == 0 { json!("0") } else { json!(format!("{}Ki", bytes / 1024)) };
+    }
+    list
+}
+
 fn capacity(machine: &MachineInfo, settings: &NodeSettings) -> Value {
     json!({
         "cpu": machine.cpus.to_string(),
@@ -168,8 +177,8 @@ fn status(settings: &NodeSettings, machine: &MachineInfo, state: &NodeState, gon
     let of_board = |c: &Condition| condition(c.kind, if c.status { "True" } else { "False" }, c.reason, c.message);
     conditions.extend(state.board.iter().map(of_board));
     json!({
-        "capacity": with_devices(capacity(machine, settings), state, gone, |c| c.0),
-        "allocatable": with_devices(allocatable(settings), state, gone, |c| c.1),
+        "capacity": with_devices(with_huge_pages(capacity(machine, settings), machine), state, gone, |c| c.0),
+        "allocatable": with_devices(with_huge_pages(allocatable(settings), machine), state, gone, |c| c.1),
         "conditions": conditions,
         "addresses": addresses,
         // exec, attach and port-forward by websocket need no translation for this node (KEP-4006)

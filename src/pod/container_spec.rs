@@ -39,6 +39,7 @@ impl Worker {
             node_name: self.shared.node_name.clone(),
             hostname: self.identity().map_err(config_error)?.hostname,
             volumes: self.volumes.clone().unwrap_or_default(),
+            allocatable: self.shared.allocations.allocatable.clone(),
             extra: self.shared.services.variables(pod.ns(), pod_spec.enable_service_links.unwrap_or(true)).await,
         };
         let env = env::build_env(pod, container, &image.config.env, &context, &*self.shared.objects)

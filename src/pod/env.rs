@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{ConfigMap, Container, EnvVarSource, Pod, Secret};
 
 use super::env_file;
+use crate::volume::fields::Allocatable;
 use crate::volume::{self, ObjectSource, fields};
 
 /// The search path of a container whose image sets none.
@@ -25,6 +27,8 @@ pub struct EnvContext {
     pub hostname: String,
     /// Where the pod's volumes are on the host, by name.
     pub volumes: BTreeMap<String, PathBuf>,
+    /// What pods may have of the node.
+    pub allocatable: Arc<Allocatable>,
     /// Variables the agent adds, such as `KUBERNETES_SERVICE_HOST`; the container's own win over them.
     pub extra: Vec<(String, String)>,
 }
@@ -227,7 +231,7 @@ async fn value_from(
         return value.map(Some).ok_or_else(|| format!("unsupported fieldPath: {}", field.field_path));
     }
     if let Some(selector) = &source.resource_field_ref {
-        return fields::resource_field(pod, selector, Some(container)).map(Some);
+        return fields::resource_field(pod, selector, Some(container), &ctx.allocatable).map(Some);
     }
     if let Some(selector) = &source.file_key_ref {
         let (volume, path, key) = (&selector.volume_name, &selector.path, &selector.key);
@@ -304,6 +308,7 @@ mod tests {
             node_name: "n1".into(),
             hostname: "p".into(),
             volumes: BTreeMap::new(),
+            allocatable: Arc::default(),
             extra: vec![("KUBERNETES_SERVICE_HOST".into(), "10.43.0.1".into())],
         };
         let container = &pod.spec.as_ref().unwrap().containers[0];

@@ -1,6 +1,6 @@
 //! The values of a pod's own fields and resources, as volumes and environment variables refer to them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::{Container, Pod, ResourceFieldSelector};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
@@ -35,9 +35,17 @@ fn lines(map: Option<&BTreeMap<String, String>>) -> String {
     lines.join("\n")
 }
 
+/// What pods may have of the node: cpu in thousandths, all else in bytes or numbers.
+pub type Allocatable = BTreeMap<&'static str, u64>;
+
 /// The value of a resource of a container, divided and rounded up as its selector says. A limit that is not set is
-/// all the machine has.
-pub fn resource_field(pod: &Pod, selector: &ResourceFieldSelector, own: Option<&Container>) -> Result<String, String> {
+/// all that pods may have of the node.
+pub fn resource_field(
+    pod: &Pod,
+    selector: &ResourceFieldSelector,
+    own: Option<&Container>,
+    allocatable: &Allocatable,
+) -> Result<String, String> {
     let container = match selector.container_name.as_deref().filter(|n| !n.is_empty()) {
         Some(name) => find_container(pod, name).ok_or_else(|| format!("container {name} not found"))?,
         None => own.ok_or("containerName is required in a volume's resourceFieldRef")?,
@@ -49,7 +57,7 @@ pub fn resource_field(pod: &Pod, selector: &ResourceFieldSelector, own: Option<&
     let limit = of(resources.and_then(|r| r.limits.as_ref())).transpose()?;
     let request = of(resources.and_then(|r| r.requests.as_ref())).transpose()?;
     let value = match side {
-        "limits" => limit.map_or_else(|| machine_has(resource), Ok)?,
+        "limits" => limit.unwrap_or_else(|| node_has(allocatable, resource)),
         "requests" => request.or(limit).unwrap_or(0),
         _ => return Err(format!("unsupported resource {:?}", selector.resource)),
     };
@@ -62,22 +70,10 @@ fn find_container<'a>(pod: &'a Pod, name: &str) -> Option<&'a Container> {
     spec.containers.iter().chain(spec.init_containers.iter().flatten()).find(|c| c.name == name)
 }
 
-/// What the machine has of a resource, in thousandths.
-fn machine_has(resource: &str) -> Result<i128, String> {
-    match resource {
-        "cpu" => {
-            let count = std::thread::available_parallelism().map_err(|e| format!("cannot count the CPUs: {e}"))?;
-            Ok(count.get() as i128 * 1000)
-        }
-        "memory" => {
-            let text =
-                std::fs::read_to_string("/proc/meminfo").map_err(|e| format!("cannot read /proc/meminfo: {e}"))?;
-            let total = text.lines().find_map(|l| l.strip_prefix("MemTotal:"));
-            let kib = total.and_then(|t| t.trim().trim_end_matches("kB").trim().parse::<i128>().ok());
-            Ok(kib.ok_or("/proc/meminfo has no MemTotal")? * 1024 * 1000)
-        }
-        _ => Ok(0),
-    }
+/// What pods may have of a resource of the node, in thousandths; nothing of one it does not have.
+fn node_has(allocatable: &Allocatable, resource: &str) -> i128 {
+    let amount = allocatable.get(resource).copied().map_or(0, i128::from);
+    if resource == "cpu" { amount } else { amount * 1000 }
 }
 
 /// Bytes of a quantity, rounded up.
@@ -89,6 +85,14 @@ pub fn bytes(quantity: &str) -> Result<u64, String> {
 pub fn pod_memory_limit(pod: &Pod) -> Option<u64> {
     let containers = &pod.spec.as_ref()?.containers;
     containers.iter().map(|c| bytes(&c.resources.as_ref()?.limits.as_ref()?.get("memory")?.0).ok()).sum()
+}
+
+/// Sizes of the huge pages that containers of the pod ask for, as their resources write them (`2Mi`).
+pub fn huge_page_sizes(pod: &Pod) -> BTreeSet<String> {
+    let spec = pod.spec.as_ref();
+    let containers = spec.into_iter().flat_map(|s| s.containers.iter().chain(s.init_containers.iter().flatten()));
+    let limits = containers.filter_map(|c| c.resources.as_ref()?.limits.as_ref()).flat_map(BTreeMap::keys);
+    limits.filter_map(|name| name.strip_prefix("hugepages-").map(str::to_owned)).collect()
 }
 
 fn milli(text: &str) -> Result<i128, String> {

@@ -1,5 +1,6 @@
 //! emptyDir and hostPath.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::unix::fs::FileTypeExt;
@@ -14,6 +15,7 @@ pub(super) fn empty_dir(
     dir: &Path,
     source: &EmptyDirVolumeSource,
     memory_limit: Option<u64>,
+    huge_pages: &BTreeSet<String>,
     group: Option<u32>,
 ) -> Result<PathBuf, String> {
     mounts::make_dir(dir, 0o777)?;
@@ -27,13 +29,35 @@ pub(super) fn empty_dir(
             };
             mounts::mount_tmpfs(dir, &options)?;
         }
-        other => return Err(format!("emptyDir medium {other:?} is not supported; use \"\" or \"Memory\"")),
+        medium if medium.starts_with("HugePages") => mounts::mount_huge(dir, huge_page_size(medium, huge_pages)?)?,
+        other => {
+            return Err(format!("emptyDir medium {other:?} is not supported; use \"\", \"Memory\" or \"HugePages\""));
+        }
     }
     if let Some(group) = group {
         let given = fs::symlink_metadata(dir).and_then(|meta| ownership::give_one(dir, &meta, group));
         given.map_err(|e| format!("cannot give {} to group {group}: {e}", dir.display()))?;
     }
     Ok(dir.to_owned())
+}
+
+/// The page size a medium names, in bytes, of those the pod asks for; without a name there must be one only.
+fn huge_page_size(medium: &str, asked: &BTreeSet<String>) -> Result<u64, String> {
+    let named = medium.strip_prefix("HugePages").and_then(|rest| rest.strip_prefix('-'));
+    let size = match (named, asked.len()) {
+        (Some(size), _) if asked.contains(size) => size,
+        (Some(size), _) => {
+            return Err(format!("medium {medium}: no container of the pod asks for hugepages-{size}"));
+        }
+        (None, 1) => asked.first().map(String::as_str).unwrap_or_default(),
+        (None, 0) => return Err(format!("medium {medium}: no container of the pod asks for huge pages")),
+        (None, _) => {
+            return Err(format!(
+                "medium {medium}: the pod asks for several page sizes; say which, such as HugePages-2Mi"
+            ));
+        }
+    };
+    fields::bytes(size)
 }
 
 /// Checks the path against its type, creating what the type says may be created.

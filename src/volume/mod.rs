@@ -132,6 +132,7 @@ pub struct VolumeError {
 pub struct Volumes {
     root: PathBuf,
     objects: Arc<dyn ObjectSource>,
+    allocatable: Arc<fields::Allocatable>,
     tokens: Arc<Mutex<HashMap<TokenKey, Token>>>,
 }
 
@@ -163,9 +164,9 @@ pub fn volume_is_read_only(kind: &str) -> bool {
 }
 
 impl Volumes {
-    /// `root` is `<rootDir>/pods`.
-    pub fn new(root: PathBuf, objects: Arc<dyn ObjectSource>) -> Self {
-        Self { root, objects, tokens: Arc::default() }
+    /// `root` is `<rootDir>/pods`; `allocatable` what pods may have of the node.
+    pub fn new(root: PathBuf, objects: Arc<dyn ObjectSource>, allocatable: fields::Allocatable) -> Self {
+        Self { root, objects, allocatable: Arc::new(allocatable), tokens: Arc::default() }
     }
 
     /// Sets every volume of the pod up and returns where each is on the host. Safe to repeat.
@@ -234,8 +235,8 @@ impl Volumes {
         let dir = self.volume_dir(pod, volume, kind)?;
         let group = fs_group(pod);
         if let Some(source) = &volume.empty_dir {
-            let (source, limit) = (source.clone(), fields::pod_memory_limit(pod));
-            return blocking(move || local::empty_dir(&dir, &source, limit, group)).await;
+            let (source, limit, pages) = (source.clone(), fields::pod_memory_limit(pod), fields::huge_page_sizes(pod));
+            return blocking(move || local::empty_dir(&dir, &source, limit, &pages, group)).await;
         }
         if kind.is_empty() {
             return Err(format!("this agent has no {} volumes", written_kind(volume)));

@@ -32,6 +32,18 @@ pub(super) fn mount_tmpfs(dir: &Path, options: &str) -> Result<(), String> {
     mount(Some("tmpfs"), dir, Some("tmpfs"), flags, Some(options)).map_err(|e| failed(e.to_string()))
 }
 
+/// Mounts huge pages of that size in bytes on `dir` unless something is mounted there.
+pub(super) fn mount_huge(dir: &Path, size: u64) -> Result<(), String> {
+    if is_mount_point(dir)? {
+        return Ok(());
+    }
+    let options = format!("pagesize={size},mode=1777");
+    let mounted = mount(Some("hugetlbfs"), dir, Some("hugetlbfs"), MsFlags::empty(), Some(options.as_str()));
+    mounted.map_err(|e| {
+        format!("cannot mount huge pages of {size} bytes on {}: {e}: does this kernel have that size?", dir.display())
+    })
+}
+
 /// Whether something is mounted on `dir`.
 pub(super) fn is_mount_point(dir: &Path) -> Result<bool, String> {
     let looked = dir.canonicalize().and_then(|real| Ok(mounts_below(&real)?.contains(&real)));

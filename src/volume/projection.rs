@@ -40,7 +40,7 @@ impl Volumes {
             return select(data, source.items.as_deref(), source.default_mode, source.optional, "secret");
         }
         if let Some(source) = &volume.downward_api {
-            return downward(pod, source.items.as_deref().unwrap_or_default(), source.default_mode);
+            return downward(pod, source.items.as_deref().unwrap_or_default(), source.default_mode, &self.allocatable);
         }
         let mut payload = Payload::new();
         if let Some(source) = &volume.projected {
@@ -69,7 +69,7 @@ impl Volumes {
             return select(data, source.items.as_deref(), mode, source.optional, "secret");
         }
         if let Some(source) = &part.downward_api {
-            return downward(pod, source.items.as_deref().unwrap_or_default(), mode);
+            return downward(pod, source.items.as_deref().unwrap_or_default(), mode, &self.allocatable);
         }
         if let Some(source) = &part.service_account_token {
             let data = self.token(pod, volume, source).await?.into_bytes();
@@ -205,13 +205,18 @@ fn select(
     Ok(payload)
 }
 
-fn downward(pod: &Pod, items: &[DownwardAPIVolumeFile], mode: Option<i32>) -> Result<Payload, String> {
+fn downward(
+    pod: &Pod,
+    items: &[DownwardAPIVolumeFile],
+    mode: Option<i32>,
+    allocatable: &fields::Allocatable,
+) -> Result<Payload, String> {
     let mut payload = Payload::new();
     for item in items {
         let value = match (&item.field_ref, &item.resource_field_ref) {
             (Some(field), _) => fields::metadata_field(pod, &field.field_path)
                 .ok_or_else(|| format!("unsupported fieldPath: {}", field.field_path))?,
-            (None, Some(selector)) => fields::resource_field(pod, selector, None)?,
+            (None, Some(selector)) => fields::resource_field(pod, selector, None, allocatable)?,
             (None, None) => return Err(format!("item {:?} names neither a field nor a resource", item.path)),
         };
         payload.insert(item.path.clone(), entry(value.into_bytes(), item.mode, mode)?);

@@ -73,7 +73,11 @@ fn with_volume(volume: serde_json::Value) -> Pod {
 
 fn volumes(dir: &Scratch) -> (Volumes, Arc<Fake>) {
     let fake = Arc::new(Fake { color: Mutex::new("red".into()), tokens: AtomicU32::new(0) });
-    (Volumes::new(dir.0.clone(), fake.clone()), fake)
+    (Volumes::new(dir.0.clone(), fake.clone(), allocatable()), fake)
+}
+
+fn allocatable() -> fields::Allocatable {
+    [("cpu", 1900), ("memory", 100 << 20)].into()
 }
 
 fn is_root() -> bool {
@@ -239,9 +243,40 @@ async fn host_path_is_checked_against_its_type() {
 #[test]
 fn resource_fields_are_divided() {
     let pod = pod(serde_json::json!({"containers": [{"name": "c", "resources": {"limits": {"cpu": "1500m"}}}]}));
-    let value = |divisor: &str| {
-        let selector = serde_json::json!({"containerName": "c", "resource": "limits.cpu", "divisor": divisor});
-        fields::resource_field(&pod, &serde_json::from_value(selector).unwrap(), None).unwrap()
+    let value = |resource: &str, divisor: &str| {
+        let selector = serde_json::json!({"containerName": "c", "resource": resource, "divisor": divisor});
+        let selector = serde_json::from_value(selector).unwrap();
+        fields::resource_field(&pod, &selector, None, &allocatable()).unwrap()
     };
-    assert_eq!((value("1"), value("1m")), ("2".into(), "1500".into()));
+    assert_eq!((value("limits.cpu", "1"), value("limits.cpu", "1m")), ("2".into(), "1500".into()));
+    assert_eq!(value("limits.memory", "1Mi"), "100", "what pods may have of the node");
+    assert_eq!((value("limits.hugepages-2Mi", "1"), value("requests.memory", "1")), ("0".into(), "0".into()));
+}
+
+#[tokio::test]
+async fn empty_dirs_of_huge_pages() {
+    let dir = Scratch::new();
+    let (volumes, _) = volumes(&dir);
+    let on = |medium: &str, sizes: &[&str]| {
+        let limits: BTreeMap<String, &str> = sizes.iter().map(|s| (format!("hugepages-{s}"), "4Mi")).collect();
+        pod(serde_json::json!({"containers": [{"name": "c", "resources": {"limits": limits}}],
+            "volumes": [{"name": "v", "emptyDir": {"medium": medium}}]}))
+    };
+    for (medium, sizes, error) in [
+        ("HugePages", &[][..], "no container of the pod asks for huge pages"),
+        ("HugePages", &["2Mi", "1Gi"], "say which"),
+        ("HugePages-1Gi", &["2Mi"], "asks for hugepages-1Gi"),
+        ("Other", &[], "not supported"),
+    ] {
+        let failed = volumes.prepare(&on(medium, sizes)).await.unwrap_err();
+        assert!(failed.message.contains(error), "{failed}");
+    }
+    if !is_root() || !Path::new("/sys/kernel/mm/hugepages/hugepages-2048kB").exists() {
+        eprintln!("no huge pages of 2 MiB here: not mounted");
+        return;
+    }
+    let place = volumes.prepare(&on("HugePages", &["2Mi"])).await.unwrap()["v"].clone();
+    let found = nix::sys::statfs::statfs(&place).unwrap();
+    assert_eq!((found.filesystem_type(), found.block_size()), (nix::sys::statfs::HUGETLBFS_MAGIC, 2 << 20));
+    assert!(mounts::remove_tree(&place).is_empty());
 }

@@ -20,6 +20,10 @@ bound too-big n1 "$(asks 1000)"
 check "more CPU than there is" soon refused too-big OutOfcpu "Pod was rejected: Node didn't have enough resource: cpu, requested: 1000000, used: 0, capacity: "
 bound too-much n1 "containers: [{name: c, image: '$image', resources: {requests: {memory: 9Ti}}}]"
 check "more memory than there is" soon refused too-much OutOfmemory 'resource: memory'
+bound too-huge n1 "containers: [{name: c, image: '$image', resources: {limits: {hugepages-2Mi: 64Gi, memory: 1Mi, cpu: 1m}}}]"
+check "more huge pages than there are" soon refused too-huge OutOfhugepages-2Mi 'resource: hugepages-2Mi, requested: 68719476736'
+huge() { [ "$(k get node n1 -o 'jsonpath={.status.allocatable.hugepages-2Mi}')" = "$((2 * $(cat /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages)))" ]; }
+[ "$(cat /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages)" != 0 ] || check "  the Node says that there are none" huge
 bound selects n1 "nodeSelector: {no: such}"$'\n'"$(asks 1m)"
 check "a selector the node does not match" soon refused selects NodeAffinity "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector"
 k label node n1 such=label >/dev/null

@@ -8,11 +8,11 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Pod, Taint};
 
 use super::affinity;
+use crate::machine::HUGE_PAGES;
 use crate::pod::admission::Rejection;
 use crate::pod::{PodExt, containers, qos, taints};
 
-/// What pods may have of the node: cpu in thousandths, memory and ephemeral-storage in bytes, pods.
-pub type Allocatable = BTreeMap<&'static str, u64>;
+pub use crate::volume::fields::Allocatable;
 
 /// What of the node decides.
 #[derive(Debug, Clone, Default)]
@@ -58,7 +58,8 @@ impl Shortage {
             "cpu" => "OutOfcpu",
             "memory" => "OutOfmemory",
             "pods" => "OutOfpods",
-            _ => "OutOfephemeral-storage",
+            "ephemeral-storage" => "OutOfephemeral-storage",
+            other => HUGE_PAGES.iter().find(|p| p.name == other).map_or("UnexpectedAdmissionError", |p| p.out_of),
         };
         (reason, self.message())
     }
@@ -141,6 +142,10 @@ mod tests {
         );
         let many = [asks("1m"), asks("1m"), asks("1m")];
         assert_eq!(shortages(&asks("0"), &many, &allocatable)[0].rejection().0, "OutOfpods");
+        let huge = pod(serde_json::json!({"containers": [{"name": "c", "resources": {
+            "limits": {"hugepages-2Mi": "4Mi", "memory": "1Mi"}}}]}));
+        let few = Allocatable::from([("hugepages-2Mi", 2 << 20)]);
+        assert_eq!(shortages(&huge, &[], &few)[0].rejection().0, "OutOfhugepages-2Mi");
         assert!(shortages(&asks("0"), &[asks("2")], &allocatable).is_empty(), "who asks for nothing fits");
     }
 

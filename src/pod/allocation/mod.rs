@@ -30,7 +30,8 @@ pub const LABEL_RESOURCES: &str = "resources";
 /// The pods that were taken; cheap to clone.
 #[derive(Clone)]
 pub struct Allocations {
-    allocatable: Arc<Allocatable>,
+    /// What pods may have of the node.
+    pub allocatable: Arc<Allocatable>,
     pods: Arc<Mutex<BTreeMap<String, Arc<Pod>>>>,
     /// The Node as the API server has it; `None` until it was read.
     node: watch::Receiver<Option<NodeView>>,
