@@ -1,4 +1,5 @@
-# One entry for everything: `make demo`, `make test`, `make guest`, `make bench`, `make fuzz`, `make endurance`, `make lint`, `make fmt`.
+# One entry for everything: `make demo`, `make test`, `make guest`, `make bench`, `make fuzz`, `make endurance`, `make lint`,
+# `make fmt`; for boards `make cross TARGET=...`, `make cross-all`.
 
 CACHE ?= $(if $(PIKELET_CACHE),$(PIKELET_CACHE),$(HOME)/.cache/pikelet)
 ifdef CI
@@ -11,7 +12,7 @@ export PATH := $(HOME)/.cargo/bin:/usr/local/go/bin:$(PATH)
 # At a fixed address: else every shim relocates, and so owns, half a MiB of its pod's memory.
 RELEASE = cargo rustc --release --bin pikelet -- -C relocation-model=static
 
-.PHONY: bench conformance cluster cluster-down demo endurance fuzz guest test lint fmt setup
+.PHONY: bench conformance cluster cluster-down cross cross-all demo endurance fuzz guest test lint fmt setup
 
 setup:
 	@tests/scripts/setup.sh
@@ -30,14 +31,9 @@ test: setup
 	cargo build
 	tests/scripts/controlplane.sh conformance
 	tests/together.sh 'tests/cluster.sh --part 1/2' 'tests/cluster.sh --part 2/2' \
-	  'tests/demo.sh $${CARGO_TARGET_DIR:-target}/debug/pikelet && tests/systemd.sh && tests/guest.sh && tests/conformance.sh --short'
+	  'tests/demo.sh $${CARGO_TARGET_DIR:-target}/debug/pikelet && tests/systemd.sh && tests/guest.sh && tests/cross.sh --short && tests/conformance.sh --short'
 	tests/bench.sh --short
 	tests/fuzz.sh 20
-
-# the API server away for an hour
-endurance: setup
-	cargo build
-	PIKELET_OUTAGE=3600 tests/cluster.sh outage
 
 demo: setup
 	$(RELEASE)
@@ -55,20 +51,23 @@ bench: setup
 fuzz: setup
 	tests/fuzz.sh 200
 
-# ten minutes of an idle node: what it writes to its card
-endurance: setup
-	cargo build
-	PIKELET_IDLE=600 tests/cluster.sh idle
-
 # Kubernetes' own tests of a node; FOCUS=, SKIP=, NODES= as tests/conformance.sh says
 conformance: setup
 	cargo build
 	tests/conformance.sh
 
-# the agent killed at 100 random moments
+# what takes long: two hours in all
 endurance: setup
 	cargo build
 	tests/endurance.sh
+
+# a static binary; without TARGET the one of 64-bit boards
+TARGET ?= aarch64-unknown-linux-musl
+cross: setup
+	cross/build.sh $(TARGET)
+
+cross-all: setup
+	cross/build.sh all
 
 cluster: setup
 	cargo build
