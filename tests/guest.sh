@@ -2,7 +2,8 @@
 # The node on a kernel with cgroup version 2 only: an emulated x86_64 machine with Debian's kernel, which sees this
 # machine's files read-only and keeps what it writes in memory. Ends by itself and leaves nothing.
 #
-#   tests/guest.sh [SUBJECT...]     all of tests/guest/*.sh, or those named: runtime, demo, ...; one with a / is a file
+#   tests/guest.sh [SUBJECT...]     all of tests/guest/*.sh but deb (tests/deb.sh), or those named: runtime, demo, ...;
+#                                   one with a / is a file
 #
 # PIKELET_GUEST_SWITCH="NETNS BRIDGE" gives the machine a network device at that bridge (eth0); PIKELET_GUEST_SETTINGS is a
 # file of shell variables for the subjects.
@@ -97,7 +98,10 @@ initramfs() {
 }
 
 subjects=("$@")
-if [ $# = 0 ]; then for file in tests/guest/*.sh; do subjects+=("$(basename "$file" .sh)"); done; fi
+if [ $# = 0 ]; then
+  # systemd takes minutes here
+  for file in tests/guest/*.sh; do [ "$file" = tests/guest/deb.sh ] || subjects+=("$(basename "$file" .sh)"); done
+fi
 for subject in "${subjects[@]}"; do
   [ -f "tests/guest/$subject.sh" ] || [ -f "$subject" ] || fail "no subject $subject: see tests/guest"
 done
@@ -106,6 +110,11 @@ cargo build --quiet
 # the files of the test programs: cargo tells them only in this way
 tests=$(cargo test --quiet --no-run --test 'node_*' --message-format json |
   jq -r 'select(.executable != null and .target.kind == ["test"]) | "[\(.target.name)]=\(.executable | @sh)"')
+if [[ " ${subjects[*]} " = *" deb "* ]]; then
+  # two versions of the package, made here because the guest is slow
+  strip -o "$work/pikelet" "${CARGO_TARGET_DIR:-target}/debug/pikelet"
+  for revision in 1 2; do DEB_COMPRESS=none deb/build.sh amd64 "$work/pikelet" "$work" $revision >/dev/null; done
+fi
 dir=$(kernel)
 parser=$(parser)
 release=$(basename "$dir"/lib/modules/*)
@@ -115,6 +124,7 @@ checkout=$(printf %q "$PWD")
 kernel=$(printf %q "$dir")
 parser=$(printf %q "$parser")
 subjects=(${subjects[*]@Q})
+debs=$work
 export PIKELET_BIN=$(printf %q "$(realpath "${CARGO_TARGET_DIR:-target}/debug/pikelet")")
 declare -A tests=($tests)
 $(cat "${PIKELET_GUEST_SETTINGS:-/dev/null}")
