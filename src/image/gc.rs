@@ -89,7 +89,7 @@ impl ImageStore {
             what: format!("looking at the file system of {}", self.dir().display()),
             source: e.into(),
         })?;
-        let unit = disk.fragment_size();
+        let unit = crate::machine::usage::block_size(&disk);
         let Some(wanted) = to_free(disk.blocks() * unit, disk.blocks_available() * unit, policy) else {
             return Ok(total);
         };

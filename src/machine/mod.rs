@@ -100,7 +100,7 @@ pub fn inspect(root: &Path) -> MachineInfo {
         system.refresh_memory();
         (system.total_memory(), system.total_swap())
     });
-    let disk = nix::sys::statvfs::statvfs(root).map_or(0, |s| s.blocks() * s.fragment_size());
+    let disk = nix::sys::statvfs::statvfs(root).map_or(0, |s| s.blocks() * usage::block_size(&s));
     let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
     let name = release.lines().find_map(|l| l.strip_prefix("PRETTY_NAME=")).unwrap_or("Linux");
     let machine_id = line("/etc/machine-id").unwrap_or_default();

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use nix::sys::statvfs::statvfs;
+use nix::sys::statvfs::{Statvfs, statvfs};
 
 /// Kernel ticks per second of `/proc/stat`; the same on every architecture Linux has today.
 const TICKS: u64 = 100;
@@ -97,10 +97,16 @@ pub fn written(path: &Path) -> Option<u64> {
     stat.split_whitespace().nth(6)?.parse::<u64>().ok().map(|sectors| sectors * 512)
 }
 
+/// Bytes of one of the blocks a file system counts in: `unsigned long` in C, which has 32 bits on 32-bit boards.
+#[allow(clippy::useless_conversion)]
+pub fn block_size(found: &Statvfs) -> u64 {
+    u64::from(found.fragment_size())
+}
+
 /// Reads the file system that holds `path`.
 pub fn file_system(path: &Path) -> Option<FileSystem> {
     let found = statvfs(path).ok()?;
-    let unit = found.fragment_size();
+    let unit = block_size(&found);
     Some(FileSystem {
         capacity: found.blocks() * unit,
         available: found.blocks_available() * unit,
