@@ -102,17 +102,25 @@ if [ $# = 0 ]; then
   # systemd takes minutes here
   for file in tests/guest/*.sh; do [ "$file" = tests/guest/deb.sh ] || subjects+=("$(basename "$file" .sh)"); done
 fi
+files=()
 for subject in "${subjects[@]}"; do
-  [ -f "tests/guest/$subject.sh" ] || [ -f "$subject" ] || fail "no subject $subject: see tests/guest"
+  case $subject in */*) file=$subject ;; *) file=tests/guest/$subject.sh ;; esac
+  [ -f "$file" ] || fail "no subject $subject: see tests/guest"
+  files+=("$file")
 done
 
-cargo build --quiet
+# a program that was named is taken as it is
+[ -n "${PIKELET_BIN:-}" ] || cargo build --quiet
+program=$(pikelet_bin)
 # the files of the test programs: cargo tells them only in this way
-tests=$(cargo test --quiet --no-run --test 'node_*' --message-format json |
-  jq -r 'select(.executable != null and .target.kind == ["test"]) | "[\(.target.name)]=\(.executable | @sh)"')
+tests=
+if grep -q 'tests\[' "${files[@]}"; then
+  tests=$(cargo test --quiet --no-run --test 'node_*' --message-format json |
+    jq -r 'select(.executable != null and .target.kind == ["test"]) | "[\(.target.name)]=\(.executable | @sh)"')
+fi
 if [[ " ${subjects[*]} " = *" deb "* ]]; then
   # two versions of the package, made here because the guest is slow
-  strip -o "$work/pikelet" "${CARGO_TARGET_DIR:-target}/debug/pikelet"
+  strip -o "$work/pikelet" "$program"
   for revision in 1 2; do DEB_COMPRESS=none deb/build.sh amd64 "$work/pikelet" "$work" $revision >/dev/null; done
 fi
 dir=$(kernel)
@@ -124,8 +132,9 @@ checkout=$(printf %q "$PWD")
 kernel=$(printf %q "$dir")
 parser=$(printf %q "$parser")
 subjects=(${subjects[*]@Q})
+files=(${files[*]@Q})
 debs=$work
-export PIKELET_BIN=$(printf %q "$(realpath "${CARGO_TARGET_DIR:-target}/debug/pikelet")")
+export PIKELET_BIN=$(printf %q "$program")
 declare -A tests=($tests)
 $(cat "${PIKELET_GUEST_SETTINGS:-/dev/null}")
 SETTINGS
