@@ -92,8 +92,11 @@ case ${1:-} in
   '') subjects=("${all[@]}") ;;
   *) subjects=("$@") ;;
 esac
+helpers=$(declare -f)
 for subject in "${subjects[@]}"; do
   echo "     -- $subject"
+  # what another subject calls the same is not meant
+  eval "$helpers"
   subject_began=$SECONDS
   # shellcheck source=/dev/null
   . "cluster/$subject.sh"
