@@ -1,7 +1,9 @@
 //! Builds the parts of the agent, starts and stops them in order.
 
 mod board;
+mod ranges;
 mod storage;
+mod told;
 
 use std::error::Error;
 use std::net::{IpAddr, SocketAddr};
@@ -13,9 +15,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
-use crate::cluster::{self, EventRecorder, Given, Kept, NodeSeen, NodeSettings, NodeState, Objects, Services, Slot};
+use crate::cluster::{self, EventRecorder, Given, Kept, NodeSeen, NodeSettings, NodeState, Objects, Services};
 use crate::config::Config;
-use crate::image::{Image, ImageStore};
+use crate::image::ImageStore;
 use crate::machine;
 use crate::machine::apparmor::AppArmor;
 use crate::machine::board::Board;
@@ -141,13 +143,13 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
 
     let (cidrs_tx, cidrs) = watch::channel(config.pod_cidrs.iter().map(ToString::to_string).collect::<Vec<_>>());
     let (state_tx, state) = watch::channel(NodeState { devices: devices.counts(), ..NodeState::default() });
-    tokio::spawn(keep_network(network.clone(), cidrs, network_tx, state_tx.clone(), kept.clone()));
-    tokio::spawn(recall_cidrs(kept, cidrs_tx.clone()));
-    tokio::spawn(list_images(images.clone(), state_tx.clone()));
+    tokio::spawn(ranges::keep(network.clone(), cidrs, network_tx, state_tx.clone(), kept.clone()));
+    tokio::spawn(ranges::recall(kept, cidrs_tx.clone()));
+    tokio::spawn(told::images(images.clone(), state_tx.clone()));
     tokio::spawn(board::count(devices, state_tx.clone()));
     tokio::spawn(board::tell(shared.events.clone(), state_tx.clone()));
-    tokio::spawn(tell_pressures(pressures, state_tx.clone()));
-    tokio::spawn(tell_shutdown(shutdown_tx.subscribe(), state_tx));
+    tokio::spawn(told::pressures(pressures, state_tx.clone()));
+    tokio::spawn(told::shutdown(shutdown_tx.subscribe(), state_tx));
     if !config.shutdown.is_empty() {
         let (groups, orders) = (config.shutdown.clone(), orders_tx.clone());
         tokio::spawn(Shutdown { groups, table: table.clone(), orders, state: shutdown_tx }.keep());
@@ -275,22 +277,6 @@ fn node_view(name: String, mut seen: watch::Receiver<Option<NodeSeen>>) -> watch
     rx
 }
 
-/// Tells the Node what it runs short of.
-async fn tell_pressures(mut pressures: watch::Receiver<Pressures>, state: watch::Sender<NodeState>) {
-    while pressures.changed().await.is_ok() {
-        let names = pressures.borrow_and_update().iter().map(|p| p.name()).collect();
-        state.send_modify(|s| s.pressures = names);
-    }
-}
-
-/// Tells the Node that the machine is going to be switched off.
-async fn tell_shutdown(mut shutting_down: watch::Receiver<bool>, state: watch::Sender<NodeState>) {
-    while shutting_down.changed().await.is_ok() {
-        let now = *shutting_down.borrow_and_update();
-        state.send_modify(|s| s.shutting_down = now);
-    }
-}
-
 fn apparmor() -> AppArmor {
     let found = machine::apparmor::prepare();
     if let AppArmor::NoDefault(why) = &found {
@@ -362,36 +348,6 @@ fn serve_api(
     Ok(())
 }
 
-/// Tells the Node which images there are.
-async fn list_images(images: ImageStore, state: watch::Sender<NodeState>) {
-    let mut changes = images.subscribe();
-    loop {
-        changes.borrow_and_update();
-        match images.list().await {
-            Ok(mut list) => {
-                list.sort_by_key(|i| std::cmp::Reverse(i.size));
-                let names = |i: &Image| i.repo_digests.iter().chain(&i.repo_tags).take(5).cloned().collect();
-                let list: Vec<_> = list.iter().map(|i| (names(i), i.size)).collect();
-                state.send_if_modified(|s| {
-                    s.images != list && {
-                        s.images = list;
-                        true
-                    }
-                });
-            }
-            Err(error) => warn!(%error, "images not listed for the Node"),
-        }
-        if changes.changed().await.is_err() {
-            return;
-        }
-    }
-}
-
-/// Where the ranges are kept.
-const CIDRS: Slot = Slot("node", "", "podcidrs");
-/// How long the Node is waited for before the ranges it had count.
-const NODE_READ: Duration = Duration::from_millis(300);
-
 /// What pods use of the API on disk, if that is wanted and can be.
 fn kept(config: &Config) -> Kept {
     let dir = config.root_dir.join("objects");
@@ -402,42 +358,4 @@ fn kept(config: &Config) -> Kept {
         warn!(dir = %dir.display(), %error, "objects not kept: pods that use them will not come back without an API server");
         Kept::default()
     })
-}
-
-/// Where the API server does not say what ranges this node has, it has those it had before.
-async fn recall_cidrs(kept: Kept, cidrs: watch::Sender<Vec<String>>) {
-    let Some(known) = kept.get::<Vec<String>>(CIDRS) else { return };
-    tokio::time::sleep(NODE_READ).await;
-    cidrs.send_if_modified(|now| {
-        now.is_empty() && {
-            *now = known;
-            true
-        }
-    });
-}
-
-/// Makes the pod network follow the ranges of this node.
-async fn keep_network(
-    network: Network,
-    mut cidrs: watch::Receiver<Vec<String>>,
-    ready: watch::Sender<bool>,
-    state: watch::Sender<NodeState>,
-    kept: Kept,
-) {
-    loop {
-        let wanted: Vec<ipnet::IpNet> = cidrs.borrow_and_update().iter().filter_map(|c| c.parse().ok()).collect();
-        if !wanted.is_empty() {
-            match network.set_pod_cidrs(&wanted).await {
-                Ok(()) => {
-                    ready.send_replace(true);
-                    state.send_modify(|s| s.network_ready = true);
-                    kept.put(CIDRS, &wanted).await;
-                }
-                Err(error) => warn!(%error, "pod network not set up"),
-            }
-        }
-        if cidrs.changed().await.is_err() {
-            return;
-        }
-    }
 }

@@ -351,26 +351,6 @@ mod tests {
     }
 
     #[test]
-    fn granted_devices_have_a_node_and_a_rule() {
-        let device =
-            |path: &str, minor| Device { path: path.into(), kind: 'c', major: 10, minor, mode: 0o600, uid: 7, gid: 8 };
-        let around = Surroundings {
-            granted: vec![(device("/dev/fuse", 229), "r".into())],
-            devices: vec![device("/dev/fuse", 229), device("/dev/hwrng", 183)],
-            ..Surroundings::default()
-        };
-        let plain = Surroundings { devices: Vec::new(), ..around.clone() };
-        let config = oci_config(&spec(), &plain).unwrap();
-        assert_eq!(config["linux"]["devices"].as_array().unwrap().len(), 1);
-        let rules = json!([{ "allow": false, "access": "rwm" },
-            { "allow": true, "type": "c", "major": 10, "minor": 229, "access": "r" }]);
-        assert_eq!(config["linux"]["resources"]["devices"], rules);
-        let strong = oci_config(&ContainerSpec { privileged: true, ..spec() }, &around).unwrap();
-        assert_eq!(strong["linux"]["devices"].as_array().unwrap().len(), 2);
-        assert_eq!(strong["linux"]["resources"]["devices"], json!([{ "allow": true, "access": "rwm" }]));
-    }
-
-    #[test]
     fn an_empty_command_is_an_error() {
         let spec = ContainerSpec { args: vec![], ..spec() };
         assert!(oci_config(&spec, &Surroundings::default()).is_err());
