@@ -100,6 +100,11 @@ for subject in "${subjects[@]}"; do
   subject_began=$SECONDS
   # shellcheck source=/dev/null
   . "cluster/$subject.sh"
+  # nodes of its own are none of the others'
+  for node in $(k get nodes -o name | grep -vE '/n[123]$'); do
+    $cluster stop "agent-${node#node/}"
+    k delete "$node" >/dev/null
+  done
   echo "     ($((SECONDS - subject_began)) s)"
 done
 rm -rf "$layout"

@@ -22,7 +22,7 @@ pub struct Kept {
 }
 
 /// What a kept thing is filed under: its kind, whose it is (a namespace or the uid of a pod) and its name.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Slot<'a>(pub &'a str, pub &'a str, pub &'a str);
 
 impl Slot<'_> {
@@ -87,14 +87,24 @@ impl Kept {
         forget(&file);
     }
 
-    /// Forgets all that is filed under `whose`.
-    pub fn remove_all(&self, whose: &str) {
+    /// Forgets what `wanted` does not want.
+    pub fn retain(&self, wanted: impl Fn(Slot<'_>) -> bool) {
         let entries = self.dir.iter().filter_map(|dir| fs::read_dir(dir.as_path()).ok()).flatten().flatten();
         for entry in entries {
-            if entry.file_name().to_str().and_then(|n| n.split('_').nth(1)) == Some(whose) {
+            let name = entry.file_name();
+            let parts =
+                name.to_str().and_then(|n| n.strip_suffix(".json")).map(|n| n.splitn(3, '_').collect::<Vec<_>>());
+            if let Some([kind, whose, name]) = parts.as_deref()
+                && !wanted(Slot(kind, whose, name))
+            {
                 forget(&entry.path());
             }
         }
+    }
+
+    /// Forgets all that is filed under `whose`.
+    pub fn remove_all(&self, whose: &str) {
+        self.retain(|slot| slot.1 != whose);
     }
 }
 
@@ -120,7 +130,11 @@ mod tests {
         assert_eq!(kept.get::<String>(Slot("secret", "ns", "a.b")).as_deref(), Some("text"));
         assert_eq!(kept.get::<String>(Slot("secret", "ns", "../a")), None);
         assert_eq!(fs::metadata(&dir).unwrap().permissions(), std::os::unix::fs::PermissionsExt::from_mode(0o40700));
+        kept.put(Slot("secret", "ns", "b"), &"text").await;
+        kept.retain(|slot| slot != Slot("secret", "ns", "b"));
+        assert_eq!(kept.get::<String>(Slot("secret", "ns", "b")), None);
         kept.remove_all("uid");
+        assert_eq!(kept.get::<u8>(Slot("token", "uid", "x")), None);
         kept.remove(Slot("secret", "ns", "a.b"));
         assert_eq!(fs::read_dir(&dir).unwrap().count(), 0);
         Kept::none(&dir).put(Slot("token", "uid", "x"), &1).await;

@@ -287,20 +287,30 @@ impl ObjectSource for Objects {
 
     fn release(&self, pod_uid: &str) {
         let mut state = self.state();
-        state.held.remove(pod_uid);
+        let own = state.held.remove(pod_uid).unwrap_or_default();
         let State { watched, held } = &mut *state;
-        watched.retain(|key, watched| {
-            let kept = held.values().any(|keys| keys.contains(key));
-            if !kept {
-                watched.task.abort();
-                self.kept.remove(slot(key));
+        // an agent that was started anew may not have watched all of them yet
+        for key in own.into_iter().chain(watched.keys().cloned()).collect::<BTreeSet<_>>() {
+            if !held.values().any(|keys| keys.contains(&key)) {
+                if let Some(watched) = watched.remove(&key) {
+                    watched.task.abort();
+                }
+                self.kept.remove(slot(&key));
             }
-            kept
-        });
+        }
         drop(state);
         self.certificates.release(pod_uid);
         self.bundles.release(pod_uid);
         self.kept.remove_all(pod_uid);
+    }
+
+    fn sweep(&self) {
+        let state = self.state();
+        self.kept.retain(|found| match found {
+            Slot("node" | "services", ..) => true,
+            Slot("configmap" | "secret", ..) => state.held.values().flatten().any(|key| slot(key) == found),
+            Slot(_, uid, _) => state.held.contains_key(uid),
+        });
     }
 
     fn trust_bundle<'a>(

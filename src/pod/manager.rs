@@ -106,6 +106,7 @@ impl Manager {
             }
             self.upsert(Arc::new(pod));
         }
+        self.shared.objects.sweep();
         stale.extend(std::mem::take(&mut self.found).into_values());
         for sandbox in stale {
             info!(sandbox = %sandbox.spec.id, pod = %sandbox.spec.pod_name, "removing a sandbox no pod claims");

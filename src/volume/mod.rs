@@ -87,6 +87,8 @@ pub trait ObjectSource: Send + Sync {
     fn hold(&self, _pod_uid: &str, _keys: BTreeSet<ObjectKey>) {}
     /// The pod of that uid is gone.
     fn release(&self, _pod_uid: &str) {}
+    /// Forgets what is kept for pods that refer to nothing any more: they ended while no agent ran.
+    fn sweep(&self) {}
     /// The anchors of the trust bundles a source of that place names, in PEM.
     fn trust_bundle<'a>(
         &'a self,

@@ -1,7 +1,7 @@
-# The agent killed with -9 at random moments (ten, or as many as PIKELET_KILLS says) while pods are in every state:
+# The agent killed with -9 at random moments (five, or as many as PIKELET_KILLS says) while pods are in every state:
 # initialized, pulling, waiting for volumes, running, crashing, completed, terminating.
 
-kills=${PIKELET_KILLS:-10}
+kills=${PIKELET_KILLS:-5}
 counts=$dir/n1/kills
 mkdir -p "$counts"
 # images that are not there yet, each with a layer of its own

@@ -1,12 +1,13 @@
 # Shared by the test scripts (sourced): processes by recorded pid, waiting, images, and what a test may leave behind.
 
+checkout=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+
 say() { echo "${0##*/}: $*" >&2; }
 fail() { say "$*"; exit 1; }
 
 # pikelet_bin: the program under test
 pikelet_bin() {
-  local root; root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-  local bin=${PIKELET_BIN:-${CARGO_TARGET_DIR:-$root/target}/${PROFILE_DIR:-debug}/pikelet}
+  local bin=${PIKELET_BIN:-${CARGO_TARGET_DIR:-$checkout/target}/${PROFILE_DIR:-debug}/pikelet}
   [ -x "$bin" ] || fail "no program at $bin: run cargo build, or set PIKELET_BIN"
   readlink -f "$bin"
 }
