@@ -14,11 +14,17 @@ k() { $cluster kubectl "$@"; }
 passed=0 failed=0 completed=""
 check() {
   local name=$1; shift
-  if "$@"; then passed=$((passed + 1)); echo "ok   $name"; else failed=$((failed + 1)); echo "FAIL $name"; fi
+  if "$@"; then passed=$((passed + 1)); echo "ok   $name"; return; fi
+  failed=$((failed + 1)); echo "FAIL $name"
+  # what the agents complained of last may say why
+  grep -E ' (WARN|ERROR) ' "${dir:-/dev/null}"/logs/agent-n*.log 2>/dev/null | sed 's|.*/|     |' | tail -n 8
 }
 finish() {
   # a script with a mistake in it ends early, and with it all
   [ -n "$completed" ] || check "every case was run" false
+  if [ "$failed" -gt 0 ] && [ -n "${dir:-}" ]; then
+    rm -rf "$dir.logs"; cp -r "$dir/logs" "$dir.logs" && echo "     logs kept in $dir.logs"
+  fi
   check "nothing is left over after the cluster is taken down" $cluster down
   echo "$passed passed, $failed failed"
   # a bare exit in a trap would give the status of what came before
@@ -100,7 +106,8 @@ for subject in "${subjects[@]}"; do
   subject_began=$SECONDS
   # shellcheck source=/dev/null
   . "cluster/$subject.sh"
-  # nodes of its own are none of the others'
+  # pods and nodes of its own are none of the others'
+  k delete deployment,daemonset,statefulset,job,pod --all --grace-period=1 --timeout=60s >/dev/null 2>&1
   for node in $(k get nodes -o name | grep -vE '/n[123]$'); do
     $cluster stop "agent-${node#node/}"
     k delete "$node" >/dev/null

@@ -119,7 +119,7 @@ check "init containers ran once, in their order" until_true 60 init
 # none that was deleted was started again for it; one may have been ended before it could say that it had started
 once() { local file; for file in "$counts"/init* "$counts"/pull* "$counts"/mount* "$counts"/ends*; do [ "$(wc -l <"$file")" -le 1 ] || { wrong=$file; return 1; }; done; }
 check "  as did all that were deleted meanwhile" once
-up() { local p; for p in pull mount ends; do is "$p$last" .status.phase Running && is "$p$last" "$restarts" 0 && lines "$p$last" 1 || return 1; done; }
+up() { local p; for p in pull mount ends; do is "$p$last" .status.phase Running && is "$p$last" "$restarts" 0 && lines "$p$last" 1 || { wrong=$p$last; return 1; }; done; }
 check "what pulled, waited for volumes or was to end runs" until_true 60 up
 counted() {
   local before; before=$(field "crash$last" "$restarts")

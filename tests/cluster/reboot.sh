@@ -50,12 +50,14 @@ for i in $(seq 20); do
   k run "many$i" --image=$image --labels=app=many --overrides='{"spec":{"nodeName":"n1","terminationGracePeriodSeconds":1}}' --command -- sleep 100000 >/dev/null
 done
 k run gone --image=$image --overrides='{"spec":{"nodeName":"n1","terminationGracePeriodSeconds":1}}' --command -- sleep 100000 >/dev/null
-all_run() { [ "$(k get pods --field-selector spec.nodeName=n1,status.phase=Running -o name | wc -l)" = 22 ]; }
-soon all_run; soon is done .status.phase Succeeded
+k wait --for=condition=Ready pod/whole pod/gone $(seq -f 'pod/many%.0f' 20) --timeout=60s >/dev/null
+k wait --for=jsonpath=.status.phase=Succeeded pod/done --timeout=60s >/dev/null
 uid=$(field whole .metadata.uid)
 mode() { [ "$(stat -c %a "$dir/n1/lib/objects")" = 700 ]; }
 check "what pods use is kept for root alone" mode
 
+# mounted NODE: its mount namespace is there
+mounted() { [ "$(cat "/proc/$(proc_pid "$dir/pids" "mounts-$1")/comm")" = sleep ]; }
 # cut_off NODE: ends all of it at once, and leaves what a reboot leaves
 cut_off() {
   local node=$1 pid group
@@ -72,7 +74,7 @@ cut_off() {
   ip -n "pk$PIKELET_CLUSTER_ID-$node" link delete pikelet0
   rm -rf "$dir/$node/run"
   $cluster start "mounts-$node"
-  sleep 1
+  until_true 10 mounted "$node"
 }
 $cluster stop agent-n1 KILL
 k delete pod gone --force --grace-period=0 >/dev/null 2>&1
