@@ -17,7 +17,7 @@ check() {
   if "$@"; then passed=$((passed + 1)); echo "ok   $name"; return; fi
   failed=$((failed + 1)); echo "FAIL $name"
   # what the agents complained of last may say why
-  grep -E ' (WARN|ERROR) ' "${dir:-/dev/null}"/logs/agent-n*.log 2>/dev/null | sed 's|.*/|     |' | tail -n 8
+  grep -hE '^[0-9TZ:.-]+ +(WARN|ERROR) ' "${dir:-/dev/null}"/logs/agent-n*.log 2>/dev/null | sort | cut -c-300 | tail -n 8 | sed 's/^/     /'
 }
 finish() {
   # a script with a mistake in it ends early, and with it all
@@ -43,6 +43,14 @@ not() { ! "$@" >/dev/null 2>&1; }
 on() {
   local holder; holder=$(proc_pid "$dir/pids" "mounts-$1"); shift
   nsenter --target "$holder" --mount --net "$@"
+}
+
+# api_up: the API server started again. Its controllers try again after half a minute only, unless they are started anew.
+api_up() {
+  local name
+  $cluster start apiserver
+  until_true 60 k get --raw /readyz
+  for name in controller-manager scheduler; do $cluster stop $name; $cluster start $name; done
 }
 
 # agent_with NODE [FLAG...]: the node's agent, started again with those flags as well

@@ -121,7 +121,7 @@ fi
 if [[ " ${subjects[*]} " = *" deb "* ]]; then
   # two versions of the package, made here because the guest is slow
   strip -o "$work/pikelet" "$program"
-  for revision in 1 2; do DEB_COMPRESS=none deb/build.sh amd64 "$work/pikelet" "$work" $revision >/dev/null; done
+  for revision in 1 2; do DEB_COMPRESS=none systemd/deb/build.sh amd64 "$work/pikelet" "$work" $revision >/dev/null; done
 fi
 dir=$(kernel)
 parser=$(parser)

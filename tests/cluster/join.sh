@@ -103,8 +103,7 @@ flags n5 --server $url --token $token --ca-cert-hash "$hash"
 $cluster stop apiserver
 again n5
 check "with no server there it says so" soon says n5 "onnection refused"
-$cluster start apiserver
-until_true 60 k get --raw /readyz
+api_up
 check "  and joins once it is" soon ready n5
 
 # a board that believes it is 1970, until a time server is reached

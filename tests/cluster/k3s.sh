@@ -34,8 +34,7 @@ egressSelections: [{name: cluster, connection: {proxyProtocol: HTTPConnect, tran
 YAML
 echo "--egress-selector-config-file=$k3s/egress.yaml" >"$dir/apiserver.flags"
 serve
-$cluster stop apiserver; $cluster start apiserver
-until_true 60 k get --raw /readyz
+$cluster stop apiserver; api_up
 until_true 10 test -s "$k3s/server-ca.crt"
 hash=$(sha256sum <"$k3s/server-ca.crt" | cut -d' ' -f1)
 token=K10$hash::server:secret
@@ -239,5 +238,4 @@ config
 unserve; serve
 k delete pod inside short --grace-period=1 --timeout=60s >/dev/null
 rm "$dir/apiserver.flags"
-$cluster stop apiserver; $cluster start apiserver
-until_true 60 k get --raw /readyz
+$cluster stop apiserver; api_up

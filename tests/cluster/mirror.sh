@@ -44,8 +44,7 @@ $cluster stop apiserver
 cp "$dir/static.yaml" "$dir/n1/manifests/static.yaml"
 runs_offline() { on n1 "$(cat "$dir/pikelet")" ps --state-dir "$dir/n1/run" | grep static-n1 | grep -q Running; }
 check "a static pod starts while the API server is away" soon runs_offline
-$cluster start apiserver
-until_true 60 k get --raw /readyz
+api_up
 check "  and has its mirror afterwards" soon is static-n1 .status.phase Running
 rm "$dir/n1/manifests/static.yaml"
 soon not k get pod static-n1

@@ -66,12 +66,9 @@ check "  one nobody can vouch for is not" asks 401 "$unknown" /pods
 sleep "$outage"
 running() { [ -d "/proc/$pid" ]; }
 check "with the API server away for $outage s containers go on" running
-$cluster start apiserver
-until_true 60 k get --raw /readyz
-back=$(date +%s%N)
+api_up
 all_ready() { [ "$(k get pods -l app=many -o json | jq '[.items[] | select(.status.conditions[] | select(.type == "Ready" and .status == "True"))] | length')" = 12 ]; }
 check "statuses are caught up" soon all_ready
-echo "     API server back to 12 pods Ready: $((($(date +%s%N) - back) / 1000000)) ms"
 check "  nothing was restarted" test "$(everything)" = "$all_before"
 check "  nor what reads a Secret and a ConfigMap all the time" test "$(field mounts '.status.containerStatuses[?(@.name=="reads")].containerID')" = "$reads_before"
 died() { [ "$(field mounts '.status.containerStatuses[?(@.name=="dies")].restartCount')" -gt "$dies_before" ]; }

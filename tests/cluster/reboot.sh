@@ -95,8 +95,7 @@ once() { [ "$(wc -l <"$dir/n1/reboot/data/done")" = 1 ]; }
 check "one that was done is not run again" once
 
 before=$(local_pods -o json | jq -r '.items[] | select(.metadata.name == "whole").status.containerStatuses[0].containerID')
-$cluster start apiserver
-until_true 60 k get --raw /readyz >/dev/null
+api_up
 k wait --for=condition=Ready node/n1 --timeout=60s >/dev/null
 caught_up() { [ "$(field whole "$container")" = "$before" ] && [ "$(field whole .metadata.uid)" = "$uid" ] && is whole .status.phase Running; }
 check "when it is back their statuses are caught up, and nothing is started again" soon caught_up

@@ -58,8 +58,7 @@ printf '%s\n' --tls-cert-file="$dir/pki/other-server.crt" --tls-private-key-file
 $cluster stop apiserver; $cluster start apiserver
 check "a server of another CA: it says so" until_true 60 says n2 "of another CA than the one this node joined with"
 rm "$dir/apiserver.flags"
-$cluster stop apiserver; $cluster start apiserver
-until_true 60 k get --raw /readyz
+$cluster stop apiserver; api_up
 check "  with the right one again the node is Ready" soon ready n2
 check "  and its pods went on" is stands "$container" "$before"
 k delete pod stands --grace-period=1 --timeout=60s >/dev/null

@@ -4,8 +4,7 @@ printf '%s\n' --feature-gates=ClusterTrustBundle=true,ClusterTrustBundleProjecti
   --runtime-config=certificates.k8s.io/v1beta1=true >"$dir/apiserver.flags"
 again_with_flags() {
   $cluster stop apiserver
-  $cluster start apiserver
-  until_true 60 k get --raw /readyz
+  api_up
   k wait --for=condition=Ready node/n1 node/n2 node/n3 --timeout=60s >/dev/null
 }
 again_with_flags
