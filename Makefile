@@ -49,7 +49,7 @@ bench: setup
 
 # ten minutes of each target
 fuzz: setup
-	tests/fuzz.sh 200
+	tests/fuzz.sh 600
 
 # Kubernetes' own tests of a node; FOCUS=, SKIP=, NODES= as tests/conformance.sh says
 conformance: setup
@@ -71,7 +71,7 @@ cross-all: setup
 
 # Debian packages of them, in target/deb
 deb: setup
-	deb/all.sh
+	systemd/deb/all.sh
 
 cluster: setup
 	cargo build

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # A Debian package of one program.
 #
-#   deb/build.sh ARCHITECTURE PROGRAM FOLDER [REVISION]     e.g. arm64 .../pikelet target/deb
+#   systemd/deb/build.sh ARCHITECTURE PROGRAM FOLDER [REVISION]     e.g. arm64 .../pikelet target/deb
 #
 # Prints size, sha256 and name of the file in FOLDER. The same program makes the same bytes. DEB_COMPRESS=none is quicker.
 set -euo pipefail
 architecture=$1 program=$(realpath "$2") out=$(realpath "$3") revision=${4:-1}
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)-$revision
 
 # emulated ARCHITECTURE PROGRAM ARGUMENT...: what it says, on a machine of another kind too
@@ -31,7 +31,7 @@ file() { install -D -m "$1" /dev/stdin "$root/$2"; }
 
 install -D "$program" "$root/usr/bin/pikelet"
 sed 's,/usr/local/bin/,/usr/bin/,' systemd/pikelet.service | file 644 usr/lib/systemd/system/pikelet.service
-file 644 etc/pikelet/config.yaml <deb/config.yaml
+file 644 etc/pikelet/config.yaml <systemd/deb/config.yaml
 pikelet completion bash | file 644 usr/share/bash-completion/completions/pikelet
 pikelet completion zsh | file 644 usr/share/zsh/vendor-completions/_pikelet
 pikelet completion fish | file 644 usr/share/fish/vendor_completions.d/pikelet.fish
@@ -41,7 +41,7 @@ gzip -9n "$root"/usr/share/man/man1/*
 gzip -9nc README.md | file 644 usr/share/doc/pikelet/README.md.gz
 file 644 usr/share/doc/pikelet/copyright <LICENSE
 
-for script in postinst prerm postrm; do file 755 "DEBIAN/$script" <"deb/$script"; done
+for script in postinst prerm postrm; do file 755 "DEBIAN/$script" <"systemd/deb/$script"; done
 echo /etc/pikelet/config.yaml | file 644 DEBIAN/conffiles
 (cd "$root" && find usr etc -type f -print0 | sort -z | xargs -0 md5sum) | file 644 DEBIAN/md5sums
 file 644 DEBIAN/control <<CONTROL
