@@ -40,7 +40,7 @@ cleanup() {
 trap cleanup EXIT
 
 # of the kernel package: what is kept of it
-parts=('*/boot/vmlinuz-*' '*/modules/*/modules.*' '*/kernel/'{arch,crypto,lib,net,fs/9p,fs/netfs,fs/fscache,fs/overlayfs,drivers/virtio}
+parts=('*/boot/vmlinuz-*' '*/modules/*/modules.*' '*/kernel/'{arch,crypto,lib,net,fs/{9p,netfs,fscache,overlayfs,nfs,nfsd,nfs_common,lockd},drivers/virtio}
   '*/kernel/drivers/'{net/veth,net/dummy,net/virtio_net,net/net_failover,block/loop}'.ko*')
 
 # kernel: the folder of the newest kernel package that apt offers, unpacked without installing it
@@ -64,15 +64,17 @@ kernel() {
   fi
   echo "$dir"
 }
-# parser: the folder of apparmor_parser, from Debian's package, which is not installed
-parser() {
-  local dir=$cache/apparmor new
+# unpacked NAME PATTERN PACKAGE...: a folder of those files of Debian's packages, which are not installed
+unpacked() {
+  local dir=$cache/$1 pattern=$2 new package; shift 2
   if [ ! -d "$dir" ]; then
     mkdir -p "$cache"
     new=$(mktemp -d "$cache/new.XXXXXX")
-    (cd "$work" && { download apparmor || { apt-get -qq update && download apparmor; }; }) >&2 || fail "cannot download apparmor"
-    dpkg-deb --fsys-tarfile "$work"/apparmor_*.deb |
-      tar -x -C "$new" --wildcards --transform 's,.*/,./,' '*/sbin/apparmor_parser'
+    for package in "$@"; do
+      (cd "$work" && { download "$package" || { apt-get -qq update && download "$package"; }; }) >&2 || fail "cannot download $package"
+      dpkg-deb --fsys-tarfile "$work/$package"_*.deb |
+        tar -x -C "$new" --wildcards --no-anchored --transform 's,.*/,./,S' "$pattern"
+    done
     mv -T "$new" "$dir" 2>/dev/null || rm -rf "$new"
   fi
   echo "$dir"
@@ -124,13 +126,17 @@ if [[ " ${subjects[*]} " = *" deb "* ]]; then
   for revision in 1 2; do DEB_COMPRESS=none systemd/deb/build.sh amd64 "$work/pikelet" "$work" $revision >/dev/null; done
 fi
 dir=$(kernel)
-parser=$(parser)
+# also for the subjects: AppArmor's parser, an NFS server's programs
+tools=$(unpacked apparmor '*/sbin/apparmor_parser' apparmor)
+tools+=:$(unpacked nfs-server '*/sbin/[er]*' nfs-kernel-server)
+libraries=$(unpacked nfs-server-libraries '*.so.*' libtirpc3 libwrap0 libevent-core-2.1-7)
 release=$(basename "$dir"/lib/modules/*)
 initramfs "$dir"
 cat >"$work/settings" <<SETTINGS
 checkout=$(printf %q "$PWD")
 kernel=$(printf %q "$dir")
-parser=$(printf %q "$parser")
+tools=$(printf %q "$tools")
+libraries=$(printf %q "$libraries")
 subjects=(${subjects[*]@Q})
 files=(${files[*]@Q})
 debs=$work
