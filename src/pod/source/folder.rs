@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use inotify::{Inotify, WatchMask};
 use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::mpsc;
@@ -59,6 +59,8 @@ async fn watch(dir: &Path, check: Duration, node: &str, tx: &mpsc::Sender<Static
             }
         }
         tokio::time::sleep(SETTLE).await;
+        // what was told meanwhile is read at once, not once for each file
+        while let Some(Some(_)) = changes.next().now_or_never() {}
     }
 }
 
@@ -82,4 +84,34 @@ fn read_dir(dir: &Path, node: &str, known: &[(PathBuf, Vec<Arc<Pod>>)]) -> Vec<(
     }
     info!(dir = %dir.display(), manifests = found.len(), "manifests read");
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn many_files_at_once_are_not_read_once_for_each() {
+        let dir = std::env::temp_dir().join(format!("pikelet-manifests-{}", std::process::id()));
+        let (tx, mut rx) = mpsc::channel(1000);
+        let folder = dir.clone();
+        tokio::spawn(async move { keep(&folder, Duration::from_secs(60), "pi", &tx).await });
+        assert!(rx.recv().await.unwrap().pods.is_empty());
+        for i in 0..200 {
+            let manifest = format!(
+                "apiVersion: v1\nkind: Pod\nmetadata: {{name: p{i}}}\nspec: {{containers: [{{name: c, image: x}}]}}"
+            );
+            fs::write(dir.join(format!("{i}.yaml")), manifest).unwrap();
+        }
+        let mut reads = 1;
+        while rx.recv().await.unwrap().pods.len() < 200 {
+            reads += 1;
+        }
+        tokio::time::sleep(SETTLE * 40).await;
+        while rx.try_recv().is_ok() {
+            reads += 1;
+        }
+        fs::remove_dir_all(&dir).unwrap();
+        assert!(reads < 10, "read {reads} times");
+    }
 }
