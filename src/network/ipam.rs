@@ -21,9 +21,14 @@ pub struct Leases {
     file: PathBuf,
 }
 
+/// What machines of a range may be called: the first address of an IPv6 range means any router there (RFC 4291, 2.6.1).
+fn hosts(range: &IpNet) -> impl Iterator<Item = IpAddr> {
+    range.hosts().filter(|ip| ip.is_ipv4() || *ip != range.network())
+}
+
 /// The bridge's own address: the first of the range.
 pub fn gateway(range: &IpNet) -> Option<IpAddr> {
-    range.hosts().next()
+    hosts(range).next()
 }
 
 impl Leases {
@@ -54,7 +59,7 @@ impl Leases {
         let mut given = Vec::new();
         for range in ranges {
             let last = self.last.get(range).copied();
-            let usable = || range.hosts().skip(1).filter(|ip| !self.held.values().flatten().any(|h| h == ip));
+            let usable = || hosts(range).skip(1).filter(|ip| !self.held.values().flatten().any(|h| h == ip));
             let free = usable().find(|ip| last.is_none_or(|l| *ip > l)).or_else(|| usable().next());
             let ip = free.ok_or_else(|| NetworkError::Exhausted(range.to_string()))?;
             self.last.insert(*range, ip);
@@ -103,6 +108,10 @@ mod tests {
         assert_eq!(again.take("s1", &ranges).unwrap(), [given[1]]);
         again.free("s1").unwrap();
         assert_eq!(again.take("more", &ranges).unwrap(), [given[1]]);
+        let v6 = ["fd00::/64".parse().unwrap()];
+        let first = ["fd00::1", "fd00::2"].map(|ip| ip.parse::<IpAddr>().unwrap());
+        assert_eq!(gateway(&v6[0]), Some(first[0]));
+        assert_eq!(again.take("v6", &v6).unwrap(), [first[1]]);
         fs::remove_dir_all(dir).unwrap();
     }
 }
