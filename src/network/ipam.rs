@@ -1,4 +1,5 @@
-//! Addresses of pods: which are taken, kept in a file so that none is handed out twice across crashes.
+//! Addresses of pods, and ports of the host that lead to them: kept in a file so that no address is handed out twice across
+//! crashes, and no port is forgotten.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,7 +10,7 @@ use std::path::{Path, PathBuf};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::types::NetworkError;
+use super::types::{HostPort, NetworkError};
 
 /// Leases by sandbox id, written before an address is used.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -17,6 +18,9 @@ pub struct Leases {
     held: BTreeMap<String, Vec<IpAddr>>,
     /// The last address given of each range: freed ones are used again as late as possible.
     last: BTreeMap<IpNet, IpAddr>,
+    /// Ports of the host, of sandboxes that have any.
+    #[serde(default)]
+    ports: BTreeMap<String, Vec<HostPort>>,
     #[serde(skip)]
     file: PathBuf,
 }
@@ -51,8 +55,8 @@ impl Leases {
         self.held.get(sandbox)
     }
 
-    /// One address of each range; the same again for the same sandbox.
-    pub fn take(&mut self, sandbox: &str, ranges: &[IpNet]) -> Result<Vec<IpAddr>, NetworkError> {
+    /// One address of each range, and `ports` beside; the same again for the same sandbox.
+    pub fn take(&mut self, sandbox: &str, ranges: &[IpNet], ports: &[HostPort]) -> Result<Vec<IpAddr>, NetworkError> {
         if let Some(held) = self.held.get(sandbox) {
             return Ok(held.clone());
         }
@@ -66,8 +70,26 @@ impl Leases {
             given.push(ip);
         }
         self.held.insert(sandbox.to_owned(), given.clone());
+        if !ports.is_empty() {
+            self.ports.insert(sandbox.to_owned(), ports.to_vec());
+        }
         self.save()?;
         Ok(given)
+    }
+
+    /// Every port of the host, with each address it leads to.
+    pub fn ports(&self) -> Vec<(IpAddr, HostPort)> {
+        let ips = |sandbox| self.held.get(sandbox).into_iter().flatten();
+        let each = |(sandbox, ports): (_, &'_ Vec<HostPort>)| {
+            let ports = ports.clone();
+            ips(sandbox).flat_map(move |ip| ports.clone().into_iter().map(|port| (*ip, port))).collect::<Vec<_>>()
+        };
+        self.ports.iter().flat_map(each).collect()
+    }
+
+    /// Takes the ports of a sandbox from it; its addresses it has still. Written when those are freed.
+    pub fn close(&mut self, sandbox: &str) -> Vec<HostPort> {
+        self.ports.remove(sandbox).unwrap_or_default()
     }
 
     /// Frees what a sandbox holds.
@@ -91,27 +113,33 @@ impl Leases {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::network::types::Protocol;
 
     #[test]
     fn addresses_are_unique_kept_and_freed() {
         let dir = std::env::temp_dir().join(format!("pikelet-ipam-{}", std::process::id()));
         let ranges = ["10.1.2.0/29".parse().unwrap()];
+        let port = HostPort { ip: None, protocol: Protocol::Udp, port: 53, container_port: 5353 };
         let mut leases = Leases::open(&dir).unwrap();
         let mut given = Vec::new();
         for i in 0..5 {
-            given.extend(leases.take(&format!("s{i}"), &ranges).unwrap());
+            let ports: &[HostPort] = if i == 1 { &[port] } else { &[] };
+            given.extend(leases.take(&format!("s{i}"), &ranges, ports).unwrap());
         }
         assert_eq!(given.iter().collect::<std::collections::BTreeSet<_>>().len(), 5);
         assert!(!given.contains(&gateway(&ranges[0]).unwrap()));
-        assert!(matches!(leases.take("more", &ranges), Err(NetworkError::Exhausted(_))));
+        assert!(matches!(leases.take("more", &ranges, &[]), Err(NetworkError::Exhausted(_))));
         let mut again = Leases::open(&dir).unwrap();
-        assert_eq!(again.take("s1", &ranges).unwrap(), [given[1]]);
+        assert_eq!(again.take("s1", &ranges, &[]).unwrap(), [given[1]]);
+        assert_eq!(again.ports(), [(given[1], port)], "an agent that starts again knows them");
+        assert_eq!(again.close("s1"), [port]);
         again.free("s1").unwrap();
-        assert_eq!(again.take("more", &ranges).unwrap(), [given[1]]);
+        assert_eq!(again.take("more", &ranges, &[]).unwrap(), [given[1]]);
+        assert!(Leases::open(&dir).unwrap().ports().is_empty());
         let v6 = ["fd00::/64".parse().unwrap()];
         let first = ["fd00::1", "fd00::2"].map(|ip| ip.parse::<IpAddr>().unwrap());
         assert_eq!(gateway(&v6[0]), Some(first[0]));
-        assert_eq!(again.take("v6", &v6).unwrap(), [first[1]]);
+        assert_eq!(again.take("v6", &v6, &[]).unwrap(), [first[1]]);
         fs::remove_dir_all(dir).unwrap();
     }
 }

@@ -1,6 +1,7 @@
 //! Links by netlink: the bridge, and a veth pair into each pod's network namespace.
 
 use std::fs::File;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd;
 use std::path::Path;
@@ -8,6 +9,7 @@ use std::path::Path;
 use futures::TryStreamExt;
 use ipnet::IpNet;
 use nix::sched::{CloneFlags, setns};
+use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::link::{InfoData, InfoVeth};
 use rtnetlink::{
     Error, Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
@@ -78,6 +80,25 @@ pub async fn bridge(handle: &Handle, name: &str, ranges: &[IpNet]) -> Result<(),
         }
     }
     Ok(())
+}
+
+/// Lets packets from 127.0.0.0/8 leave by the bridge, and answers to them come back, or not. Nothing of the machine's other
+/// links changes.
+pub fn loopback(bridge: &str, allowed: bool) -> io::Result<()> {
+    std::fs::write(format!("/proc/sys/net/ipv4/conf/{bridge}/route_localnet"), if allowed { "1" } else { "0" })
+}
+
+/// Addresses of this machine.
+pub async fn addresses(handle: &Handle) -> Result<Vec<IpAddr>, NetworkError> {
+    let found: Vec<AddressMessage> =
+        handle.address().get().execute().try_collect().await.map_err(kernel("reading this machine's addresses"))?;
+    let attributes = found.into_iter().flat_map(|message| message.attributes);
+    Ok(attributes
+        .filter_map(|a| match a {
+            AddressAttribute::Address(ip) | AddressAttribute::Local(ip) => Some(ip),
+            _ => None,
+        })
+        .collect())
 }
 
 /// Connects a namespace to the bridge. Repeatable.

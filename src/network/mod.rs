@@ -1,13 +1,21 @@
-//! Pod addresses and links: bridge, IPAM, masquerade, resolv.conf and hosts. Everything by netlink from this process.
+//! Pod addresses and links: bridge, IPAM, masquerade, host ports, resolv.conf and hosts. Everything by netlink from this
+//! process.
 //!
 //! Knows nothing of the API server: the agent hands in pod CIDRs.
 
+mod conntrack;
 mod dial;
+mod expressions;
+mod host_ports;
 mod ipam;
 mod link;
+mod netfilter;
 mod nft;
 mod probe;
 mod resolv;
+mod table;
+#[cfg(test)]
+mod tests;
 mod types;
 
 use std::path::Path;
@@ -26,6 +34,8 @@ struct Inner {
     handle: rtnetlink::Handle,
     leases: Mutex<Leases>,
     ranges: Mutex<Vec<IpNet>>,
+    /// Ports in the kernel may lead to pods that are no more; held while the rules change.
+    stale: tokio::sync::Mutex<bool>,
 }
 
 /// The pod network of this node; cheap to clone.
@@ -47,7 +57,8 @@ impl Network {
     /// Loads the address leases. Nothing is created before [`Network::set_pod_cidrs`].
     pub async fn open(config: NetworkConfig) -> Result<Self, NetworkError> {
         let leases = Mutex::new(Leases::open(&config.state_dir)?);
-        let inner = Inner { handle: link::connect()?, config, leases, ranges: Mutex::default() };
+        let (ranges, stale) = (Mutex::default(), tokio::sync::Mutex::default());
+        let inner = Inner { handle: link::connect()?, config, leases, ranges, stale };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -55,11 +66,11 @@ impl Network {
     pub async fn set_pod_cidrs(&self, cidrs: &[IpNet]) -> Result<(), NetworkError> {
         let config = &self.inner.config;
         link::bridge(&self.inner.handle, &config.bridge, cidrs).await?;
-        if let Err(error) = nft::masquerade(&config.bridge, cidrs, &config.cluster_cidrs) {
+        *locked(&self.inner.ranges) = cidrs.to_vec();
+        if let Err(error) = self.apply(false).await {
             tracing::warn!(%error, "pods will not reach networks outside the cluster: nftables cannot masquerade (a \
                 kernel with nf_tables, nft_chain_nat and nft_masq is needed)");
         }
-        *locked(&self.inner.ranges) = cidrs.to_vec();
         Ok(())
     }
 
@@ -68,19 +79,21 @@ impl Network {
         !locked(&self.inner.ranges).is_empty()
     }
 
-    /// Gives a sandbox's network namespace `lo`, `eth0`, its addresses and routes. Repeatable (the same addresses again).
-    pub async fn attach(&self, sandbox: &str, netns: &Path) -> Result<PodAddresses, NetworkError> {
+    /// Gives a sandbox's network namespace `lo`, `eth0`, its addresses and routes, and lets `ports` of this machine lead there.
+    /// Repeatable (the same addresses and ports again).
+    pub async fn attach(&self, sandbox: &str, netns: &Path, ports: &[HostPort]) -> Result<PodAddresses, NetworkError> {
         let ranges = locked(&self.inner.ranges).clone();
         if ranges.is_empty() {
             return Err(NetworkError::NotReady);
         }
-        let ips = locked(&self.inner.leases).take(sandbox, &ranges)?;
+        let ips = locked(&self.inner.leases).take(sandbox, &ranges, ports)?;
         let addresses = ips
             .iter()
             .filter_map(|ip| ranges.iter().find(|r| r.contains(ip)).map(|r| (*ip, r.prefix_len(), ipam::gateway(r))))
             .collect();
         let inner = &self.inner;
         link::attach(&inner.handle, &inner.config.bridge, &outside(sandbox), netns, addresses).await?;
+        self.open_ports(sandbox, ports).await?;
         Ok(PodAddresses { ips })
     }
 
@@ -89,9 +102,12 @@ impl Network {
         locked(&self.inner.leases).of(sandbox).map(|ips| PodAddresses { ips: ips.clone() })
     }
 
-    /// Takes back link and addresses. Repeatable.
+    /// Takes back ports, link and addresses. Repeatable.
     pub async fn detach(&self, sandbox: &str) -> Result<(), NetworkError> {
+        let closed = self.close_ports(sandbox).await;
         link::remove(&self.inner.handle, &outside(sandbox)).await?;
+        // no other pod gets the addresses while ports lead there
+        closed?;
         locked(&self.inner.leases).free(sandbox)
     }
 

@@ -1,36 +1,52 @@
 //! nftables by netlink: one transaction replaces a whole table (kernel `nf_tables`, include/uapi/linux/netfilter).
 
 use std::io;
-use std::net::IpAddr;
+use std::ops::ControlFlow;
 
-use ipnet::IpNet;
-use netlink_packet_core::{
-    DefaultNla, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
-};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE};
 use netlink_packet_netfilter::nftables::{
-    Bitwise, ChainAttribute, ChainMessage, Cmp, DataAttribute, ExpressionAttribute, Expressions, Hook, HookNumber,
-    Immediate, InetHookNumber, ListAttribute, NfTablesMessage, Operator, Payload, Register, RuleAttribute, RuleMessage,
-    TableAttribute, TableMessage, Verdict, VerdictAttribute,
+    ChainAttribute, ChainMessage, Hook, HookNumber, InetHookNumber, NfTablesMessage, RuleAttribute, RuleMessage,
+    TableAttribute, TableMessage,
 };
 use netlink_packet_netfilter::none::ControlMessage;
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
+
+use super::expressions::{Action, Match};
+use super::netfilter;
 
 /// `NFNL_SUBSYS_NFTABLES`.
 const SUBSYSTEM: u16 = 10;
-/// `NF_IP_PRI_NAT_SRC`: source translation comes last.
-const PRIORITY_SRCNAT: u32 = 100;
-/// `NFTA_MASQ_FLAGS` and its value `NF_NAT_RANGE_PROTO_RANDOM_FULLY`: ports of two pods never race for one.
-const MASQ_FLAGS: u16 = 1;
-const FULLY_RANDOM: u32 = 0x10;
-/// `NFT_PAYLOAD_NETWORK_HEADER`.
-const NETWORK_HEADER: u32 = 1;
-/// Bytes of answers read at a time.
-const ANSWER: usize = 64 * 1024;
 
-const CHAIN: &str = "postrouting";
+/// Where the kernel begins with a chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Base {
+    /// `nat` or `filter`.
+    pub kind: &'static str,
+    /// On the way of a packet.
+    pub hook: InetHookNumber,
+    /// Lower ones come first.
+    pub priority: i32,
+}
 
-type Expression = ListAttribute<ExpressionAttribute>;
+/// A chain of rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Chain {
+    /// Its name in the table.
+    pub name: &'static str,
+    /// `None`: other chains jump here.
+    pub base: Option<Base>,
+}
+
+/// A rule: what all a packet has to be, and what happens then.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rule {
+    /// The chain it is the next of.
+    pub chain: &'static str,
+    /// In their order.
+    pub matches: Vec<Match>,
+    /// What happens.
+    pub action: Action,
+}
 
 /// A change of tables, applied whole or not at all.
 struct Batch {
@@ -43,110 +59,53 @@ impl Batch {
         self.messages.push((message, flags));
     }
 
-    /// Sends everything and waits for the kernel's answers.
-    fn commit(self) -> io::Result<()> {
-        let mut socket = Socket::new(NETLINK_NETFILTER)?;
-        socket.bind_auto()?;
-        socket.connect(&SocketAddr::new(0, 0))?;
+    /// Sends everything and waits for the kernel's answer; its first error says why nothing was changed.
+    fn commit(mut self) -> io::Result<()> {
+        let socket = netfilter::open()?;
         let control = |message| {
             let header = NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, SUBSYSTEM);
             (NetfilterMessage::new(header, message), 0)
         };
+        // errors come without being asked for, and answers to all of a large table would not fit into the socket
+        if let Some((_, flags)) = self.messages.last_mut() {
+            *flags |= NLM_F_ACK;
+        }
         let header = || NetfilterHeader::new(self.family, 0, 0);
-        let count = self.messages.len();
-        let changes =
-            self.messages.into_iter().map(|(m, flags)| (NetfilterMessage::new(header(), m), flags | NLM_F_ACK));
+        let changes = self.messages.into_iter().map(|(m, flags)| (NetfilterMessage::new(header(), m), flags));
         let all = [control(ControlMessage::BatchBegin)].into_iter().chain(changes);
         let mut bytes = Vec::new();
         for (sequence, (message, flags)) in all.chain([control(ControlMessage::BatchEnd)]).enumerate() {
-            let mut message = NetlinkMessage::from(message);
-            message.header.flags = NLM_F_REQUEST | flags;
-            message.header.sequence_number = sequence as u32;
-            message.finalize();
-            let start = bytes.len();
-            bytes.resize(start + message.buffer_len(), 0);
-            message.serialize(&mut bytes[start..]);
+            netfilter::append(&mut bytes, message, flags, sequence as u32);
         }
-        socket.send(&bytes, 0)?;
-        receive(&socket, count)
+        netfilter::send(&socket, &bytes)?;
+        netfilter::answers(&socket, |_| Ok(ControlFlow::Break(())))
     }
-}
-
-/// Reads until every change is answered; the first error says why nothing was changed.
-fn receive(socket: &Socket, count: usize) -> io::Result<()> {
-    let mut answered = 0;
-    let mut buffer = Vec::with_capacity(ANSWER);
-    while answered < count {
-        buffer.clear();
-        socket.recv(&mut buffer, 0)?;
-        let mut rest = buffer.as_slice();
-        while !rest.is_empty() {
-            let message = NetlinkMessage::<NetfilterMessage>::deserialize(rest).map_err(io::Error::other)?;
-            if let NetlinkPayload::Error(error) = &message.payload {
-                match error.code {
-                    Some(code) => return Err(io::Error::from_raw_os_error(-code.get())),
-                    None => answered += 1,
-                }
-            }
-            rest = rest.get((message.header.length as usize).next_multiple_of(4)..).unwrap_or_default();
-        }
-    }
-    Ok(())
-}
-
-/// The expressions that match a source or destination address.
-fn address(offset: u32, range: &IpNet) -> Vec<Expression> {
-    let (network, mask) = match (range.network(), range.netmask()) {
-        (IpAddr::V4(network), IpAddr::V4(mask)) => (network.octets().to_vec(), mask.octets().to_vec()),
-        (IpAddr::V6(network), IpAddr::V6(mask)) => (network.octets().to_vec(), mask.octets().to_vec()),
-        _ => return Vec::new(),
-    };
-    let length = network.len() as u32;
-    let load = Expressions::Payload(vec![
-        Payload::DestinationRegister(Register::Reg1),
-        Payload::Base(NETWORK_HEADER),
-        Payload::Offset(offset),
-        Payload::Len(length),
-    ]);
-    let cut = Expressions::Bitwise(vec![
-        Bitwise::SourceRegister(Register::Reg1),
-        Bitwise::DestinationRegister(Register::Reg1),
-        Bitwise::Length(length),
-        Bitwise::Mask(DataAttribute::Value(mask)),
-        Bitwise::Xor(DataAttribute::Value(vec![0; network.len()])),
-    ]);
-    let equal = Expressions::Cmp(vec![
-        Cmp::SourceRegister(Register::Reg1),
-        Cmp::Op(Operator::Equal),
-        Cmp::Data(DataAttribute::Value(network)),
-    ]);
-    vec![load.into(), cut.into(), equal.into()]
-}
-
-fn from(range: &IpNet) -> Vec<Expression> {
-    address(if range.addr().is_ipv4() { 12 } else { 8 }, range)
-}
-
-fn to(range: &IpNet) -> Vec<Expression> {
-    address(if range.addr().is_ipv4() { 16 } else { 24 }, range)
-}
-
-fn go_back() -> Expression {
-    let verdict = vec![VerdictAttribute::Code(Verdict::Return)];
-    Expressions::Immediate(vec![
-        Immediate::DestinationRegister(Register::Verdict),
-        Immediate::Data(DataAttribute::Verdict(verdict)),
-    ])
-    .into()
-}
-
-fn masquerade_out() -> Expression {
-    let flags = DefaultNla::new(MASQ_FLAGS, FULLY_RANDOM.to_be_bytes().to_vec());
-    Expressions::Other { expression_type: "masq".to_owned(), attributes: vec![flags] }.into()
 }
 
 fn table_message(table: &str) -> TableMessage {
     TableMessage { attributes: vec![TableAttribute::Name(table.to_owned())] }
+}
+
+fn chain_message(table: &str, chain: Chain) -> ChainMessage {
+    let mut attributes = vec![ChainAttribute::Table(table.to_owned()), ChainAttribute::Name(chain.name.to_owned())];
+    if let Some(base) = chain.base {
+        let hook = Hook::Number(HookNumber::Inet(base.hook));
+        attributes.push(ChainAttribute::Hook(vec![hook, Hook::Priority(base.priority.cast_unsigned())]));
+        attributes.push(ChainAttribute::Type(base.kind.to_owned()));
+    }
+    ChainMessage { attributes }
+}
+
+fn rule_message(table: &str, rule: &Rule) -> RuleMessage {
+    let mut expressions: Vec<_> = rule.matches.iter().flat_map(Match::expressions).collect();
+    expressions.extend(rule.action.expressions());
+    RuleMessage {
+        attributes: vec![
+            RuleAttribute::Table(table.to_owned()),
+            RuleAttribute::Chain(rule.chain.to_owned()),
+            RuleAttribute::Expressions(expressions),
+        ],
+    }
 }
 
 /// A batch that leaves `table` empty.
@@ -158,48 +117,17 @@ fn emptied(family: NetfilterProtoFamily, table: &str) -> Batch {
     batch
 }
 
-/// Replaces `table` by one that masquerades what pods of `ranges` send to other places than `ranges` and `inside`.
-pub fn masquerade(table: &str, ranges: &[IpNet], inside: &[IpNet]) -> io::Result<()> {
-    let multicast: [IpNet; 2] = [
-        IpNet::new_assert(IpAddr::from([224, 0, 0, 0]), 4),
-        IpNet::new_assert(IpAddr::from([0xff00, 0, 0, 0, 0, 0, 0, 0]), 8),
-    ];
-    for (family, v4) in [(NetfilterProtoFamily::IPv4, true), (NetfilterProtoFamily::IPv6, false)] {
-        let of = |r: &&IpNet| r.addr().is_ipv4() == v4;
-        if !ranges.iter().any(|r| of(&r)) {
-            continue;
-        }
-        let mut batch = emptied(family, table);
-        batch.push(NfTablesMessage::NewTable(table_message(table)), NLM_F_CREATE);
-        let chain = ChainMessage {
-            attributes: vec![
-                ChainAttribute::Table(table.to_owned()),
-                ChainAttribute::Name(CHAIN.to_owned()),
-                ChainAttribute::Hook(vec![
-                    Hook::Number(HookNumber::Inet(InetHookNumber::PostRouting)),
-                    Hook::Priority(PRIORITY_SRCNAT),
-                ]),
-                ChainAttribute::Type("nat".to_owned()),
-            ],
-        };
-        batch.push(NfTablesMessage::NewChain(chain), NLM_F_CREATE);
-        for range in ranges.iter().filter(of) {
-            let mut rule = |parts: Vec<Vec<Expression>>| {
-                let attributes = vec![
-                    RuleAttribute::Table(table.to_owned()),
-                    RuleAttribute::Chain(CHAIN.to_owned()),
-                    RuleAttribute::Expressions(parts.concat()),
-                ];
-                batch.push(NfTablesMessage::NewRule(RuleMessage { attributes }), NLM_F_CREATE | NLM_F_APPEND);
-            };
-            for other in ranges.iter().chain(inside).chain(&multicast).filter(of) {
-                rule(vec![from(range), to(other), vec![go_back()]]);
-            }
-            rule(vec![from(range), vec![masquerade_out()]]);
-        }
-        batch.commit()?;
+/// Replaces `table`. Packets meet all of the old rules or all of the new ones.
+pub fn replace(family: NetfilterProtoFamily, table: &str, chains: &[Chain], rules: &[Rule]) -> io::Result<()> {
+    let mut batch = emptied(family, table);
+    batch.push(NfTablesMessage::NewTable(table_message(table)), NLM_F_CREATE);
+    for chain in chains {
+        batch.push(NfTablesMessage::NewChain(chain_message(table, *chain)), NLM_F_CREATE);
     }
-    Ok(())
+    for rule in rules {
+        batch.push(NfTablesMessage::NewRule(rule_message(table, rule)), NLM_F_CREATE | NLM_F_APPEND);
+    }
+    batch.commit()
 }
 
 /// Removes `table`. Safe to repeat.

@@ -1,11 +1,14 @@
 //! Whether this machine's kernel can make pod networks: each kind of link and rule, tried where nobody sees it.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
+
 use ipnet::IpNet;
 use nix::sched::{CloneFlags, unshare};
 use rtnetlink::{Handle, LinkBridge, LinkVeth, LinkVxlan};
 
-use super::types::NetworkError;
-use super::{link, nft};
+use super::link;
+use super::table::Table;
+use super::types::{HostPort, NetworkError, Protocol};
 
 /// Name of the bridge, and of the nftables table.
 const NAME: &str = "probe0";
@@ -13,7 +16,7 @@ const NAME: &str = "probe0";
 /// What one thing came to.
 #[derive(Debug)]
 pub struct Attempt {
-    /// `bridge`, `veth`, `vxlan`, `nftables` or `nftables IPv6`.
+    /// `bridge`, `veth`, `vxlan`, `nftables`, `nftables IPv6` or `hostPort`.
     pub what: &'static str,
     /// Why it cannot be made.
     pub result: Result<(), String>,
@@ -33,11 +36,16 @@ async fn links(handle: &Handle) -> Vec<Attempt> {
 }
 
 fn rules() -> impl Iterator<Item = Attempt> {
-    let kinds = [("nftables", "192.0.2.0/24"), ("nftables IPv6", "2001:db8::/64")];
-    kinds.into_iter().map(|(what, range)| {
-        let range = range.parse::<IpNet>().map_err(|e| e.to_string());
-        let result = range.and_then(|r| nft::masquerade(NAME, &[r], &[]).map_err(|e| e.to_string()));
-        Attempt { what, result }
+    let (v4, v6) = (Ipv4Addr::new(192, 0, 2, 0), Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0));
+    let port = HostPort { ip: None, protocol: Protocol::Tcp, port: 1, container_port: 1 };
+    let kinds = [
+        ("nftables", IpNet::new_assert(v4.into(), 24), Vec::new()),
+        ("nftables IPv6", IpNet::new_assert(v6.into(), 64), Vec::new()),
+        ("hostPort", IpNet::new_assert(v4.into(), 24), vec![(v4.into(), port)]),
+    ];
+    kinds.into_iter().map(|(what, range, ports)| {
+        let table = Table { name: NAME.to_owned(), ranges: vec![range], ports, ..Table::default() };
+        Attempt { what, result: table.install().map_err(|e| e.to_string()) }
     })
 }
 

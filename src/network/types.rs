@@ -3,6 +3,8 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
+
 /// Names and paths of one agent's pod network.
 #[derive(Debug, Clone)]
 pub struct NetworkConfig {
@@ -21,6 +23,41 @@ pub struct NetworkConfig {
 pub struct PodAddresses {
     /// One per family, the primary first.
     pub ips: Vec<IpAddr>,
+}
+
+/// A transport protocol with ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// SCTP.
+    Sctp,
+}
+
+impl Protocol {
+    /// Its number in IP headers.
+    pub fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+            Self::Sctp => 132,
+        }
+    }
+}
+
+/// A port of this machine that leads to a pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostPort {
+    /// Only this address of the machine; `None`: all of them, an unspecified one: all of its family.
+    pub ip: Option<IpAddr>,
+    /// TCP and UDP ports of one number are two.
+    pub protocol: Protocol,
+    /// The port of the machine.
+    pub port: u16,
+    /// The port of the pod.
+    pub container_port: u16,
 }
 
 /// Errors of the pod network; the message is fit for a pod's status.

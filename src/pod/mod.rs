@@ -37,6 +37,7 @@ mod ending;
 mod evict;
 mod health;
 mod hook;
+mod host_ports;
 mod identity;
 mod images;
 mod limit_policy;

@@ -6,6 +6,7 @@ use k8s_openapi::api::core::v1::PodSpec;
 use tracing::warn;
 
 use super::admission::sysctl_name;
+use super::host_ports::host_ports;
 use super::identity::Identity;
 use super::worker::{Sandbox, Worker};
 use super::{PodExt, qos};
@@ -29,6 +30,9 @@ impl Worker {
         let spec = pod.pod_spec().unwrap_or(&default);
         let ids = self.take_ids().map_err(|e| format!("Failed to create pod sandbox: hostUsers: false: {e}"))?;
         let identity = self.identity().map_err(|e| format!("Failed to create pod sandbox: {e}"))?;
+        // a pod of the host's network has its ports without further ado
+        let ports = if host_network { Ok(Vec::new()) } else { host_ports(pod) };
+        let ports = ports.map_err(|e| format!("Failed to create pod sandbox: {e}"))?;
         self.check_runtime_class().await?;
         let attempt = self.next_sandbox;
         let sandbox = SandboxSpec {
@@ -53,7 +57,10 @@ impl Worker {
             Err(error) => Err(error),
             Ok(()) if host_network => Ok(self.shared.host_ips.clone()),
             Ok(()) => match self.shared.runtime.netns_path(&id) {
-                Some(netns) => self.shared.network.attach(&id, &netns).await.map(|a| a.ips).map_err(|e| e.to_string()),
+                Some(netns) => {
+                    let attached = self.shared.network.attach(&id, &netns, &ports).await;
+                    attached.map(|a| a.ips).map_err(|e| e.to_string())
+                }
                 None => Err("its network namespace is gone already".to_owned()),
             },
         };

@@ -33,7 +33,8 @@ spec:
   containers:
   - name: c
     image: "$image"
-    command: [sh, -c, "echo run >>/d/runs; exec sleep 100000"]
+    command: [sh, -c, "echo run >>/d/runs; mkdir /w; echo whole >/w/index.html; httpd -p 8080 -h /w; exec sleep 100000"]
+    ports: [{containerPort: 8080, hostPort: 8085}]
     env: [{name: COLOR, valueFrom: {configMapKeyRef: {name: colors, key: color}}}, {name: PASS, valueFrom: {secretKeyRef: {name: pass, key: pass}}}]
     volumeMounts: [{name: c, mountPath: /c}, {name: s, mountPath: /s}, {name: d, mountPath: /d}]
 ---
@@ -72,6 +73,7 @@ cut_off() {
     find "${group}pk$PIKELET_CLUSTER_ID-$node" -mindepth 1 -depth -type d -exec rmdir {} + 2>/dev/null
   done
   ip -n "pk$PIKELET_CLUSTER_ID-$node" link delete pikelet0
+  ip netns exec "pk$PIKELET_CLUSTER_ID-$node" nft flush ruleset
   rm -rf "$dir/$node/run"
   $cluster start "mounts-$node"
   until_true 10 mounted "$node"
@@ -92,6 +94,8 @@ check "  with their ConfigMaps, Secrets, volumes and variables" same
 token() { [ "$(inside 'cut -c1-2 /var/run/secrets/kubernetes.io/serviceaccount/token')" = ey ]; }
 check "  and their tokens" token
 once() { [ "$(wc -l <"$dir/n1/reboot/data/done")" = 1 ]; }
+served() { [ "$(ip netns exec "pk$PIKELET_CLUSTER_ID-cp" timeout 3 busybox wget -qO- http://10.77.0.11:8085)" = whole ]; }
+check "  and their host ports" until_true 5 served
 check "one that was done is not run again" once
 
 before=$(local_pods -o json | jq -r '.items[] | select(.metadata.name == "whole").status.containerStatuses[0].containerID')

@@ -12,12 +12,13 @@ use crate::network::{host_resolv_conf, probe};
 /// A kind of link or rule: its option and module, and what is lost without, if a node may do without.
 type Part = (&'static str, &'static str, &'static str, Option<&'static str>);
 
-const PARTS: [Part; 5] = [
+const PARTS: [Part; 6] = [
     ("bridge", "BRIDGE", "bridge", None),
     ("veth", "VETH", "veth", None),
     ("vxlan", "VXLAN", "vxlan", Some("pods of other nodes need routes of your own to be reached")),
     ("nftables", "NF_TABLES", "nf_tables", None),
     ("nftables IPv6", "NF_TABLES_IPV6", "nf_tables", Some("pods with IPv6 addresses reach this node only")),
+    ("hostPort", "NFT_FIB_IPV4", "nft_fib_ipv4", Some("pods with a hostPort do not start")),
 ];
 /// The options nftables needs for masquerading: one that is missing is named.
 const NFT: [(&str, &str); 4] = [

@@ -3,14 +3,17 @@
 //! Rules: those of the kubelet's predicates, which are the scheduler's.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Pod, Taint};
 
 use super::affinity;
 use crate::machine::HUGE_PAGES;
+use crate::network::HostPort;
 use crate::pod::admission::Rejection;
-use crate::pod::{PodExt, containers, qos, taints};
+use crate::pod::host_ports::host_ports;
+use crate::pod::{PodExt, qos, taints};
 
 pub use crate::volume::fields::Allocatable;
 
@@ -81,21 +84,15 @@ pub fn shortages(pod: &Pod, others: &[Arc<Pod>], allocatable: &Allocatable) -> V
     allocatable.iter().filter_map(of).collect()
 }
 
-/// Address, protocol and port of the host that containers of the pod take.
-fn host_ports(pod: &Pod) -> impl Iterator<Item = (String, String, i32)> {
-    containers(pod).flat_map(|c| c.ports.iter().flatten()).filter_map(|p| {
-        let port = p.host_port.filter(|port| *port > 0)?;
-        let ip = p.host_ip.clone().filter(|ip| !ip.is_empty()).unwrap_or_else(|| "0.0.0.0".to_owned());
-        Some((ip, p.protocol.clone().unwrap_or_else(|| "TCP".to_owned()), port))
-    })
-}
-
 fn port_taken(pod: &Pod, others: &[Arc<Pod>]) -> bool {
-    let taken: Vec<_> = others.iter().flat_map(|p| host_ports(p)).collect();
-    let any = |ip: &str| matches!(ip, "0.0.0.0" | "::");
-    host_ports(pod).any(|(ip, protocol, port)| {
-        taken.iter().any(|(i, p, n)| *n == port && *p == protocol && (any(&ip) || any(i) || *i == ip))
-    })
+    // what cannot be read takes nothing: the pod does not start
+    let ports = |pod: &Pod| host_ports(pod).unwrap_or_default();
+    let taken: Vec<_> = others.iter().flat_map(|p| ports(p)).collect();
+    let any = |ip: Option<IpAddr>| ip.is_none_or(|ip| ip.is_unspecified());
+    let clash = |a: &HostPort, b: &HostPort| {
+        a.port == b.port && a.protocol == b.protocol && (any(a.ip) || any(b.ip) || a.ip == b.ip)
+    };
+    ports(pod).iter().any(|port| taken.iter().any(|other| clash(port, other)))
 }
 
 /// Why the pod may not be here, whatever others use; what it would have to ask for is not looked at.
@@ -160,6 +157,8 @@ mod tests {
         assert_eq!(reason(&on("", "TCP"), &[on("10.0.0.1", "TCP")], &node), Some("NodePorts"));
         assert_eq!(reason(&on("10.0.0.2", "TCP"), &[on("10.0.0.1", "TCP")], &node), None);
         assert_eq!(reason(&on("", "UDP"), &[on("", "TCP")], &node), None);
+        assert_eq!(reason(&on("", "SCTP"), &[on("", "TCP"), on("", "UDP")], &node), None);
+        assert_eq!(reason(&on("10.0.0.1", "SCTP"), &[on("0.0.0.0", "SCTP")], &node), Some("NodePorts"));
         let elsewhere = pod(serde_json::json!({"containers": [], "nodeName": "other"}));
         assert_eq!(reason(&elsewhere, &[], &node), Some("NodeName"));
         let taint = Taint { key: "k".into(), effect: "NoExecute".into(), ..Taint::default() };

@@ -1,0 +1,246 @@
+//! Ports of the host, in network namespaces that stand for a machine and its pods. Needs root.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
+use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
+
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::socket::{setsockopt, sockopt::BindToDevice};
+use rtnetlink::LinkUnspec;
+
+use super::*;
+
+const TRY: Duration = Duration::from_millis(300);
+const BRIDGED_TOO: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
+
+/// A network namespace.
+struct Place(File);
+
+impl Place {
+    fn new() -> Self {
+        let made = thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            // IPv6 addresses would be looked for on the link for a second before they are used
+            fs::write("/proc/sys/net/ipv6/conf/default/accept_dad", "0").unwrap();
+            File::open("/proc/thread-self/ns/net").unwrap()
+        });
+        Self(made.join().unwrap())
+    }
+
+    fn path(&self) -> PathBuf {
+        format!("/proc/self/fd/{}", self.0.as_raw_fd()).into()
+    }
+
+    /// Does something there.
+    fn within<T: Send>(&self, what: impl FnOnce() -> T + Send) -> T {
+        thread::scope(|scope| {
+            let there = scope.spawn(|| {
+                setns(&self.0, CloneFlags::CLONE_NEWNET).unwrap();
+                what()
+            });
+            there.join().unwrap()
+        })
+    }
+
+    /// Answers TCP with who asked, and UDP with `name`.
+    fn serve(&self, tcp: u16, udp: u16, name: &'static str) {
+        let any = |port| SocketAddr::from(([0; 16], port));
+        let (tcp, udp) = self.within(|| (TcpListener::bind(any(tcp)).unwrap(), UdpSocket::bind(any(udp)).unwrap()));
+        thread::spawn(move || {
+            while let Ok((mut stream, from)) = tcp.accept() {
+                let _ = stream.write_all(from.ip().to_canonical().to_string().as_bytes());
+            }
+        });
+        thread::spawn(move || {
+            while let Ok((_, from)) = udp.recv_from(&mut [0; 8]) {
+                let _ = udp.send_to(name.as_bytes(), from);
+            }
+        });
+    }
+
+    /// As whom the pod sees this place when it connects to `to`.
+    fn seen_at(&self, to: &str) -> io::Result<IpAddr> {
+        let to: SocketAddr = to.parse().unwrap();
+        self.within(|| {
+            let mut answer = String::new();
+            let mut stream = TcpStream::connect_timeout(&to, TRY)?;
+            stream.set_read_timeout(Some(TRY))?;
+            stream.read_to_string(&mut answer)?;
+            answer.parse().map_err(io::Error::other)
+        })
+    }
+}
+
+fn ask(client: &UdpSocket, to: &str) -> io::Result<String> {
+    let mut answer = [0; 8];
+    client.send_to(b"who", to)?;
+    let length = client.recv(&mut answer)?;
+    Ok(String::from_utf8_lossy(&answer[..length]).into_owned())
+}
+
+fn port(protocol: Protocol, port: u16, container_port: u16) -> HostPort {
+    HostPort { ip: None, protocol, port, container_port }
+}
+
+/// A machine with a pod network, and an executor for it.
+struct Machine {
+    place: Place,
+    dir: PathBuf,
+    network: Network,
+    runtime: tokio::runtime::Runtime,
+}
+
+/// Runs `test` on a thread of the machine.
+fn on_a_machine(name: &str, test: fn(&Machine)) {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: needs root");
+        return;
+    }
+    let dir = std::env::temp_dir().join(format!("pikelet-hostports-{}-{name}", std::process::id()));
+    let place = Place::new();
+    let config =
+        NetworkConfig { bridge: "test0".to_owned(), state_dir: dir.clone(), mtu: None, cluster_cidrs: Vec::new() };
+    let on_it = thread::spawn(move || {
+        setns(&place.0, CloneFlags::CLONE_NEWNET).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let network = runtime.block_on(async {
+            let network = Network::open(config).await.unwrap();
+            let lo = LinkUnspec::new_with_name("lo").up().build();
+            network.inner.handle.link().set(lo).execute().await.unwrap();
+            network.set_pod_cidrs(&["10.9.0.0/24".parse().unwrap(), "fd09::/64".parse().unwrap()]).await.unwrap();
+            network
+        });
+        test(&Machine { place, dir, network, runtime });
+    });
+    let ended = on_it.join();
+    let _ = fs::remove_dir_all(std::env::temp_dir().join(format!("pikelet-hostports-{}-{name}", std::process::id())));
+    ended.unwrap();
+}
+
+impl Machine {
+    fn pod(&self, name: &str, ports: &[HostPort]) -> (Place, PodAddresses) {
+        let pod = Place::new();
+        let addresses = self.runtime.block_on(self.network.attach(name, &pod.path(), ports)).unwrap();
+        (pod, addresses)
+    }
+
+    fn remove(&self, name: &str) {
+        self.runtime.block_on(self.network.detach(name)).unwrap();
+    }
+
+    fn loopback_routed(&self) -> String {
+        self.place.within(|| fs::read_to_string("/proc/sys/net/ipv4/conf/test0/route_localnet").unwrap())
+    }
+}
+
+#[test]
+fn ports_are_reached_from_machine_and_pods() {
+    on_a_machine("reached", |machine| {
+        let (other, _) = machine.pod("other", &[]);
+        assert_eq!(machine.loopback_routed(), "0\n");
+        let (web, web_ips) = machine.pod("web", &[port(Protocol::Tcp, 8080, 80), port(Protocol::Sctp, 8080, 80)]);
+        web.serve(80, 53, "web");
+        let refused =
+            |place: &Place, to: &str| place.seen_at(to).unwrap_err().kind() == io::ErrorKind::ConnectionRefused;
+        for bridged in [true, false] {
+            if machine.place.within(|| fs::write(BRIDGED_TOO, if bridged { "1" } else { "0" })).is_err() && bridged {
+                continue;
+            }
+            for gateway in ["10.9.0.1", "fd09::1"] {
+                let gateway: IpAddr = gateway.parse().unwrap();
+                let to = SocketAddr::new(gateway, 8080).to_string();
+                for (who, place) in [("machine", &machine.place), ("other", &other), ("web", &web)] {
+                    let seen = place.seen_at(&to);
+                    assert!(
+                        seen.as_ref().is_ok_and(|s| *s == gateway),
+                        "{who} to {to}, bridged packets {bridged}: {seen:?}"
+                    );
+                }
+            }
+            let direct = SocketAddr::new(web_ips.ips[0], 80).to_string();
+            assert_ne!(other.seen_at(&direct).unwrap(), "10.9.0.1".parse::<IpAddr>().unwrap(), "pods see each other");
+            assert_eq!(machine.place.seen_at("127.0.0.1:8080").unwrap(), "10.9.0.1".parse::<IpAddr>().unwrap());
+            assert!(refused(&machine.place, "[::1]:8080") && refused(&machine.place, "127.0.0.1:80"));
+        }
+        assert_eq!(machine.loopback_routed(), "1\n");
+        machine.remove("web");
+        for to in ["127.0.0.1:8080", "10.9.0.1:8080", "[fd09::1]:8080"] {
+            assert!(refused(&machine.place, to), "{to} is closed");
+        }
+        assert_eq!(machine.loopback_routed(), "0\n");
+    });
+}
+
+#[test]
+fn an_address_of_the_host_limits_a_port() {
+    on_a_machine("limited", |machine| {
+        let here = HostPort { ip: Some("127.0.0.1".parse().unwrap()), ..port(Protocol::Tcp, 8080, 80) };
+        let all = HostPort { ip: Some("0.0.0.0".parse().unwrap()), ..port(Protocol::Tcp, 8081, 80) };
+        let (web, _) = machine.pod("web", &[here, all]);
+        web.serve(80, 53, "web");
+        for (to, open) in [
+            ("127.0.0.1:8080", true),
+            ("10.9.0.1:8080", false),
+            ("127.0.0.1:8081", true),
+            ("10.9.0.1:8081", true),
+            ("[fd09::1]:8081", false),
+        ] {
+            assert_eq!(machine.place.seen_at(to).is_ok(), open, "{to}");
+        }
+    });
+}
+
+#[test]
+fn clients_of_udp_reach_the_pod_there_is_now() {
+    on_a_machine("udp", |machine| {
+        let ports = [port(Protocol::Udp, 5353, 53)];
+        let client = machine.place.within(|| UdpSocket::bind("127.0.0.1:0").unwrap());
+        client.set_read_timeout(Some(TRY)).unwrap();
+        assert!(ask(&client, "127.0.0.1:5353").is_err());
+        // the connection the kernel tracks is that of before
+        for name in ["one", "two"] {
+            let (pod, _) = machine.pod(name, &ports);
+            pod.serve(80, 53, name);
+            assert_eq!(ask(&client, "127.0.0.1:5353").unwrap(), name);
+            machine.remove(name);
+            assert!(ask(&client, "127.0.0.1:5353").is_err());
+        }
+    });
+}
+
+#[test]
+fn pods_do_not_reach_the_loopback_of_the_machine() {
+    on_a_machine("guard", |machine| {
+        let (web, _) = machine.pod("web", &[port(Protocol::Tcp, 8080, 80)]);
+        let private = machine.place.within(|| UdpSocket::bind("127.0.0.1:9999").unwrap());
+        private.set_read_timeout(Some(TRY)).unwrap();
+        let thief = web.within(|| UdpSocket::bind("0.0.0.0:0").unwrap());
+        setsockopt(&thief, BindToDevice, &"eth0".into()).unwrap();
+        thief.send_to(b"who", "127.0.0.1:9999").unwrap();
+        assert!(private.recv(&mut [0; 8]).is_err());
+    });
+}
+
+#[test]
+fn another_agent_goes_on_with_the_ports() {
+    on_a_machine("again", |machine| {
+        let (web, _) = machine.pod("web", &[port(Protocol::Tcp, 8080, 80)]);
+        web.serve(80, 53, "web");
+        machine.runtime.block_on(async {
+            let again = Network::open(machine.network.inner.config.clone()).await.unwrap();
+            again.retain(&["web".to_owned()]).await.unwrap();
+            let range = ["10.9.0.0/24".parse().unwrap()];
+            again.set_pod_cidrs(&range).await.unwrap();
+            assert!(machine.place.seen_at("127.0.0.1:8080").is_ok());
+            let last = Network::open(machine.network.inner.config.clone()).await.unwrap();
+            last.retain(&[]).await.unwrap();
+            last.set_pod_cidrs(&range).await.unwrap();
+        });
+        assert!(machine.place.seen_at("127.0.0.1:8080").is_err());
+        assert!(fs::read_to_string(machine.dir.join("leases.json")).unwrap().contains(r#""ports":{}"#));
+    });
+}
