@@ -18,6 +18,7 @@ mod leave;
 mod link;
 mod mirror;
 mod node;
+mod node_status;
 mod objects;
 mod pod_certificates;
 mod pods;

@@ -16,6 +16,7 @@ use tracing::{info, warn};
 use super::client::explained;
 use super::complaint::Complaint;
 use super::lease::is_renewed;
+use super::node_status::{essence, overruled, patch, status};
 use super::retry::patient;
 use crate::machine::MachineInfo;
 use crate::machine::devices::Counts;
@@ -95,111 +96,6 @@ pub struct NodeState {
     pub devices: Counts,
 }
 
-/// Huge pages beside the other resources.
-fn with_huge_pages(mut list: Value, machine: &MachineInfo) -> Value {
-    for (name, bytes) in &machine.huge_pages {
-        // as the API server writes quantities
-        list[*name] = if *bytes == 0 { json!("0") } else { json!(format!("{}Ki", bytes / 1024)) };
-    }
-    list
-}
-
-fn capacity(machine: &MachineInfo, settings: &NodeSettings) -> Value {
-    json!({
-        "cpu": machine.cpus.to_string(),
-        "memory": format!("{}Ki", machine.memory_bytes / 1024),
-        "ephemeral-storage": format!("{}Ki", machine.disk_bytes / 1024),
-        "pods": settings.allocatable.get("pods").copied().unwrap_or(0).to_string(),
-    })
-}
-
-fn allocatable(settings: &NodeSettings) -> Value {
-    let of = |name: &str| settings.allocatable.get(name).copied().unwrap_or(0);
-    let cpu = of("cpu");
-    json!({
-        "cpu": if cpu % 1000 == 0 { (cpu / 1000).to_string() } else { format!("{cpu}m") },
-        "memory": format!("{}Ki", of("memory") / 1024),
-        "ephemeral-storage": of("ephemeral-storage").to_string(),
-        "pods": of("pods").to_string(),
-    })
-}
-
-/// The devices beside the other resources; those in `gone` are taken off the Node.
-fn with_devices(mut list: Value, state: &NodeState, gone: &[String], count: impl Fn(&(u64, u64)) -> u64) -> Value {
-    for name in gone {
-        list[name] = Value::Null;
-    }
-    for (name, counts) in &state.devices {
-        list[name] = json!(count(counts).to_string());
-    }
-    list
-}
-
-fn status(settings: &NodeSettings, machine: &MachineInfo, state: &NodeState, gone: &[String], old: &Value) -> Value {
-    let now = jiff::Timestamp::from_second(jiff::Timestamp::now().as_second()).unwrap_or_default().to_string();
-    let condition = |kind: &str, status: &str, reason: &str, message: &str| {
-        let before = old["conditions"].as_array().into_iter().flatten().find(|c| c["type"] == kind);
-        let since = before.filter(|c| c["status"] == status).map_or(json!(now), |c| c["lastTransitionTime"].clone());
-        json!({"type": kind, "status": status, "reason": reason, "message": message,
-            "lastHeartbeatTime": now, "lastTransitionTime": since})
-    };
-    let pressure = |kind: &str, short: (&str, &str), enough: (&str, &str)| {
-        let (status, (reason, what)) = if state.pressures.contains(kind) { ("True", short) } else { ("False", enough) };
-        condition(kind, status, &format!("KubeletHas{reason}"), &format!("kubelet has {what}"))
-    };
-    let warnings = settings.warnings.iter().fold(String::new(), |all, warning| all + ". WARNING: " + warning);
-    let ready = if state.shutting_down {
-        condition("Ready", "False", "KubeletNotReady", "node is shutting down")
-    } else if state.network_ready {
-        condition("Ready", "True", "KubeletReady", &format!("kubelet is posting ready status{warnings}"))
-    } else {
-        let message = format!("container runtime network not ready: this node has no pod CIDR yet{warnings}");
-        condition("Ready", "False", "KubeletNotReady", &message)
-    };
-    let mut addresses: Vec<Value> =
-        settings.node_ips.iter().map(|ip| json!({"type": "InternalIP", "address": ip.to_string()})).collect();
-    addresses.push(json!({"type": "Hostname", "address": settings.name}));
-    let images: Vec<Value> = state.images.iter().take(50).map(|(n, s)| json!({"names": n, "sizeBytes": s})).collect();
-    let mut conditions = vec![
-        pressure(
-            "MemoryPressure",
-            ("InsufficientMemory", "insufficient memory available"),
-            ("SufficientMemory", "sufficient memory available"),
-        ),
-        pressure("DiskPressure", ("DiskPressure", "disk pressure"), ("NoDiskPressure", "no disk pressure")),
-        pressure(
-            "PIDPressure",
-            ("InsufficientPID", "insufficient PID available"),
-            ("SufficientPID", "sufficient PID available"),
-        ),
-        ready,
-    ];
-    let of_board = |c: &Condition| condition(c.kind, if c.status { "True" } else { "False" }, c.reason, c.message);
-    conditions.extend(state.board.iter().map(of_board));
-    json!({
-        "capacity": with_devices(with_huge_pages(capacity(machine, settings), machine), state, gone, |c| c.0),
-        "allocatable": with_devices(with_huge_pages(allocatable(settings), machine), state, gone, |c| c.1),
-        "conditions": conditions,
-        "addresses": addresses,
-        // exec, attach and port-forward by websocket need no translation for this node (KEP-4006)
-        "declaredFeatures": ["ExtendWebSocketsToKubelet", "RestartAllContainersOnContainerExits"],
-        "daemonEndpoints": {"kubeletEndpoint": {"Port": settings.kubelet_port}},
-        "nodeInfo": {
-            "machineID": machine.machine_id,
-            "systemUUID": machine.system_uuid,
-            "bootID": machine.boot_id,
-            "kernelVersion": machine.kernel_version,
-            "osImage": machine.os_image,
-            "containerRuntimeVersion": concat!("pikelet://", env!("CARGO_PKG_VERSION")),
-            "kubeletVersion": KUBELET_VERSION,
-            "kubeProxyVersion": "",
-            "operatingSystem": "linux",
-            "architecture": machine.architecture,
-        },
-        "images": images,
-    })
-}
-
 const ATTACH: &str = "volumes.kubernetes.io/controller-managed-attach-detach";
 
 /// Names of the devices the Node was told of, with commas: an agent with other settings takes them off again.
@@ -246,24 +142,24 @@ fn another(node: &Node, machine: &MachineInfo) -> Option<String> {
     Some(format!("machine id {}, {addresses}", info.machine_id))
 }
 
-/// Makes the Node what this agent says of it, or takes it over from whoever had it before and is no more; returns the devices
-/// to be taken off it.
+/// Makes the Node what this agent says of it, or takes it over from whoever had it before and is no more; returns it, and the
+/// devices to be taken off it.
 async fn register(
     client: &Client,
     api: &Api<Node>,
     settings: &NodeSettings,
     machine: &MachineInfo,
     devices: &Counts,
-) -> Result<Vec<String>, Unregistered> {
+) -> Result<(Node, Vec<String>), Unregistered> {
     let labels = own_labels(&settings.name, &machine.architecture, &settings.labels);
     let annotations = annotations(settings, devices);
     let metadata = json!({"name": settings.name, "labels": labels, "annotations": annotations});
     let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": metadata, "spec": {"taints": settings.taints}});
     let node: Node = serde_json::from_value(node).map_err(kube::Error::SerdeError)?;
     match api.create(&PostParams::default(), &node).await {
-        Ok(_) => {
+        Ok(made) => {
             info!(node = settings.name, "registered");
-            Ok(Vec::new())
+            Ok((made, Vec::new()))
         }
         Err(kube::Error::Api(answer)) if answer.code == 409 => {
             let present = api.get(&settings.name).await?;
@@ -278,32 +174,14 @@ async fn register(
             if devices.is_empty() && !gone.is_empty() {
                 patch["metadata"]["annotations"][DEVICES] = Value::Null;
             }
-            api.patch(&settings.name, &PatchParams::default(), &Patch::Merge(patch)).await?;
-            Ok(gone)
+            Ok((api.patch(&settings.name, &PatchParams::default(), &Patch::Merge(patch)).await?, gone))
         }
         Err(error) => Err(error.into()),
     }
 }
 
-/// Heartbeat times left out: they alone are no change.
-fn essence(status: &Value) -> Value {
-    let mut status = status.clone();
-    for condition in status["conditions"].as_array_mut().into_iter().flatten() {
-        condition["lastHeartbeatTime"] = Value::Null;
-    }
-    status
-}
-
 /// The Kubernetes minor whose behaviour this node has, and its own version.
 pub const KUBELET_VERSION: &str = concat!("v1.36.3+pikelet.", env!("CARGO_PKG_VERSION"));
-
-/// True when somebody else has changed a condition we wrote: the control plane sets all to Unknown once a node was
-/// silent for too long, and waits for the node to say otherwise.
-fn overruled(node: &Node, written: &Value) -> bool {
-    let present = node.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
-    let mut ours = written["conditions"].as_array().into_iter().flatten();
-    ours.any(|c| present.iter().any(|p| c["type"] == p.type_ && c["status"] != p.status))
-}
 
 /// Registers and keeps the Node for ever; its pod CIDRs go to `pod_cidrs`, its labels and taints to `seen`. `ours` is told
 /// when nothing speaks against this machine being the Node.
@@ -321,6 +199,7 @@ pub async fn keep_node(
     let fields = format!("metadata.name={}", settings.name);
     let mut events =
         patient(Some("the Node"), watcher(api.clone(), watcher::Config::default().fields(&fields))).boxed();
+    let mut present = Node::default();
     let mut written = Value::Null;
     let mut written_at = Instant::now();
     let mut registered = false;
@@ -330,7 +209,8 @@ pub async fn keep_node(
         if !registered {
             let devices = state.borrow().devices.clone();
             match register(&client, &api, &settings, &machine, &devices).await {
-                Ok(found) => {
+                Ok((node, found)) => {
+                    present = node;
                     gone.extend(found);
                     registered = true;
                     written = Value::Null;
@@ -357,13 +237,12 @@ pub async fn keep_node(
                 }
             }
         }
-        let wanted = status(&settings, &machine, &state.borrow_and_update(), &gone, &written);
+        let wanted = status(&settings, &machine, &state.borrow_and_update(), &gone, &present);
         if essence(&wanted) != essence(&written) || written_at.elapsed() >= REPORT {
-            match api
-                .patch_status(&settings.name, &PatchParams::default(), &Patch::Merge(json!({"status": wanted})))
-                .await
-            {
-                Ok(_) => {
+            let changes = Patch::Strategic(patch(&wanted, &present));
+            match api.patch_status(&settings.name, &PatchParams::default(), &changes).await {
+                Ok(node) => {
+                    present = node;
                     written = wanted;
                     written_at = Instant::now();
                 }
@@ -386,8 +265,9 @@ pub async fn keep_node(
                     }
                     let now = NodeSeen::of(&node);
                     seen.send_if_modified(|old| old.as_ref() != Some(&now) && { *old = Some(now); true });
-                    let cidrs = node.spec.and_then(|s| s.pod_cidrs).unwrap_or_default();
+                    let cidrs = node.spec.as_ref().and_then(|s| s.pod_cidrs.clone()).unwrap_or_default();
                     pod_cidrs.send_if_modified(|old| !cidrs.is_empty() && *old != cidrs && { *old = cidrs; true });
+                    present = node;
                 }
                 Ok(watcher::Event::Delete(_)) => {
                     info!(node = settings.name, "somebody deleted the Node: registering again");

@@ -163,6 +163,9 @@ const SPEED: Kind = (
     ("CPUIsNotThrottled", "the processor runs at full speed"),
 );
 
+/// Types of all conditions there are.
+pub const CONDITIONS: [&str; 3] = [TEMPERATURE.0, VOLTAGE.0, SPEED.0];
+
 fn condition((kind, problem, none): Kind, status: bool) -> Condition {
     let (reason, message) = if status { problem } else { none };
     Condition { kind, status, reason, message }

@@ -12,6 +12,21 @@ seen=$(lease); sleep 12
 check "the lease is renewed" test "$(lease)" != "$seen"
 k patch node n3 --subresource=status -p '{"status":{"conditions":[{"type":"Ready","status":"Unknown"}]}}' >/dev/null
 check "a Ready that the control plane took away is given again" k wait --for=condition=Ready node/n3 --timeout=10s
+# as a detector of problems and a cloud's controller do
+k patch node n3 --subresource=status -p '{"status":{"conditions":[{"type":"NetworkUnavailable","status":"False","reason":"RouteCreated"},
+  {"type":"Ready","status":"Unknown"}],"addresses":[{"type":"ExternalIP","address":"198.51.100.3"}]}}' >/dev/null
+check "when somebody else writes conditions and addresses too" k wait --for=condition=Ready node/n3 --timeout=10s
+others() { [ "$(node '.status.conditions[?(@.type=="NetworkUnavailable")].reason') $(node '.status.addresses[?(@.type=="ExternalIP")].address')" = 'RouteCreated 198.51.100.3' ]; }
+check "  theirs stay" others
+since() { node '.status.conditions[?(@.type=="DiskPressure")].lastTransitionTime'; }
+was=$(since) beat=$(node '.status.conditions[?(@.type=="Ready")].lastHeartbeatTime')
+$cluster stop agent-n3
+$cluster start agent-n3
+beats() { [ "$(node '.status.conditions[?(@.type=="Ready")].lastHeartbeatTime')" != "$beat" ] && ready n3; }
+check "  an agent that starts again writes its own" until_true 20 beats
+check "  and leaves theirs" others
+check "  and has its addresses once each" test "$(node '.status.addresses[*].type' | tr ' ' '\n' | sort | xargs)" = 'ExternalIP Hostname InternalIP'
+check "  and knows since when its conditions are what they are" test "$(since)" = "$was"
 uid=$(node .metadata.uid)
 k delete node n3 >/dev/null
 again() { [ -n "$(node .metadata.uid)" ] && [ "$(node .metadata.uid)" != "$uid" ]; }
