@@ -195,6 +195,20 @@ fn an_address_of_the_host_limits_a_port() {
 }
 
 #[test]
+fn many_ports_are_one_change() {
+    on_a_machine("many", |machine| {
+        let many: Vec<HostPort> = (1000..2000).map(|number| port(Protocol::Tcp, number, 80)).collect();
+        let (web, _) = machine.pod("web", &many);
+        web.serve(80, 53, "web");
+        for to in ["127.0.0.1:1000", "127.0.0.1:1999", "[fd09::1]:1999"] {
+            assert!(machine.place.seen_at(to).is_ok(), "{to}");
+        }
+        machine.remove("web");
+        assert!(machine.place.seen_at("127.0.0.1:1999").is_err());
+    });
+}
+
+#[test]
 fn clients_of_udp_reach_the_pod_there_is_now() {
     on_a_machine("udp", |machine| {
         let ports = [port(Protocol::Udp, 5353, 53)];

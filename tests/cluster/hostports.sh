@@ -95,8 +95,12 @@ k wait --for=condition=Ready pod/next --timeout=30s >/dev/null
 program udp-next next "${datagrams[@]}" serve next 5353
 check "a UDP client that goes on reaches the next pod" until_true 10 said "$udp" next
 check "  and so do others" answers "$here:8080" next elsewhere
+k run ended --image=$image --restart=Never --overrides="{\"spec\":{\"nodeName\":\"n1\",\"containers\":[{\"name\":\"c\",\"image\":\"$image\",\"command\":[\"sh\",\"-c\",\"sleep 1\"],\"ports\":[{\"containerPort\":1,\"hostPort\":8094}]}]}}" >/dev/null
+rules() { on n1 nft list table ip pikelet0; }
+given_back() { is ended .status.phase Succeeded && [[ $(rules) != *8094* ]]; }
+check "a pod that has ended gives its port back" soon given_back
 k delete pod next shy --timeout=30s >/dev/null
-without() { ! on n1 nft list table ip pikelet0 | grep -q dnat && [ "$(on n1 cat /proc/sys/net/ipv4/conf/pikelet0/route_localnet)" = 0 ]; }
+without() { [[ $(rules) != *dnat* ]] && [ "$(on n1 cat /proc/sys/net/ipv4/conf/pikelet0/route_localnet)" = 0 ]; }
 check "nothing of them is left in the node" without
 for name in udp-ask udp-web udp-next sctp-web; do proc_stop "$dir/pids" "$name"; done
 rm -f "$udp" "$sctp"
