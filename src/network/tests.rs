@@ -5,6 +5,7 @@ use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -205,6 +206,32 @@ fn many_ports_are_one_change() {
         }
         machine.remove("web");
         assert!(machine.place.seen_at("127.0.0.1:1999").is_err());
+    });
+}
+
+#[test]
+fn a_change_is_not_noticed_by_others() {
+    on_a_machine("change", |machine| {
+        let (web, _) = machine.pod("web", &[port(Protocol::Tcp, 8080, 80)]);
+        web.serve(80, 53, "web");
+        let done = AtomicBool::new(false);
+        let asked = thread::scope(|scope| {
+            let clients = scope.spawn(|| {
+                let mut asked = 0;
+                while !done.load(Ordering::Relaxed) {
+                    machine.place.seen_at("127.0.0.1:8080").unwrap();
+                    asked += 1;
+                }
+                asked
+            });
+            for n in 0..20 {
+                let _there = machine.pod("other", &[port(Protocol::Tcp, 9000 + n, 80)]);
+                machine.remove("other");
+            }
+            done.store(true, Ordering::Relaxed);
+            clients.join().unwrap()
+        });
+        assert!(asked > 20, "{asked} is no test");
     });
 }
 

@@ -5,8 +5,14 @@ use k8s_openapi::api::core::v1::{ContainerPort, Pod};
 use super::{PodExt, is_sidecar};
 use crate::network::{HostPort, Protocol};
 
-fn host_port(port: &ContainerPort) -> Result<HostPort, String> {
-    let wanted = port.host_port.unwrap_or_default();
+/// The port of the host that a port has. In the host's network it is the same one: an API server writes that into the pod,
+/// a manifest need not say it.
+fn wanted(port: &ContainerPort, host_network: bool) -> Option<i32> {
+    let own = host_network.then_some(port.container_port);
+    port.host_port.filter(|port| *port != 0).or(own)
+}
+
+fn host_port(port: &ContainerPort, wanted: i32) -> Result<HostPort, String> {
     let is_port = |value: i32| u16::try_from(value).ok().filter(|port| *port > 0);
     let number = is_port(wanted).ok_or_else(|| format!("hostPort {wanted} is no port"))?;
     let wrong = |what: String| format!("hostPort {wanted}: {what}");
@@ -27,7 +33,7 @@ fn host_port(port: &ContainerPort) -> Result<HostPort, String> {
 pub(super) fn host_ports(pod: &Pod) -> Result<Vec<HostPort>, String> {
     let lasting = pod.init_containers().iter().filter(|c| is_sidecar(c)).chain(pod.app_containers());
     let ports = lasting.flat_map(|c| c.ports.iter().flatten());
-    ports.filter(|p| p.host_port.is_some_and(|port| port != 0)).map(host_port).collect()
+    ports.filter_map(|p| Some(host_port(p, wanted(p, pod.host_network())?))).collect()
 }
 
 #[cfg(test)]
@@ -56,6 +62,14 @@ mod tests {
             HostPort { ip: Some("::1".parse().unwrap()), protocol: Protocol::Udp, port: 5353, container_port: 53 };
         let sctp = HostPort { ip: None, protocol: Protocol::Sctp, port: 36412, container_port: 9 };
         assert_eq!(found.unwrap(), [sidecar, udp, sctp]);
+    }
+
+    #[test]
+    fn a_pod_of_the_host_network_has_its_own_ports() {
+        let pod = serde_json::json!({"metadata": {}, "spec": {"hostNetwork": true, "containers": [
+            {"name": "c", "ports": [{"containerPort": 80}]}]}});
+        let own = HostPort { ip: None, protocol: Protocol::Tcp, port: 80, container_port: 80 };
+        assert_eq!(host_ports(&serde_json::from_value(pod).unwrap()).unwrap(), [own]);
     }
 
     #[test]
