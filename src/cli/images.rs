@@ -1,6 +1,6 @@
 //! `pikelet images`, `pull` and `rmi`: the agent's images, in the words of crictl.
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -9,6 +9,7 @@ use http_body_util::{BodyExt, Full};
 use serde_json::Value;
 
 use super::client::{self, Failure};
+use super::progress::{Screen, human};
 use crate::image::LayerProgress;
 use crate::server::images::PullRequest;
 
@@ -70,19 +71,6 @@ fn texts<'a>(image: &'a Value, key: &str) -> Vec<&'a str> {
 
 fn id(image: &Value) -> &str {
     image["id"].as_str().unwrap_or_default().trim_start_matches("sha256:")
-}
-
-/// Decimal units, three digits and a bit, as docker and crictl write sizes.
-fn human(bytes: u64) -> String {
-    let mut size = bytes as f64;
-    for unit in ["B", "kB", "MB", "GB"] {
-        if size < 1000.0 {
-            let decimals = if unit == "B" || size >= 100.0 { 0 } else { 1 + usize::from(size < 10.0) };
-            return format!("{size:.decimals$}{unit}");
-        }
-        size /= 1000.0;
-    }
-    format!("{size:.1}TB")
 }
 
 /// Prints the images.
@@ -168,30 +156,19 @@ pub fn remove(args: &RemoveArgs) -> Result<i32, Failure> {
     })
 }
 
-/// What was drawn, to be drawn over.
-struct Screen {
-    lines: usize,
-}
-
-impl Screen {
-    fn draw(&mut self, layers: &[LayerProgress]) -> std::io::Result<()> {
-        let mut out = std::io::stderr().lock();
-        if self.lines > 0 {
-            write!(out, "\x1b[{}A", self.lines)?;
-        }
-        for layer in layers {
-            let name: String = layer.digest.trim_start_matches("sha256:").chars().take(12).collect();
-            let state = match (layer.done, layer.received) {
-                (true, _) => "done".to_owned(),
-                (_, 0) => "waiting".to_owned(),
-                (_, n) if n >= layer.total => "unpacking".to_owned(),
-                (_, n) => format!("{} of {}", human(n), human(layer.total)),
-            };
-            writeln!(out, "\x1b[2K{name}  {state}")?;
-        }
-        self.lines = layers.len();
-        out.flush()
-    }
+/// A line for each layer.
+fn progress(layers: &[LayerProgress]) -> Vec<String> {
+    let line = |layer: &LayerProgress| {
+        let name: String = layer.digest.trim_start_matches("sha256:").chars().take(12).collect();
+        let state = match (layer.done, layer.received) {
+            (true, _) => "done".to_owned(),
+            (_, 0) => "waiting".to_owned(),
+            (_, n) if n >= layer.total => "unpacking".to_owned(),
+            (_, n) => format!("{} of {}", human(n), human(layer.total)),
+        };
+        format!("{name}  {state}")
+    };
+    layers.iter().map(line).collect()
 }
 
 /// Pulls an image, with a line for each layer on a terminal.
@@ -205,7 +182,7 @@ pub fn pull(args: &PullArgs) -> Result<i32, Failure> {
             .header(http::header::CONTENT_TYPE, "application/json")
             .body(Full::<Bytes>::from(serde_json::to_vec(&request)?))?;
         let mut body = client::send(&args.state_dir, request).await?.into_body();
-        let (mut text, mut screen) = (Vec::new(), Screen { lines: 0 });
+        let (mut text, mut screen) = (Vec::new(), Screen::default());
         while let Some(frame) = body.frame().await {
             text.extend(frame?.into_data().unwrap_or_default());
             while let Some(end) = text.iter().position(|b| *b == b'\n') {
@@ -223,21 +200,10 @@ pub fn pull(args: &PullArgs) -> Result<i32, Failure> {
                 let layers: Vec<LayerProgress> = serde_json::from_value(line["layers"].take())?;
                 // none are known before the manifest is here, and none any more at the end
                 if drawn && !layers.is_empty() {
-                    screen.draw(&layers)?;
+                    screen.draw(&progress(&layers))?;
                 }
             }
         }
         Err("the agent ended during the pull".into())
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_are_written_as_crictl_does() {
-        let of = |n| human(n);
-        assert_eq!([of(999), of(4_261_574), of(74_500_000), of(683_000)], ["999B", "4.26MB", "74.5MB", "683kB"]);
-    }
 }

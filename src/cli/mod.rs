@@ -12,6 +12,7 @@ mod leave;
 mod logs;
 mod manual;
 mod port_forward;
+mod progress;
 mod ps;
 mod run;
 mod stats;
