@@ -180,6 +180,16 @@ async fn register(
     }
 }
 
+/// Whether the Node is ready, and if not why.
+fn in_words(status: &Value) -> String {
+    let ready = status["conditions"].as_array().into_iter().flatten().find(|c| c["type"] == "Ready");
+    match ready {
+        Some(condition) if condition["status"] == "True" => "Ready".to_owned(),
+        Some(condition) => format!("not Ready: {}", condition["message"].as_str().unwrap_or_default()),
+        None => String::new(),
+    }
+}
+
 /// The Kubernetes minor whose behaviour this node has, and its own version.
 pub const KUBELET_VERSION: &str = concat!("v1.36.3+pikelet.", env!("CARGO_PKG_VERSION"));
 
@@ -243,12 +253,14 @@ pub async fn keep_node(
             match api.patch_status(&settings.name, &PatchParams::default(), &changes).await {
                 Ok(node) => {
                     present = node;
+                    crate::service::status(&in_words(&wanted));
                     written = wanted;
                     written_at = Instant::now();
                 }
                 Err(kube::Error::Api(answer)) if answer.code == 404 => registered = false,
                 Err(error) => {
                     let why = explained(&error);
+                    crate::service::status(&format!("the Node's status is not written: {why}"));
                     if complaint.is_due(&why) {
                         warn!(error = why, "node status not written: trying again");
                     }
