@@ -13,6 +13,7 @@ mod durable;
 pub mod errors;
 pub mod hex;
 pub mod image;
+pub mod init;
 pub mod machine;
 pub mod membership;
 mod mount_tree;

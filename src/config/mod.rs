@@ -242,6 +242,13 @@ impl Config {
         Self::resolve(flags, read)
     }
 
+    /// Settings from the text of a file, and whether it names the Node; the error is worded without a file's name.
+    pub fn check(text: &str) -> Result<(Self, bool), ConfigError> {
+        let read = parse(text).map_err(ConfigError)?;
+        let named = read.node_name.is_some();
+        Ok((Self::resolve(Settings::default(), read)?, named))
+    }
+
     fn resolve(flags: Settings, file: Settings) -> Result<Self, ConfigError> {
         if let Some(kind) = file.kind.as_ref().filter(|k| *k != "KubeletConfiguration") {
             return wrong(format!("kind {kind:?}: it is KubeletConfiguration, or left out"));
@@ -355,7 +362,8 @@ impl Config {
 }
 
 fn parse(text: &str) -> Result<Settings, String> {
-    if text.trim().is_empty() {
+    let says_nothing = |line: &str| line.trim().is_empty() || line.trim_start().starts_with('#');
+    if text.lines().all(says_nothing) {
         return Ok(Settings::default());
     }
     serde_saphyr::from_str(text).map_err(|e| mistake::explain(&e))

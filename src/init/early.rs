@@ -1,0 +1,90 @@
+//! From the initramfs to a root in memory: modules, the card, its data partition.
+//!
+//! The kernel's first root cannot be left by `pivot_root(2)`, which containers are started with: so all moves to a tmpfs.
+
+use std::convert::Infallible;
+use std::ffi::CString;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::time::Duration;
+
+use nix::mount::MsFlags;
+
+use super::{BOOT, Failure, card, console, ext4, modules, mounts};
+
+/// How long a card may take to appear.
+const CARD: Duration = Duration::from_mins(1);
+/// The root in memory, before it is the root.
+const ROOT: &str = "/root-in-memory";
+/// Names of folders that are mounted, and move along.
+const MOVED: [&str; 5] = ["proc", "sys", "dev", "var", "boot"];
+
+/// Prepares the machine and starts the second run.
+pub fn run() -> Result<Infallible, Failure> {
+    mounts::kernel()?;
+    let troubles = modules::load(Path::new("/lib/modules"));
+    for trouble in &troubles {
+        console::say(&format!("pikelet: {trouble}"));
+    }
+    let card = card::find(&card::wanted(&fs::read_to_string("/proc/cmdline")?)?, CARD)?;
+    card.grow().map_err(|e| format!("growing the data partition {}: {e}", card.data.display()))?;
+    ext4::mend(&card.data)?;
+    for dir in [BOOT, "/var"] {
+        fs::create_dir_all(dir)?;
+    }
+    mounts::mount(&card.boot, BOOT, "vfat", MsFlags::MS_RDONLY | mounts::SAFE, "utf8,fmask=0077,dmask=0077")?;
+    mounts::mount(&card.data, "/var", "ext4", MsFlags::MS_NOATIME, "errors=remount-ro,commit=30")?;
+    if let Some(grown) = ext4::grow(Path::new("/var"), &card.data)? {
+        console::say(&format!("pikelet: data partition grown to {} MiB", grown >> 20));
+    }
+    new_root()?;
+    let program = CString::new("/bin/pikelet")?;
+    let args = [c"pikelet", c"init", c"system"];
+    let environment = [c"PATH=/sbin:/bin:/usr/sbin:/usr/bin", c"HOME=/root", c"LANG=C.UTF-8"];
+    Ok(nix::unistd::execve(&program, &args, &environment).map_err(|e| format!("starting {program:?}: {e}"))?)
+}
+
+/// Moves what is needed further on to a tmpfs that becomes the root, and gives back the memory of the rest.
+fn new_root() -> Result<(), Failure> {
+    let root = Path::new(ROOT);
+    fs::create_dir(root)?;
+    mounts::mount("root", ROOT, "tmpfs", MsFlags::empty(), "mode=0755,size=25%")?;
+    for dir in ["bin", "etc", "root", "run", "tmp", "lib", "opt", "home", "mnt"].iter().chain(&MOVED) {
+        fs::create_dir(root.join(dir))?;
+    }
+    copy(Path::new("/etc"), &root.join("etc"))?;
+    fs::copy("/bin/pikelet", root.join("bin/pikelet"))?;
+    for link in ["sbin", "usr"] {
+        symlink(if link == "usr" { "." } else { "bin" }, root.join(link))?;
+    }
+    for dir in MOVED {
+        mounts::move_to(Path::new("/").join(dir), root.join(dir))?;
+    }
+    for name in ["bin", "etc", "lib", "sbin", "init"] {
+        let path = Path::new("/").join(name);
+        let gone = if path.is_dir() && !path.is_symlink() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        if let Err(error) = gone.or_else(|e| if e.kind() == std::io::ErrorKind::NotFound { Ok(()) } else { Err(e) }) {
+            console::say(&format!("pikelet: memory of {} not given back: {error}", path.display()));
+        }
+    }
+    nix::unistd::chdir(root)?;
+    mounts::move_to(".", "/")?;
+    nix::unistd::chroot(".")?;
+    nix::unistd::chdir("/")?;
+    Ok(())
+}
+
+/// Files and folders; nothing else is in the image's `/etc`.
+fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
+    for entry in fs::read_dir(from)? {
+        let (entry, target) = entry.map(|e| (e.path(), to.join(e.file_name())))?;
+        if entry.is_dir() {
+            fs::create_dir(&target)?;
+            copy(&entry, &target)?;
+        } else {
+            fs::copy(&entry, &target)?;
+        }
+    }
+    Ok(())
+}

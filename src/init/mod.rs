@@ -1,0 +1,56 @@
+//! The appliance's first process: what a board needs beside the agent, in one program and with no other.
+//!
+//! It runs twice. `early.rs` runs from the initramfs: kernel modules, the card and its data partition, then a root in
+//! memory, from which it starts itself again. `system.rs` is the rest of the board's life: network, clock, watchdog, the
+//! agent, console, reboot. Rules that need no board are in files of their own (`mbr.rs`, `settings.rs`, `dhcp/message.rs`).
+
+mod agent;
+mod card;
+mod clock;
+mod console;
+mod dhcp;
+mod early;
+mod ext4;
+pub mod fat;
+mod log;
+mod mbr;
+mod modules;
+mod mounts;
+mod network;
+mod power;
+mod report;
+pub mod settings;
+mod status;
+mod system;
+mod watchdog;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Where the FAT partition is mounted.
+const BOOT: &str = "/boot";
+/// The system's own volatile files.
+const RUN: &str = "/run/pikelet-init";
+/// The argument the second run has.
+const SYSTEM: &str = "system";
+/// How long a person has to read why the board does not start.
+const TO_READ: Duration = Duration::from_mins(1);
+
+/// Anything that goes wrong, for a person to read.
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// Runs as the first process; returns only when it is not that.
+pub fn main(args: &[OsString]) -> ExitCode {
+    if std::process::id() != 1 {
+        eprintln!("pikelet init: it is the first process of the appliance image, and is not started by hand");
+        return ExitCode::from(2);
+    }
+    let second = args.first().is_some_and(|a| a == SYSTEM);
+    let ended = if second { system::run() } else { early::run() };
+    let Err(error) = ended;
+    console::say(&format!("pikelet: {error}"));
+    console::say(&format!("pikelet: the board starts again in {} s", TO_READ.as_secs()));
+    std::thread::sleep(TO_READ);
+    power::off(nix::sys::reboot::RebootMode::RB_AUTOBOOT, None)
+}

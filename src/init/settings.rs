@@ -1,0 +1,217 @@
+//! The card's settings file: what of it is the board's, what the agent's, and what is wrong with it.
+
+use std::net::IpAddr;
+use std::path::Path;
+
+use ipnet::IpNet;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::config::Config;
+use crate::image::Registries;
+
+/// The file on the FAT partition.
+pub const FILE: &str = "pikelet.yaml";
+/// Largest file that is read.
+const MAX: u64 = 1 << 20;
+/// Keys of the file that are the board's; all others are the agent's.
+const BOARD: [&str; 7] = ["network", "timeServers", "time-servers", "registries", "watchdog", "wifi", "sshKey"];
+
+/// What the card says of the board.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Board {
+    /// Fixed address; without one DHCP is asked.
+    pub network: Fixed,
+    /// Time servers; without any those that DHCP names, then the default ones.
+    #[serde(alias = "time-servers")]
+    pub time_servers: Vec<String>,
+    /// As `registries.yaml` of k3s.
+    pub registries: Option<Value>,
+    /// Whether the hardware restarts a board that is stuck [default: true].
+    pub watchdog: Option<bool>,
+    /// Not possible here.
+    wifi: Option<Value>,
+    /// Not possible here.
+    ssh_key: Option<Value>,
+}
+
+/// `network` of the card.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Fixed {
+    /// Which interface; without one the first with a cable.
+    pub interface: Option<String>,
+    /// Address and length of the network's prefix.
+    pub address: Option<IpNet>,
+    /// Way to the rest of the world.
+    pub gateway: Option<IpAddr>,
+    /// Name servers.
+    pub name_servers: Vec<IpAddr>,
+}
+
+/// Settings as they were found, and all that is wrong with them.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// The board's.
+    pub board: Board,
+    /// The agent's file.
+    pub agent: String,
+    /// The Node's name, if the file gives one.
+    pub name: Option<String>,
+    /// Mistakes; with any the agent is not started.
+    pub mistakes: Vec<String>,
+}
+
+/// Reads the file in `folder`.
+pub fn read(folder: &Path) -> Found {
+    let path = folder.join(FILE);
+    let text = match std::fs::metadata(&path) {
+        Ok(found) if found.len() > MAX => Err(format!("it has {} bytes, {MAX} are allowed", found.len())),
+        _ => std::fs::read(&path)
+            .map_err(|e| e.to_string())
+            .and_then(|bytes| String::from_utf8(bytes).map_err(|_| "it is no text in UTF-8".to_owned())),
+    };
+    match text {
+        Ok(text) => understand(&text),
+        Err(error) => Found { mistakes: vec![format!("{FILE}: {error}")], ..Found::default() },
+    }
+}
+
+/// The board's lines and the agent's, each in its place, so that mistakes are told with their line.
+fn split(text: &str) -> (String, String) {
+    let (mut board, mut agent) = (String::new(), String::new());
+    let mut of_board = false;
+    for line in text.lines() {
+        // a line that is not indented begins another setting, unless it goes on with a list or ends a brace
+        let begins = line.chars().next().is_some_and(|c| !c.is_whitespace() && !"-#}]".contains(c));
+        if begins {
+            let key = line.split(':').next().unwrap_or_default().trim().trim_matches(['"', '\'']);
+            of_board = BOARD.contains(&key);
+        }
+        let (own, other) = if of_board { (&mut board, &mut agent) } else { (&mut agent, &mut board) };
+        own.push_str(line);
+        own.push('\n');
+        other.push('\n');
+    }
+    (board, agent)
+}
+
+/// Reads both parts, and says all that is wrong at once.
+fn understand(text: &str) -> Found {
+    // what an editor of another system puts there
+    let text = text.trim_start_matches('\u{feff}').replace("\r\n", "\n");
+    let (board, agent) = split(&text);
+    let mut mistakes = Vec::new();
+    // a parser shows the lines around as well
+    let mut wrong = |what: String| mistakes.push(format!("{FILE}: {}", what.lines().next().unwrap_or_default()));
+    let board: Board = if written(&board) {
+        serde_saphyr::from_str(&board).unwrap_or_else(|error| {
+            wrong(error.to_string());
+            Board::default()
+        })
+    } else {
+        Board::default()
+    };
+    if board.wifi.is_some() {
+        wrong("wifi: this image has no WiFi: connect the board by cable".to_owned());
+    }
+    if board.ssh_key.is_some() {
+        wrong("sshKey: this image has no SSH server: use kubectl exec, or kubectl debug node/NAME".to_owned());
+    }
+    if let Some(registries) = &board.registries
+        && let Err(what) =
+            serde_json::from_value(registries.clone()).map_err(|e| e.to_string()).and_then(|r: Registries| r.check())
+    {
+        wrong(format!("registries: {what}"));
+    }
+    if let Some(what) = board.network.mistake() {
+        wrong(what);
+    }
+    for server in &board.time_servers {
+        if server.is_empty() || server.contains(char::is_whitespace) {
+            wrong(format!("timeServers: {server:?} is no name or address"));
+        }
+    }
+    let name = match Config::check(&agent) {
+        Ok((config, named)) => {
+            if config.join.is_none() && config.manifests.folder.is_none() && config.manifests.remote.is_none() {
+                wrong("no server is set: the board does not know which cluster it belongs to".to_owned());
+            }
+            named.then_some(config.node.name)
+        }
+        Err(error) => {
+            wrong(error.to_string());
+            None
+        }
+    };
+    Found { board, agent, name, mistakes }
+}
+
+/// What is wrong with a settings file of this text.
+pub fn mistakes(text: &str) -> Vec<String> {
+    understand(text).mistakes
+}
+
+/// True when there is more than comments.
+fn written(text: &str) -> bool {
+    text.lines().any(|l| !l.trim().is_empty() && !l.trim_start().starts_with('#'))
+}
+
+impl Fixed {
+    fn mistake(&self) -> Option<String> {
+        let Some(address) = self.address else {
+            let rest = self.gateway.is_some();
+            return rest.then(|| "network: gateway goes with an address, such as 192.168.1.20/24".to_owned());
+        };
+        if address.prefix_len() == address.max_prefix_len() {
+            return Some(format!("network: {address} has no network: it is written such as 192.168.1.20/24"));
+        }
+        let gateway = self.gateway?;
+        (!address.contains(&gateway)).then(|| format!("network: gateway {gateway} is not in the network of {address}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "# comment\nserver: https://s:6443\ntoken: abcdef.0123456789abcdef\nnodeName: pi\nnetwork:\n  \
+                        address: 10.0.0.2/24\n  gateway: 10.0.0.1\n\n# about time\ntimeServers:\n- a\n- b:1\n\
+                        nodeLabels: {a: b}\n";
+
+    #[test]
+    fn the_board_has_its_part_and_the_agent_the_rest() {
+        let found = understand(GOOD);
+        assert_eq!(found.mistakes, Vec::<String>::new());
+        assert_eq!(found.name.as_deref(), Some("pi"));
+        assert_eq!(found.board.time_servers, ["a", "b:1"]);
+        assert_eq!(found.board.network.address.unwrap().to_string(), "10.0.0.2/24");
+        assert!(found.agent.contains("nodeLabels") && !found.agent.contains("network"));
+        let of_windows = understand(&format!("\u{feff}{}", GOOD.replace('\n', "\r\n")));
+        assert_eq!(of_windows.mistakes, Vec::<String>::new());
+    }
+
+    #[test]
+    fn all_mistakes_are_told_with_their_lines() {
+        let with = |more: &str| understand(&format!("{GOOD}{more}")).mistakes.join("\n");
+        assert!(
+            with("tokn: x\n").contains("line 14: there is no setting \"tokn\": did you mean \"token\"?"),
+            "{}",
+            with("tokn: x\n")
+        );
+        assert!(with("wifi: {ssid: a}\n").contains("no WiFi"));
+        assert!(with("sshKey: ssh-ed25519 A\n").contains("no SSH server"));
+        assert!(with("registries: {mirors: {}}\n").contains("registries: unknown field `mirors`"));
+        assert!(with("registries: [\n").contains("pikelet.yaml"));
+        assert!(with("register-with-taints: [a]\n").contains("register-with-taints"));
+        let two = with("wifi: 1\nsshKey: 2\n");
+        assert_eq!(two.lines().count(), 2);
+        assert!(understand("").mistakes[0].contains("no server is set"));
+        let address = |text: &str| understand(&format!("server: s\nnetwork: {text}\n")).mistakes.join("\n");
+        assert!(address("{address: 10.0.0.2}").contains("pikelet.yaml"));
+        assert!(address("{address: 10.0.0.2/24, gateway: 10.0.1.1}").contains("not in the network"));
+        assert!(address("{gateway: 10.0.1.1}").contains("goes with an address"));
+        assert!(address("{adress: 10.0.0.2/24}").contains("adress"));
+    }
+}
