@@ -31,7 +31,7 @@ test: setup
 	cargo build
 	tests/scripts/controlplane.sh conformance
 	tests/together.sh 'tests/cluster.sh --part 1/2' 'tests/cluster.sh --part 2/2' \
-	  'tests/demo.sh $${CARGO_TARGET_DIR:-target}/debug/pikelet && tests/systemd.sh && tests/guest.sh && tests/cross.sh --short && tests/conformance.sh --short'
+	  'tests/demo.sh $${CARGO_TARGET_DIR:-target}/debug/pikelet && tests/systemd.sh && tests/flash.sh && tests/guest.sh && tests/cross.sh --short && tests/conformance.sh --short'
 	tests/bench.sh --short
 	tests/fuzz.sh 20
 

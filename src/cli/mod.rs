@@ -5,6 +5,7 @@ mod check;
 mod client;
 mod drain;
 mod exec;
+mod flash;
 mod images;
 mod inspect;
 mod join;
@@ -101,6 +102,8 @@ enum Command {
     Rm(stop::RemoveArgs),
     /// Stop every pod of this node, then the agent
     DrainLocal(drain::Args),
+    /// Write the appliance's image to a card, with its settings, and read it back
+    Flash(flash::Args),
     /// Print completions for a shell
     Completion(manual::CompletionArgs),
     /// Print the manual page
@@ -124,6 +127,7 @@ pub fn main() -> ExitCode {
         Command::Inspect(args) => inspect::run(&args),
         Command::Stop(args) => stop::stop(&args),
         Command::Rm(args) => stop::remove(&args),
+        Command::Flash(args) => flash::run(&args),
         Command::Completion(args) => manual::completion(&args, Cli::command()),
         Command::Man(args) => manual::man(&args, Cli::command()),
         Command::Exec(args) => return leave(exec::exec(&args)),

@@ -5,6 +5,7 @@ pub mod board;
 pub mod check;
 pub mod clock;
 pub mod devices;
+pub mod disk;
 #[cfg(test)]
 mod folder;
 pub mod health;

@@ -1,0 +1,104 @@
+#!/usr/bin/env bash
+# `pikelet flash`: images to files and to loop devices. Prints a line per case, and `N passed, N failed`.
+set -uo pipefail
+cd "$(dirname "$0")"
+. harness/common.sh
+passed=0 failed=0
+check() {
+  local name=$1; shift
+  if "$@"; then passed=$((passed + 1)); echo "ok   $name"; else failed=$((failed + 1)); echo "FAIL $name"; fi
+}
+bin=$(pikelet_bin) || exit 1
+packages=()
+for pair in mkfs.vfat:dosfstools mkfs.ext4:e2fsprogs mcopy:mtools sfdisk:fdisk zstd:zstd; do
+  PATH=$PATH:/usr/sbin command -v "${pair%:*}" >/dev/null || packages+=("${pair#*:}")
+done
+[ ${#packages[@]} = 0 ] || scripts/setup.sh "${packages[@]}"
+PATH=$PATH:/usr/sbin
+dir=$(mktemp -d /tmp/pikelet-flash.XXXXXX)
+loop=
+cleanup() {
+  umount "$dir/mounted" 2>/dev/null
+  [ -z "$loop" ] || losetup -d "$loop"
+  rm -rf "$dir"
+}
+trap cleanup EXIT
+
+# a small image of the appliance's form
+truncate -s 40M "$dir/boot"
+mkfs.vfat -F 32 -n PIKELET "$dir/boot" >/dev/null
+echo '# of the image' >"$dir/pikelet.yaml"
+mcopy -i "$dir/boot" "$dir/pikelet.yaml" ::
+head -c 1M /dev/urandom >"$dir/data"
+mcopy -i "$dir/boot" "$dir/data" ::
+truncate -s 42M "$dir/card.img"
+printf 'label: dos\nstart=1MiB, size=40MiB, type=c\nstart=41MiB, type=83\n' | sfdisk -q "$dir/card.img"
+dd if="$dir/boot" of="$dir/card.img" bs=1M seek=1 conv=notrunc status=none
+truncate -s 1M "$dir/second"
+mkfs.ext4 -q -O ^has_journal "$dir/second"
+dd if="$dir/second" of="$dir/card.img" bs=1M seek=41 conv=notrunc status=none
+zstd -q "$dir/card.img" -o "$dir/card.img.zst"
+gzip -k "$dir/card.img"
+
+flash() { "$bin" flash "$@" >"$dir/said" 2>&1; }
+said() { grep -qF -- "$1" "$dir/said"; }
+refused() { ! flash "$@"; }
+fresh() { rm -f "$dir/to"; truncate -s 64M "$dir/to"; }
+same() { cmp -s -n 44040192 "$dir/card.img" "$dir/to"; }
+setting() { mtype -i "$dir/to@@1M" ::pikelet.yaml | tr -d '\r' | grep -qF -- "$1"; }
+
+for form in img img.zst img.gz; do
+  fresh
+  check "card.$form is written, whole" flash --yes "$dir/card.$form" "$dir/to"
+  check "  byte for byte" same
+  check "  and says so" said "44.0MB written to"
+done
+fresh
+check "settings are filled in" flash --yes --server https://s:6443 --token abcdef.0123456789abcdef --node-name pi \
+  --node-label room=kitchen --address 192.168.1.20/24 --gateway 192.168.1.1 "$dir/card.img" "$dir/to"
+check "  the server" setting https://s:6443
+check "  the address" setting '192.168.1.20/24'
+check "  and the other files are as they were" cmp -s "$dir/data" <(mtype -i "$dir/to@@1M" ::data)
+fresh
+check "a wrong setting is refused" refused --yes --server https://s:6443 --node-name NO_NAME "$dir/card.img" "$dir/to"
+check "  with its reason" said 'node name "no_name"'
+check "  before anything is written" cmp -s -n 44040192 /dev/zero "$dir/to"
+printf 'server: s\nwifi: {ssid: a}\n' >"$dir/own.yaml"
+check "  so is a settings file with one" refused --yes --settings "$dir/own.yaml" "$dir/card.img" "$dir/to"
+check "  with its reason" said 'this image has no WiFi'
+check "nobody to ask: nothing is written" refused "$dir/card.img" "$dir/to" </dev/null
+check "  and it says what to do" said '--yes'
+check "  and the card is as it was" cmp -s -n 44040192 /dev/zero "$dir/to"
+cp "$dir/card.img.zst" "$dir/cut.img.zst"; truncate -s -1000 "$dir/cut.img.zst"
+check "a cut image is an error" refused --yes "$dir/cut.img.zst" "$dir/to"
+
+if loop=$(losetup -f --show -P "$dir/to" 2>/dev/null); then
+  check "a card is written" flash --yes "$dir/card.img.zst" "$loop"
+  check "  byte for byte" same
+  mkdir "$dir/mounted"
+  part=/sys/class/block/${loop##*/}p2/dev
+  if [ -e "$part" ]; then
+    # by its number: not every machine has a udev that makes its device
+    mknod "$dir/part" b $(tr : ' ' <"$part")
+  else
+    say "this kernel knows no partitions of cards: a file system on the whole card stands for them"
+    mkfs.ext4 -q -F "$loop"
+    ln -s "$loop" "$dir/part"
+  fi
+  mount -t ext4 "$dir/part" "$dir/mounted"
+  check "one that is in use is refused" refused --yes "$dir/card.img" "$loop"
+  check "  with who uses it" said 'is in use'
+  umount "$dir/mounted"
+  truncate -s 20M "$dir/small"
+  small=$(losetup -f --show "$dir/small")
+  check "one that is too small is an error" refused --yes "$dir/card.img" "$small"
+  check "  which says so" said 'of the card'
+  losetup -d "$small"
+else
+  loop=
+  say "loop devices are not to be had here: writing to devices was not tested"
+fi
+system=$(findmnt -no SOURCE / | grep '^/dev/') &&
+  check "the system's own disk is refused" refused --yes "$dir/card.img" "$system"
+echo "$passed passed, $failed failed"
+[ $failed = 0 ]
