@@ -1,5 +1,5 @@
 # One entry for everything: `make demo`, `make test`, `make guest`, `make bench`, `make fuzz`, `make endurance`, `make lint`,
-# `make fmt`; for boards `make cross TARGET=...`, `make cross-all`, `make deb`.
+# `make fmt`; for boards `make cross TARGET=...`, `make cross-all`, `make deb`, `make image`.
 
 CACHE ?= $(if $(PIKELET_CACHE),$(PIKELET_CACHE),$(HOME)/.cache/pikelet)
 ifdef CI
@@ -12,7 +12,7 @@ export PATH := $(HOME)/.cargo/bin:/usr/local/go/bin:$(PATH)
 # At a fixed address: else every shim relocates, and so owns, half a MiB of its pod's memory.
 RELEASE = cargo rustc --release --bin pikelet -- -C relocation-model=static
 
-.PHONY: bench conformance cluster cluster-down cross cross-all deb demo endurance fuzz guest test lint fmt setup
+.PHONY: bench conformance cluster cluster-down cross cross-all deb demo endurance fuzz guest image test lint fmt setup
 
 setup:
 	@tests/scripts/setup.sh
@@ -72,6 +72,12 @@ cross-all: setup
 # Debian packages of them, in target/deb
 deb: setup
 	systemd/deb/all.sh
+
+# an image to write to SD cards, in target/images: BOARD=rpi VARIANT=appliance; needs `make cross` before, and no root
+BOARD ?= rpi
+VARIANT ?= appliance
+image: setup
+	images/build.sh $(BOARD) $(VARIANT)
 
 cluster: setup
 	cargo build

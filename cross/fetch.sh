@@ -27,6 +27,12 @@ kept() {
   echo "$dir"
 }
 
+# mirror LABEL: where this machine has the packages of that label (Debian, Debian-Security) from; nothing if from nowhere
+mirror() {
+  apt-get indextargets --format '$(ORIGIN) $(LABEL) $(CREATED_BY) $(REPO_URI)' |
+    awk -v label="$1" '$1 == "Debian" && $2 == label && $3 == "Packages" && !found++ { print $4 }'
+}
+
 # apt_get SUITE[/ARCHITECTURE] ARGUMENT...: for the packages of that suite of Debian, whichever this machine is, from the
 # mirror it uses; nothing is installed
 apt_get() { apt_of apt-get "$1" -qq "${@:2}"; }
@@ -37,8 +43,7 @@ apt_of() {
   case $2 in */*) architecture=${2#*/} ;; esac
   shift 2
   if [ ! -f "$dir/sources" ]; then
-    mirror=$(apt-get indextargets --format '$(ORIGIN) $(LABEL) $(CREATED_BY) $(REPO_URI)' |
-      awk '$1 $2 $3 == "DebianDebianPackages" { print $4; exit }')
+    mirror=$(mirror Debian)
     [ -n "$mirror" ] || fail "apt knows no mirror of Debian: run apt-get update on a Debian machine"
     mkdir -p "$dir/lists/partial" "$dir/archives/partial"
     printf "%s [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $suite main\n" deb deb-src >"$dir/sources"

@@ -1,0 +1,121 @@
+#!/usr/bin/env bash
+# An image to write to an SD card: kernel, firmware and device trees of Debian's packages, and pikelet. Needs no root.
+#
+#   images/build.sh BOARD VARIANT       e.g. rpi appliance
+#
+# PIKELET_BIN: the aarch64 program; without it `make cross`'s. Prints the image's file and size. The packages (about 100 MB)
+# are kept in $PIKELET_CACHE (default ~/.cache/pikelet) and never installed.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. tests/harness/common.sh
+. images/packages.sh
+
+board=${1:-rpi} variant=${2:-appliance}
+target=aarch64-unknown-linux-musl
+# MiB; the data partition grows to the size of the card
+boot_size=128 data_size=64
+
+[ "$board" = rpi ] || fail "BOARD=$board: there is rpi only: Raspberry Pi 3, 3+, 4, 400, CM3, CM4 and Zero 2 W (by USB Ethernet)"
+case $variant in
+appliance) ;;
+debian) fail "VARIANT=debian is not there yet: install the .deb on any Debian, or use VARIANT=appliance" ;;
+*) fail "VARIANT=$variant: there is appliance only" ;;
+esac
+
+needed=()
+for pair in mkfs.vfat:dosfstools mcopy:mtools mkfs.ext4:e2fsprogs sfdisk:fdisk modprobe:kmod xz:xz-utils zstd:zstd busybox:busybox-static; do
+  PATH=$PATH:/usr/sbin:/sbin command -v "${pair%:*}" >/dev/null || needed+=("${pair#*:}")
+done
+[ ${#needed[@]} = 0 ] || tests/scripts/setup.sh "${needed[@]}"
+PATH=$PATH:/usr/sbin:/sbin
+
+out=${CARGO_TARGET_DIR:-target}/images
+bin=${PIKELET_BIN:-${CARGO_TARGET_DIR:-target}/$target/release/pikelet}
+[ -x "$bin" ] || fail "no program at $bin: run make cross TARGET=$target, or set PIKELET_BIN"
+mkdir -p "$out"
+work=$(mktemp -d "$out/work.XXXXXX")
+trap 'rm -rf "$work"' EXIT
+
+packages=$(packages "images/$board.packages")
+kernel=$(basename "$packages"/usr/lib/modules/*)
+version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+# the same for the same source: what the image says of its age
+made=$(git log -1 --format=%ct 2>/dev/null || date +%s)
+
+# initramfs: the program, its modules in the order they are loaded, certificates of public CAs
+initramfs() {
+  local root=$work/root name step
+  mkdir -p "$root"/{bin,sbin,etc/ssl/certs,etc/pikelet,lib/modules}
+  install -m 755 "$bin" "$root/bin/pikelet"
+  ln -s bin/pikelet "$root/init"
+  install -m 755 "$packages/usr/sbin/e2fsck.static" "$root/sbin/e2fsck"
+  cat "$packages"/usr/share/ca-certificates/mozilla/*.crt >"$root/etc/ssl/certs/ca-certificates.crt"
+  echo "$made" >"$root/etc/pikelet/made"
+  cat >"$root/etc/os-release" <<OS
+PRETTY_NAME="pikelet $version appliance (Debian's Linux $kernel)"
+NAME="pikelet appliance"
+ID=pikelet
+VERSION_ID="$version"
+OS
+  echo 'root:x:0:0:root:/root:/bin/false' >"$root/etc/passwd"
+  echo 'root:x:0:' >"$root/etc/group"
+  while read -r name; do
+    # built in is as good
+    modprobe -d "$packages" -S "$kernel" --show-depends "$name" || fail "kernel $kernel has no module $name"
+  done < <(sed 's/#.*//' "images/$board.modules" | awk 'NF') |
+    awk '$1 == "insmod" && !seen[$2]++ { print $2 }' | while read -r step; do
+    name=$(basename "$step" .xz)
+    case $step in
+    *.xz) xz -dc "$step" >"$root/lib/modules/$name" ;;
+    *) cp "$step" "$root/lib/modules/$name" ;;
+    esac
+    echo "$name" >>"$root/lib/modules/order"
+  done
+  find "$root" -exec touch -h -d "@$made" {} +
+  (cd "$root" && find . | LC_ALL=C sort | busybox cpio -o -H newc -R 0:0 2>/dev/null) | zstd -q -12 -T0 >"$work/initrd.zst"
+}
+
+# boot_partition: firmware, kernel, device trees and the settings, as FAT
+boot_partition() {
+  local files=$work/boot
+  mkdir "$files"
+  gzip -n -9 <"$packages"/boot/vmlinuz-* >"$files/kernel8.img"
+  cp "$work/initrd.zst" "$files/"
+  cp "$packages"/usr/lib/raspi-firmware/{bootcode.bin,fixup*.dat,start*.elf} "$files/"
+  cp "$packages"/usr/lib/linux-image-*/broadcom/bcm2{711,837}-rpi-*.dtb "$files/"
+  cp "images/$board.config.txt" "$files/config.txt"
+  cp "images/$board.cmdline.txt" "$files/cmdline.txt"
+  cp images/pikelet.yaml "$files/"
+  echo "pikelet $version, Debian's Linux $kernel; packages: $(tr '\n' ' ' <"$packages/versions")" >"$files/image.txt"
+  truncate -s "${boot_size}M" "$work/boot.img"
+  mkfs.vfat -F 32 -n PIKELET -i 70696b65 --invariant "$work/boot.img" >/dev/null
+  MTOOLS_SKIP_CHECK=1 mcopy -s -m -i "$work/boot.img" "$files"/* ::
+}
+
+# data_partition: an empty ext4 that can grow to any card's size
+data_partition() {
+  truncate -s "${data_size}M" "$work/data.img"
+  mkdir "$work/data"
+  # of a size that suits cards, not of the image's
+  mkfs.ext4 -q -F -L pikelet-data -T default -b 4096 -i 16384 -m 1 -J size=16 -E resize=16777216,root_owner=0:0 -d "$work/data" "$work/data.img"
+}
+
+initramfs
+boot_partition
+data_partition
+image=$out/pikelet-$variant-$board.img
+new=$work/image
+truncate -s $((boot_size + data_size + 1))M "$new"
+identifier=$(sed -n 's/.*pikelet\.disk=\([0-9a-f]*\).*/\1/p' "images/$board.cmdline.txt")
+sfdisk -q "$new" <<TABLE
+label: dos
+label-id: 0x$identifier
+start=1MiB, size=${boot_size}MiB, type=c, bootable
+start=$((boot_size + 1))MiB, size=${data_size}MiB, type=83
+TABLE
+dd if="$work/boot.img" of="$new" bs=1M seek=1 conv=notrunc,sparse status=none
+dd if="$work/data.img" of="$new" bs=1M seek=$((boot_size + 1)) conv=notrunc,sparse status=none
+mv "$new" "$image"
+zstd -q -f -T0 -6 "$image" -o "$image.zst"
+printf '%s bytes, %s as %s.zst, initramfs %s, program %s: %s\n' "$(stat -c %s "$image")" "$(stat -c %s "$image.zst")" \
+  "$(basename "$image")" "$(stat -c %s "$work/initrd.zst")" "$(stat -c %s "$bin")" "$image"
