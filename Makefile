@@ -1,5 +1,5 @@
 # One entry for everything: `make demo`, `make test`, `make guest`, `make bench`, `make fuzz`, `make endurance`, `make lint`,
-# `make fmt`; for boards `make cross TARGET=...`, `make cross-all`, `make deb`, `make image`.
+# `make fmt`; for boards `make cross TARGET=...`, `make cross-all`, `make deb`, `make image`, `make boards`.
 
 CACHE ?= $(if $(PIKELET_CACHE),$(PIKELET_CACHE),$(HOME)/.cache/pikelet)
 ifdef CI
@@ -12,7 +12,7 @@ export PATH := $(HOME)/.cargo/bin:/usr/local/go/bin:$(PATH)
 # At a fixed address: else every shim relocates, and so owns, half a MiB of its pod's memory.
 RELEASE = cargo rustc --release --bin pikelet -- -C relocation-model=static
 
-.PHONY: bench conformance cluster cluster-down cross cross-all deb demo endurance fuzz guest image test lint fmt setup
+.PHONY: bench boards conformance cluster cluster-down cross cross-all deb demo endurance fuzz guest image test lint fmt setup
 
 setup:
 	@tests/scripts/setup.sh
@@ -78,6 +78,11 @@ BOARD ?= rpi
 VARIANT ?= appliance
 image: setup
 	images/build.sh $(BOARD) $(VARIANT)
+
+# that image as an emulated board, with 20 power cuts
+boards: setup
+	cross/build.sh aarch64-unknown-linux-musl
+	tests/board.sh 20
 
 cluster: setup
 	cargo build
