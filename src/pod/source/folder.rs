@@ -95,7 +95,7 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("pikelet-manifests-{}", std::process::id()));
         let (tx, mut rx) = mpsc::channel(1000);
         let folder = dir.clone();
-        tokio::spawn(async move { keep(&folder, Duration::from_secs(60), "pi", &tx).await });
+        tokio::spawn(async move { keep(&folder, Duration::from_mins(1), "pi", &tx).await });
         assert!(rx.recv().await.unwrap().pods.is_empty());
         for i in 0..200 {
             let manifest = format!(
