@@ -5,6 +5,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd;
 use std::path::Path;
+use std::time::Duration;
 
 use futures::TryStreamExt;
 use ipnet::IpNet;
@@ -14,11 +15,28 @@ use rtnetlink::packet_route::link::{InfoData, InfoVeth};
 use rtnetlink::{
     Error, Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
 };
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 use super::types::NetworkError;
 
 /// Name of a pod's link inside its namespace.
 const INSIDE: &str = "eth0";
+/// Links that are made or removed at the same time. The kernel does one after the other in any case; on a busy machine the
+/// answers to hundreds of questions do not fit into the socket's buffer, and one that is dropped is never given again.
+static TURNS: Semaphore = Semaphore::const_new(16);
+/// Longest wait for the kernel in one turn.
+const ANSWER: Duration = Duration::from_secs(30);
+
+/// Does `work` once it is its turn.
+async fn in_turn(what: &str, work: impl Future<Output = Result<(), NetworkError>>) -> Result<(), NetworkError> {
+    // it is never closed
+    let _turn = TURNS.acquire().await.ok();
+    timeout(ANSWER, work).await.unwrap_or_else(|_| {
+        let message = format!("no answer of the kernel within {} s", ANSWER.as_secs());
+        Err(NetworkError::Kernel { what: what.to_owned(), message })
+    })
+}
 
 fn kernel(what: impl Into<String>) -> impl FnOnce(Error) -> NetworkError {
     let what = what.into();
@@ -112,6 +130,16 @@ pub async fn attach(
     let open =
         |what: &str| File::open(what).map_err(|source| NetworkError::Io { what: format!("opening {what}"), source });
     let pod = open(&netns.display().to_string())?;
+    in_turn(&format!("connecting link {outside}"), connect_pod(handle, bridge, outside, pod, addresses)).await
+}
+
+async fn connect_pod(
+    handle: &Handle,
+    bridge: &str,
+    outside: &str,
+    pod: File,
+    addresses: Vec<(IpAddr, u8, Option<IpAddr>)>,
+) -> Result<(), NetworkError> {
     let bridge_index = need(handle, bridge).await?;
     if index(handle, outside).await.is_none() {
         // the other end is made in the pod: moving it there later takes the kernel ten times as long
@@ -173,10 +201,35 @@ async fn configure(addresses: Vec<(IpAddr, u8, Option<IpAddr>)>) -> Result<(), N
 
 /// Loopback alone is set up by [`attach`]; this removes a link of ours. Repeatable.
 pub async fn remove(handle: &Handle, name: &str) -> Result<(), NetworkError> {
-    let Some(index) = index(handle, name).await else { return Ok(()) };
-    match handle.link().del(index).execute().await {
-        // it went with the pod's namespace just now
-        Err(Error::NetlinkError(message)) if message.raw_code() == -nix::libc::ENODEV => Ok(()),
-        other => other.map_err(kernel(format!("removing link {name}"))),
+    let what = format!("removing link {name}");
+    let removing = async {
+        let Some(index) = index(handle, name).await else { return Ok(()) };
+        match handle.link().del(index).execute().await {
+            // it went with the pod's namespace just now
+            Err(Error::NetlinkError(message)) if message.raw_code() == -nix::libc::ENODEV => Ok(()),
+            other => other.map_err(kernel(what.clone())),
+        }
+    };
+    in_turn(&what, removing).await
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::future::join_all;
+
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn thousands_at_once_are_all_answered() {
+        let handle = connect().unwrap();
+        let look = |_| {
+            let handle = handle.clone();
+            tokio::spawn(async move {
+                let looking = async { need(&handle, "lo").await.map(drop) };
+                in_turn("looking for lo", looking).await
+            })
+        };
+        let asked = timeout(Duration::from_secs(20), join_all((0..20_000).map(look))).await;
+        assert!(asked.expect("some have no answer").iter().all(|r| matches!(r, Ok(Ok(())))));
     }
 }

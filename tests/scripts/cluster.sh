@@ -238,6 +238,7 @@ add() {
 }
 node_mounts_ready() { [ "$(cat "/proc/$(proc_pid "$pids" "mounts-$1")/comm")" = sleep ]; }
 
+listens() { nsenter --target "$2" --mount --net "$(cat "$dir/pikelet")" ps --state-dir "$dir/$1/run"; }
 down() {
   [ -d "$dir" ] || { say "no cluster $id is up"; return 0; }
   local node name found left="" holder
@@ -246,6 +247,7 @@ down() {
     # A node whose agent was killed has pods still: an agent has to be there to drain them.
     [ -S "$dir/$node/run/agent.sock" ] || [ -d "$dir/$node/run" ] && launch "agent-$node"
     holder=$(proc_pid "$pids" "mounts-$node")
+    [ ! -d "$dir/$node/run" ] || until_true 20 listens "$node" "$holder"
     if [ -d "$dir/$node/run" ]; then
       timeout 60 nsenter --target "$holder" --mount --net "$(cat "$dir/pikelet")" drain-local \
         --state-dir "$dir/$node/run" >&2 || left+="drain-local on $node failed"$'\n'
