@@ -8,6 +8,7 @@
 set -uo pipefail
 cd "$(dirname "$0")"
 . harness/common.sh
+. harness/bootstrap.sh
 export PIKELET_CLUSTER_ID=${PIKELET_CLUSTER_ID:-c$(($$ % 9999))}
 cluster=scripts/cluster.sh
 k() { $cluster kubectl "$@"; }
@@ -73,13 +74,6 @@ ready() { [ "$(k get node "$1" -o 'jsonpath={.status.conditions[?(@.type=="Ready
 machine() {
   $cluster add "$@" && cp -a /etc "$dir/$1/etc" && rm -rf "$dir/$1/etc/rancher" && on "$1" mount --bind "$dir/$1/etc" /etc
 }
-# bootstrap_token ID SECRET [signing]: a token as `kubeadm token create` makes it
-bootstrap_token() {
-  k create secret generic "bootstrap-token-$1" -n kube-system --type=bootstrap.kubernetes.io/token \
-    --from-literal=token-id="$1" --from-literal=token-secret="$2" --from-literal=usage-bootstrap-authentication=true \
-    --from-literal=usage-bootstrap-signing="${3:-true}" --from-literal=auth-extra-groups=system:bootstrappers:test >/dev/null
-}
-
 # what of a container's status the cases ask for
 waiting='.status.containerStatuses[0].state.waiting.reason'
 ended='.status.containerStatuses[0].state.terminated.exitCode'

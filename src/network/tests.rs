@@ -16,6 +16,8 @@ use rtnetlink::LinkUnspec;
 use super::*;
 
 const TRY: Duration = Duration::from_millis(300);
+/// Less than the second after which a lost packet is sent again.
+const AT_ONCE: Duration = Duration::from_millis(900);
 const BRIDGED_TOO: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
 
 /// A network namespace.
@@ -68,8 +70,8 @@ impl Place {
         let to: SocketAddr = to.parse().unwrap();
         self.within(|| {
             let mut answer = String::new();
-            let mut stream = TcpStream::connect_timeout(&to, TRY)?;
-            stream.set_read_timeout(Some(TRY))?;
+            let mut stream = TcpStream::connect_timeout(&to, AT_ONCE)?;
+            stream.set_read_timeout(Some(AT_ONCE))?;
             stream.read_to_string(&mut answer)?;
             answer.parse().map_err(io::Error::other)
         })

@@ -2,9 +2,10 @@
 //!
 //! Expects a cluster of tests/scripts/cluster.sh that is up with one node, its folder in `PIKELET_CLUSTER_DIR`, the
 //! image in `BENCH_IMAGE` in its registry, the control plane's network namespace in `BENCH_NETNS`, and in `CRUN_MILLIS`
-//! the times of single `crun run`s, one per line.
+//! the times of single `crun run`s, one per line. With the argument `membership`: the figures of membership.rs alone.
 
 mod exec;
+mod membership;
 mod probes;
 mod procs;
 mod streams;
@@ -16,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::Pod;
-use kube::Api;
+use kube::{Api, Client};
 use kube::api::{DeleteParams, ListParams, PostParams, WatchEvent, WatchParams};
 use procs::Node;
 use serde_json::json;
@@ -149,10 +150,18 @@ fn row(what: &str, value: &str, mark: &str) {
 
 #[tokio::main]
 async fn main() -> Outcome<()> {
-    let Extent { single, many: count, standing, idle, stream, probed } =
-        if std::env::var_os("BENCH_SHORT").is_some() { SHORT } else { FULL };
-    let node = Node::find()?;
+    let short = std::env::var_os("BENCH_SHORT").is_some();
     let client = pikelet::cluster::connect(Path::new(&std::env::var("KUBECONFIG")?)).await?;
+    match std::env::args().nth(1).as_deref() {
+        Some("membership") => membership::measure(client, short).await,
+        _ => measure(client, if short { SHORT } else { FULL }).await,
+    }
+}
+
+/// Measures pods, one after the other and many at once.
+async fn measure(client: Client, extent: Extent) -> Outcome<()> {
+    let Extent { single, many: count, standing, idle, stream, probed } = extent;
+    let node = Node::find()?;
     let api: Api<Pod> = Api::default_namespaced(client.clone());
     let crun: Vec<f64> =
         std::env::var("CRUN_MILLIS")?.lines().map(str::parse).collect::<Result<_, std::num::ParseFloatError>>()?;

@@ -5,7 +5,7 @@ current() { echo "$dir/$1/lib/pki/kubelet-client-current.pem"; }
 serial() { openssl x509 -in "$(current "$1")" -noout -serial; }
 requests() { k get csr -o json | jq -r '.items[] | select(.spec.signerName == "kubernetes.io/kube-apiserver-client-kubelet")
   | select(.spec.request | @base64d | length > 0) | select(.status.conditions == null) | .metadata.name' | grep .; }
-hash=sha256:$(openssl x509 -in "$dir/pki/ca.crt" -pubkey -noout | openssl pkey -pubin -outform der | sha256sum | cut -d' ' -f1)
+hash=$(ca_hash)
 token=abcdef.0123456789abcdef
 
 $cluster add n4 --server $url --token $token --ca-cert-hash "$hash"

@@ -1,32 +1,15 @@
 # Joining as an agent of k3s, and the tunnel. The server is tests/k3s-server: k3s's own tunnel server, the endpoints of its
 # supervisor, and this cluster's API server, which reaches nodes that joined so by their tunnels only.
 
-server=https://10.77.0.1:9443
-k3s=$dir/k3s
-mkdir "$k3s"
+. harness/k3s.sh
+server=$k3s_server
 # forget NODE: what it has of its membership
 forget() { $cluster stop "agent-$1"; rm -rf "$dir/$1/lib/pki" "$dir/$1/lib/k3s-config.json"; : >"$dir/logs/agent-$1.log"; }
-# serve [FLAG...]: starts the server
-serve() {
-  proc_start "$dir/pids" "$dir/logs" k3s ip netns exec "pk$PIKELET_CLUSTER_ID-cp" "$k3s/server" -dir "$k3s" -pki "$dir/pki" \
-    -listen 10.77.0.1:9443 -api https://10.77.0.1:6443 -password secret -bootstrap-token abcdef.0123456789abcdef "$@"
-}
-unserve() { proc_stop "$dir/pids" k3s; }
 steer() { touch "$k3s/$1"; }
 unsteer() { rm "$k3s/$1"; }
-# tunnel QUERY: what the tunnel makes of it
-tunnel() { curl -sS -m 60 --unix-socket "$k3s/egress.sock" "http://x/?$1"; }
 
-(cd k3s-server && GOFLAGS=-p=2 go build -mod=readonly -o "$k3s/server" .) || check "the server is built" false
-config() {
-  cat >"$k3s/config.json" <<JSON
-{"ClusterDNS":"10.96.0.77","ClusterDNSs":["10.96.0.77"],"ClusterDomain":"k3s.test","ClusterIPRange":{"IP":"10.244.0.0","Mask":"//8AAA=="},
- "ClusterIPRanges":[{"IP":"10.244.0.0","Mask":"//8AAA=="}],"ServiceIPRange":{"IP":"10.96.0.0","Mask":"//8AAA=="},"FlannelBackend":"none",
- "EgressSelectorMode":"${1:-agent}","HTTPSPort":9443,"SupervisorPort":9443,"DisableCCM":true,"CipherSuites":null,"Rootless":false}
-JSON
-}
+build || check "the server is built" false
 config
-echo '["10.77.0.1:9443"]' >"$k3s/apiservers.json"
 cat >"$k3s/egress.yaml" <<YAML
 apiVersion: apiserver.k8s.io/v1beta1
 kind: EgressSelectorConfiguration
@@ -35,9 +18,8 @@ YAML
 echo "--egress-selector-config-file=$k3s/egress.yaml" >"$dir/apiserver.flags"
 serve
 $cluster stop apiserver; api_up
-until_true 10 test -s "$k3s/server-ca.crt"
-hash=$(sha256sum <"$k3s/server-ca.crt" | cut -d' ' -f1)
-token=K10$hash::server:secret
+token=$(k3s_token)
+hash=${token%%::*} hash=${hash#K10}
 
 machine n7 --server $server --token "K10$(printf '0%.0s' {1..64})::server:secret"
 $cluster start agent-n7

@@ -1,20 +1,9 @@
 # `pikelet join` and `pikelet leave`: what they look at, write and undo.
 
 url=https://10.77.0.1:6443
-hash=sha256:$(openssl x509 -in "$dir/pki/ca.crt" -pubkey -noout | openssl pkey -pubin -outform der | sha256sum | cut -d' ' -f1)
+hash=$(ca_hash)
 token=mnopqr.0123456789abcdef
-# a cluster as kubeadm makes it; other cases may have done so before
-apply() { "$@" --dry-run=client -o yaml | k apply -f - >/dev/null 2>&1; }
-apply k create role -n kube-public cluster-info --verb=get --resource=configmaps --resource-name=cluster-info
-apply k create rolebinding -n kube-public cluster-info --role=cluster-info --group=system:unauthenticated --user=system:anonymous
-apply k create clusterrolebinding bootstrappers --clusterrole=system:node-bootstrapper --group=system:bootstrappers:test
-apply k create clusterrolebinding approve-bootstrappers --group=system:bootstrappers:test \
-  --clusterrole=system:certificates.k8s.io:certificatesigningrequests:nodeclient
-k get configmap -n kube-public cluster-info >/dev/null 2>&1 || k create configmap cluster-info -n kube-public \
-  --from-literal=kubeconfig="{apiVersion: v1, kind: Config, clusters: [{name: '', cluster: {server: '$url', certificate-authority-data: $(base64 -w0 "$dir/pki/ca.crt")}}]}" >/dev/null
-bootstrap_token mnopqr 0123456789abcdef
-signed() { k get configmap -n kube-public cluster-info -o json | jq -e '.data["jws-kubeconfig-mnopqr"]'; }
-soon signed
+kubeadm_cluster mnopqr 0123456789abcdef
 
 machine n12 --cluster-cidr 10.244.0.0/16 --cluster-dns 10.96.0.10
 settings=$dir/n12/etc/pikelet/config.yaml
@@ -46,7 +35,7 @@ check "  another node's kubeconfig" finds '^MISSING +kubeconfig .*of system:node
 check "  no cluster at all" not pikelet join
 k delete clusterrolebinding bootstrappers >/dev/null
 check "  a token without rights" finds '^MISSING +token .*may not ask.*node-bootstrapper' --server $url --token $token --ca-cert-hash "$hash"
-apply k create clusterrolebinding bootstrappers --clusterrole=system:node-bootstrapper --group=system:bootstrappers:test
+applied k create clusterrolebinding bootstrappers --clusterrole=system:node-bootstrapper --group=system:bootstrappers:test
 looked() { pikelet join --dry-run --server $url --token $token --ca-cert-hash "$hash" && [ ! -e "$settings" ]; }
 check "a dry run finds all well, and changes nothing" looked
 kernel() { grep -qE '^ok +overlayfs' "$dir/said" && grep -qE '^ok +token +accepted' "$dir/said"; }
@@ -93,8 +82,8 @@ check "  and the agent has ended" not pgrep -f "$dir/n12/run"
 check "leaving again changes nothing, and is well" pikelet leave
 k delete node n12 >/dev/null
 
-apply k create clusterrole node-deleters --verb=delete --resource=nodes
-apply k create clusterrolebinding node-deleters --clusterrole=node-deleters --group=system:nodes
+applied k create clusterrole node-deleters --verb=delete --resource=nodes
+applied k create clusterrolebinding node-deleters --clusterrole=node-deleters --group=system:nodes
 pikelet join --server $url --token $token --ca-cert-hash "$hash"
 $cluster start agent-n12
 soon ready n12

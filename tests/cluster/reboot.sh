@@ -57,31 +57,10 @@ uid=$(field whole .metadata.uid)
 mode() { [ "$(stat -c %a "$dir/n1/lib/objects")" = 700 ]; }
 check "what pods use is kept for root alone" mode
 
-# mounted NODE: its mount namespace is there
-mounted() { [ "$(cat "/proc/$(proc_pid "$dir/pids" "mounts-$1")/comm")" = sleep ]; }
-# cut_off NODE: ends all of it at once, and leaves what a reboot leaves
-cut_off() {
-  local node=$1 pid group
-  $cluster stop "agent-$node" KILL
-  for pid in $(pgrep -f -- "shim --dir $dir/$node/run/"); do kill -9 "$pid"; done
-  for group in /sys/fs/cgroup/pids /sys/fs/cgroup; do
-    find "$group/pk$PIKELET_CLUSTER_ID-$node" -name cgroup.procs -exec cat {} + 2>/dev/null | while read -r pid; do kill -9 "$pid" 2>/dev/null; done
-  done
-  sleep 1
-  $cluster stop "mounts-$node" KILL
-  for group in /sys/fs/cgroup/*/ /sys/fs/cgroup/; do
-    find "${group}pk$PIKELET_CLUSTER_ID-$node" -mindepth 1 -depth -type d -exec rmdir {} + 2>/dev/null
-  done
-  ip -n "pk$PIKELET_CLUSTER_ID-$node" link delete pikelet0
-  ip netns exec "pk$PIKELET_CLUSTER_ID-$node" nft flush ruleset
-  rm -rf "$dir/$node/run"
-  $cluster start "mounts-$node"
-  until_true 10 mounted "$node"
-}
 $cluster stop agent-n1 KILL
 k delete pod gone --force --grace-period=0 >/dev/null 2>&1
 $cluster stop apiserver
-cut_off n1
+$cluster cut n1
 began=$(date +%s%N)
 $cluster start agent-n1
 local_pods() { on n1 "$(cat "$dir/pikelet")" ps --state-dir "$dir/n1/run" "$@" 2>/dev/null; }

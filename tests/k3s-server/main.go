@@ -357,6 +357,9 @@ func (s *server) probe(w http.ResponseWriter, r *http.Request) {
 
 func main() {
 	flag.Parse()
+	if bench() {
+		return
+	}
 	s := &server{client: load(filepath.Join(*pki, "ca")), serving: serverCA(), nodes: map[string]*node{}}
 	if text, err := os.ReadFile(filepath.Join(*dir, "nodes.json")); err == nil {
 		if err := json.Unmarshal(text, &s.nodes); err != nil {

@@ -6,6 +6,7 @@
 #   cluster.sh add NODE [FLAG...]      one more node, its agent not started; FLAGs instead of a kubeconfig and addresses
 #   cluster.sh kubectl ...             as the cluster's admin; KUBECTL names another program
 #   cluster.sh start|stop NAME [SIGNAL]  one process: etcd apiserver controller-manager scheduler agent-n1 ...
+#   cluster.sh cut NODE                ends all of a node at once and leaves what a reboot leaves; its agent is not started
 #   cluster.sh logs NAME               what it said
 #
 # PIKELET_CLUSTER_ID (at most 6 letters) tells clusters of one machine apart.
@@ -236,6 +237,24 @@ add() {
   launch "mounts-$node"
   until_true 5 node_mounts_ready "$node" || report_failure "no mount namespace for $node" "mounts-$node"
 }
+cut_off() {
+  local node=$1 pid group
+  proc_stop "$pids" "agent-$node" KILL
+  for pid in $(pgrep -f -- "shim --dir $dir/$node/run/"); do kill -9 "$pid"; done
+  for group in /sys/fs/cgroup/pids /sys/fs/cgroup; do
+    find "$group/$(ns "$node")" -name cgroup.procs -exec cat {} + 2>/dev/null | while read -r pid; do kill -9 "$pid" 2>/dev/null; done
+  done
+  sleep 1
+  proc_stop "$pids" "mounts-$node" KILL
+  for group in /sys/fs/cgroup/*/ /sys/fs/cgroup/; do
+    find "$group$(ns "$node")" -mindepth 1 -depth -type d -exec rmdir {} + 2>/dev/null
+  done
+  ip -n "$(ns "$node")" link delete pikelet0
+  ip netns exec "$(ns "$node")" nft flush ruleset
+  rm -rf "${dir:?}/$node/run"
+  launch "mounts-$node"
+  until_true 10 node_mounts_ready "$node" || report_failure "no mount namespace for $node" "mounts-$node"
+}
 node_mounts_ready() { [ "$(cat "/proc/$(proc_pid "$pids" "mounts-$1")/comm")" = sleep ]; }
 
 listens() { nsenter --target "$2" --mount --net "$(cat "$dir/pikelet")" ps --state-dir "$dir/$1/run"; }
@@ -281,7 +300,8 @@ case $command in
   kubectl) kubectl "$@" ;;
   start) launch "${1:?a process name}" ;;
   stop) proc_stop "$pids" "${1:?a process name}" "${2:-TERM}" ;;
+  cut) cut_off "${1:?a node}" ;;
   logs) cat "$logs/${1:?a process name}.log" ;;
   dir) echo "$dir" ;;
-  *) sed -n '2,10s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+  *) sed -n '2,11s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac
