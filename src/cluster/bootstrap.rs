@@ -1,5 +1,6 @@
 //! Membership by TLS bootstrapping (Kubernetes "TLS bootstrapping"): a token gets the node a certificate, the certificate
-//! is renewed while it holds, and one that expired while the board was off is asked for anew by the token.
+//! is renewed while it holds, and one that expired while the board was off, or is no longer taken, is asked for anew by the
+//! token.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -18,7 +19,7 @@ use super::clock::{complain, not_behind, too_early};
 use super::complaint::Complaint;
 use super::csr::CsrError;
 use super::discovery::{BootstrapToken, Cluster, Pin, discover};
-use super::link::Link;
+use super::link::{Link, Replaced};
 use crate::machine::clock::Floor;
 use crate::pki::{LOOK_AGAIN, Standing, write_secret};
 
@@ -98,6 +99,7 @@ impl Bootstrap {
     async fn keep(self, link: Link) {
         let certificate = ClientCertificate::new(&self.pki_dir);
         let (mut complaint, mut used) = (Complaint::default(), None);
+        let mut replaced = Replaced::default();
         loop {
             let behind = not_behind(self.floor.as_ref()).err();
             let outcome = match (certificate.standing(), self.member()) {
@@ -105,10 +107,15 @@ impl Bootstrap {
                 (Some(Standing::Valid { renew_in }), Some(file)) => {
                     if let Err(error) = self.lead(&link, &certificate, file, &mut used).await {
                         Err(error)
+                    } else if link.is_refused().await {
+                        replaced.by(self.bootstrap(&certificate, None)).await
                     } else if renew_in.is_zero() {
                         self.renew(&link, &certificate).await
                     } else {
-                        tokio::time::sleep(renew_in.min(LOOK_AGAIN)).await;
+                        tokio::select! {
+                            () = tokio::time::sleep(renew_in.min(LOOK_AGAIN)) => {}
+                            () = link.refused() => {}
+                        }
                         continue;
                     }
                 }

@@ -61,7 +61,8 @@ pub(super) fn explained(error: &kube::Error) -> String {
     let mend = match error {
         kube::Error::Api(status) if status.code == 401 => {
             "the API server does not take this node's certificate: it is of another cluster, was revoked, or the CA of clients \
-            was replaced; join anew (`pikelet leave`, then `pikelet join`), or give it another kubeconfig"
+            was replaced; with a token in its settings it asks for another one, else join anew (`pikelet leave`, then \
+            `pikelet join`), or give it another kubeconfig"
         }
         kube::Error::Api(status) if status.code == 403 => {
             "this node's user may not do so: it has to be system:node:<node name> in the group system:nodes, and the API server \

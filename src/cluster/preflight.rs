@@ -133,11 +133,24 @@ async fn user(client: Client, node: &Node) -> Finding {
     Finding::missing("kubeconfig", format!("of {who}, not of system:node:{}", node.name), mend)
 }
 
+/// Whether the API server does not know who asks.
+async fn is_refused(client: &Client) -> bool {
+    let asked = client.apiserver_version().await;
+    matches!(asked, Err(kube::Error::Api(answer)) if answer.code == 401)
+}
+
 async fn bootstrap(how: &Bootstrap, node: &Node, findings: &mut Vec<Finding>) -> Result<(), Finding> {
     if let Some(client) = how.client().await.map_err(|e| wrong("membership", e))? {
-        findings.push(Finding::ok("membership", "this node has joined this cluster before"));
-        findings.push(user(client, node).await);
-        return Ok(());
+        if !is_refused(&client).await {
+            findings.push(Finding::ok("membership", "this node has joined this cluster before"));
+            findings.push(user(client, node).await);
+            return Ok(());
+        }
+        findings.push(Finding::warning(
+            "membership",
+            "this node has joined this cluster before, but its certificate is no longer accepted",
+            "it asks for another one by the token",
+        ));
     }
     let (config, cluster) = how.admission().await.map_err(|e| wrong("cluster", e))?;
     let by = match &how.source {

@@ -215,7 +215,10 @@ check "  and a declared port of one that has the node's address" soon reached 10
 check "  but no other port of the node" grep -q "connect not allowed" <(tunnel "node=n8&target=10.77.0.18:7005&seconds=10")
 check "  nor pods of others" grep -q "connect not allowed" <(tunnel "node=n8&target=$(field inside .status.podIP):8080&seconds=10")
 check "  which the Node offers" egress_label
-k delete pod own host --grace-period=1 --timeout=60s >/dev/null
+: >"$dir/logs/agent-n8.log"; steer forget-certificates
+check "a certificate the server no longer takes is replaced, by the token" soon says n8 "the server gave this node its certificates"
+check "  and the node is a member again" k delete pod own host --grace-period=1 --timeout=60s
+unsteer forget-certificates
 config
 unserve; serve
 k delete pod inside short --grace-period=1 --timeout=60s >/dev/null

@@ -29,6 +29,35 @@ flags n14 --kubeconfig "$dir/outsider.kubeconfig"; again n14
 check "a user without a node's rights: it says what a node has to be" soon says n14 "has to be system:node:<node name> in the group system:nodes"
 $cluster stop agent-n14
 
+kubeadm_cluster qrstuv 0123456789abcdef
+way=(--server https://10.77.0.1:6443 --ca-cert-hash "$(ca_hash)" --cluster-cidr 10.244.0.0/16)
+token=qrstuv.0123456789abcdef current=$dir/n15/lib/pki/kubelet-client-current.pem
+$cluster add n15 "${way[@]}" --token $token
+$cluster start agent-n15
+soon ready n15
+k run endures --image=$image --restart=Never --overrides='{"spec":{"nodeName":"n15"}}' --command -- sleep 100000 >/dev/null
+soon is endures .status.phase Running
+before=$(field endures "$container")
+$cluster stop agent-n15
+# what it has when the CA of clients was replaced while it was off
+signed replaced ca2 /O=system:nodes/CN=system:node:n15
+cat "$dir/pki/replaced.crt" "$dir/pki/replaced.key" >"$current"
+flags n15 "${way[@]}"; again n15
+check "one that is no longer taken, and no token: it says what to do" soon says n15 "does not take this node's certificate; this node has no valid certificate and no token: give it one with --token"
+flags n15 "${way[@]}" --token zzzzzz.0123456789abcdef; again n15
+check "  another token than the cluster's: it says so" soon says n15 "is not signed for the token zzzzzz"
+joinable() {
+  on n15 "$bin" join --dry-run --root-dir "$dir/n15/lib" --state-dir "$dir/n15/run" --node-name n15 "${way[@]:0:4}" --token $token >"$dir/said" 2>&1 &&
+    grep -q 'its certificate is no longer accepted' "$dir/said" && grep -qE '^ok +token +accepted' "$dir/said"
+}
+check "  pikelet join sees it, and a token that would do" joinable
+flags n15 "${way[@]}" --token $token; again n15
+check "  by the right token it gets another one" soon says n15 "joined: the cluster gave this node a certificate"
+check "  of the cluster's CA" openssl verify -CAfile "$dir/pki/ca.crt" "$current"
+check "  its pods went on" is endures "$container" "$before"
+check "  and it is their node again" k delete pod endures --grace-period=1 --timeout=60s
+$cluster stop agent-n15
+
 k run keeps --image=$image --restart=Never --overrides='{"spec":{"nodeName":"n1"}}' --command -- sleep 100000 >/dev/null
 soon is keeps .status.phase Running
 before=$(field keeps "$container")

@@ -127,9 +127,18 @@ func (s *server) keep() {
 	}
 }
 
+// forgotten says whether a request shows a certificate that was made before forget-certificates was.
+func forgotten(r *http.Request) bool {
+	file, err := os.Stat(filepath.Join(*dir, "forget-certificates"))
+	return err == nil && r.TLS.PeerCertificates[0].NotBefore.Before(file.ModTime())
+}
+
 // nodeOf is the node whose certificate a request shows.
 func nodeOf(r *http.Request) string {
 	if r.TLS == nil || len(r.TLS.VerifiedChains) == 0 {
+		return ""
+	}
+	if forgotten(r) {
 		return ""
 	}
 	subject := r.TLS.PeerCertificates[0].Subject
@@ -148,7 +157,7 @@ func (s *server) known(r *http.Request) bool {
 	if token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer "); ok {
 		return *bearer != "" && token == *bearer
 	}
-	return nodeOf(r) != "" && !steered("forget-certificates")
+	return nodeOf(r) != ""
 }
 
 func (s *server) certificate(w http.ResponseWriter, r *http.Request, client bool) {
@@ -213,7 +222,16 @@ func (s *server) front() http.Handler {
 				}
 			}
 		}}
-	return proxy
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if len(r.TLS.VerifiedChains) > 0 && forgotten(r) {
+			// as the API server says it
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(http.StatusUnauthorized)
+			w.Write([]byte(`{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"Unauthorized","reason":"Unauthorized","code":401}`))
+			return
+		}
+		proxy.ServeHTTP(w, r)
+	})
 }
 
 func (s *server) routes() http.Handler {

@@ -27,7 +27,7 @@ use super::clock::{complain, not_behind, too_early};
 use super::complaint::Complaint;
 use super::discovery::Cluster;
 use super::join::{Given, Membership, Pods};
-use super::link::Link;
+use super::link::{Link, Replaced};
 use crate::hex::hex;
 use crate::machine::clock::Floor;
 use crate::pki::{LOOK_AGAIN, Standing, write_secret};
@@ -197,7 +197,7 @@ impl K3s {
 
     /// Keeps link, tunnels and certificates, as long as the agent runs.
     async fn keep(self, config: ServerConfig, link: Link, serving: watch::Sender<()>) {
-        let mut complaint = Complaint::default();
+        let (mut complaint, mut replaced) = (Complaint::default(), Replaced::default());
         let mut used = Used { server: self.server.clone(), identity: None };
         let (identities, identity) = watch::channel(None);
         // the sender stays here, too: without tunnels nothing changes
@@ -223,14 +223,20 @@ impl K3s {
                         old.clone_from(&used.identity);
                         new
                     });
-                    if led.is_ok() && !renew_in.is_zero() {
+                    if led.is_err() {
+                        led
+                    } else if link.is_refused().await {
+                        replaced.by(self.enroll(&used.server, true)).await
+                    } else if renew_in.is_zero() {
+                        self.enroll(&used.server, false).await
+                    } else {
                         tokio::select! {
                             () = tokio::time::sleep(renew_in.min(LOOK_AGAIN)) => {}
                             _ = servers.changed() => {}
+                            () = link.refused() => {}
                         }
                         continue;
                     }
-                    if led.is_ok() { self.enroll(&used.server, false).await } else { led }
                 }
                 Some(Standing::NotYet(from)) => Err(too_early(from)),
                 Some(Standing::Expired(_)) | None => self.enroll(&used.server, true).await,
