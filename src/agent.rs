@@ -35,7 +35,7 @@ use crate::pod::order::Order;
 use crate::pod::shared::Shared;
 use crate::pod::shutdown::Shutdown;
 use crate::pod::table::PodTable;
-use crate::pod::{IdRanges, Memory, probe, source, weights};
+use crate::pod::{Gate, IdRanges, Memory, probe, source, weights};
 use crate::runtime::{Runtime, RuntimeConfig};
 use crate::server::access::Access;
 use crate::server::api::{self, Kubelet};
@@ -126,6 +126,7 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
         events: EventRecorder::new(client.clone(), &config.node.name, config.event_rate),
         table: table.clone(),
         client: client.clone(),
+        statuses: Gate::default(),
         node_name: config.node.name.clone(),
         host_ips: host_ips.clone(),
         pods_dir,

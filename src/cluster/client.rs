@@ -96,6 +96,11 @@ impl ClusterError {
         }
     }
 
+    /// The API server has answered, if not as wished.
+    pub fn is_answer(&self) -> bool {
+        self.code().is_some()
+    }
+
     /// The API server does not know who asks (401).
     pub fn is_unauthorized(&self) -> bool {
         self.code() == Some(401)

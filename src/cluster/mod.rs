@@ -44,6 +44,7 @@ pub use node::{KUBELET_VERSION, NodeSeen, NodeSettings, NodeState, keep_node, ow
 pub use objects::Objects;
 pub use pods::{PodUpdate, watch_pods};
 pub use preflight::preflight;
+pub use retry::Retry;
 pub use runtime_class::runtime_handler;
 pub use services::Services;
 pub use serving_certificate::{client_ca, request_serving_certificate};

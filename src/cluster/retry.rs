@@ -18,9 +18,9 @@ const MAX: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct Retry(Duration);
 
-impl Retry {
+impl Default for Retry {
     /// Starts with the shortest delay.
-    pub fn new() -> Self {
+    fn default() -> Self {
         Self(FIRST)
     }
 }
@@ -52,7 +52,7 @@ pub fn patient<K: Send>(
         let mut delay = Duration::ZERO;
         match &event {
             Err(error) => {
-                let (retry, complaint) = failing.get_or_insert_with(|| (Retry::new(), Complaint::default()));
+                let (retry, complaint) = failing.get_or_insert_with(|| (Retry::default(), Complaint::default()));
                 if let Some(what) = what {
                     let why = reason(error);
                     if complaint.is_due(&why) {
@@ -87,7 +87,7 @@ mod tests {
 
     #[test]
     fn delays_grow_to_two_seconds() {
-        let mut retry = Retry::new();
+        let mut retry = Retry::default();
         assert!(retry.next().unwrap() <= FIRST);
         let last = retry.by_ref().nth(10).unwrap();
         assert!(last <= MAX && last >= MAX / 2);

@@ -30,7 +30,7 @@ pub async fn request_serving_certificate(client: Client, node: &str, ips: &[IpAd
 /// server answers. An error: the node may not read it.
 pub async fn client_ca(client: Client) -> Result<Option<String>, ClusterError> {
     let api: Api<ConfigMap> = Api::namespaced(client, "kube-system");
-    let mut retry = Retry::new();
+    let mut retry = Retry::default();
     loop {
         match api.get("extension-apiserver-authentication").await {
             Ok(found) => return Ok(found.data.and_then(|mut d| d.remove("client-ca-file"))),

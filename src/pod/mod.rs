@@ -54,6 +54,7 @@ mod writer;
 
 pub use limit_policy::{LimitPolicy, Memory};
 pub use user_namespace::IdRanges;
+pub use writer::Gate;
 
 use std::net::{IpAddr, SocketAddr};
 

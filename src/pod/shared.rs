@@ -14,6 +14,7 @@ use super::order::Order;
 use super::probe;
 use super::table::PodTable;
 use super::user_namespace::IdRanges;
+use super::writer::Gate;
 use crate::cluster::{EventRecorder, Services};
 use crate::image::ImageStore;
 use crate::machine::apparmor::AppArmor;
@@ -63,6 +64,8 @@ pub struct Shared {
     pub table: PodTable,
     /// The control plane, if there is one.
     pub client: Option<kube::Client>,
+    /// Where statuses wait for it.
+    pub statuses: Gate,
     /// Name of this node.
     pub node_name: String,
     /// Addresses of this node.

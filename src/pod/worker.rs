@@ -113,7 +113,7 @@ impl Worker {
             state.crash = state.crash.clone().bounded(shared.max_restart_period);
             state.applied = state.current.as_ref().and_then(|run| applied_before(allocated.as_ref(), run));
         }
-        let writer = writer::StatusWriter::new(shared.client.clone());
+        let writer = writer::StatusWriter::new(shared.client.clone(), shared.statuses.clone());
         shared.objects.hold(&uid, references::references(&pod));
         let worker = Self {
             shared,

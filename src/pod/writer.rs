@@ -5,16 +5,48 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Pod;
-use tokio::sync::watch;
+use tokio::sync::{Mutex, OwnedMutexGuard, watch};
 use tokio::task::JoinHandle;
 use tracing::{debug, warn};
 
 use super::PodExt;
 use super::backoff::Backoff;
-use crate::cluster::{self, ClusterError};
+use crate::cluster::{self, ClusterError, Retry};
 
 const RETRY_FIRST: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(5);
+
+/// Where statuses wait for an API server that does not answer: one of them is tried again and again, the others follow when it
+/// has gone through, so that a node of many pods neither tries without end nor is late.
+#[derive(Clone, Default)]
+pub struct Gate {
+    first: Arc<Mutex<Retry>>,
+    through: watch::Sender<()>,
+}
+
+impl Gate {
+    /// Waits until it is worth trying. Who goes first keeps what is returned until it knows.
+    async fn wait(&self) -> Option<OwnedMutexGuard<Retry>> {
+        let mut through = self.through.subscribe();
+        let turn = async {
+            let mut first = self.first.clone().lock_owned().await;
+            tokio::time::sleep(first.next().unwrap_or(RETRY_MAX)).await;
+            first
+        };
+        tokio::select! {
+            _ = through.changed() => None,
+            first = turn => Some(first),
+        }
+    }
+
+    /// The API server answers.
+    fn open(&self, first: Option<OwnedMutexGuard<Retry>>) {
+        if let Some(mut first) = first {
+            *first = Retry::default();
+        }
+        self.through.send_replace(());
+    }
+}
 
 /// The newest status, and how often the mirror was seen to change.
 #[derive(Clone, Default)]
@@ -32,9 +64,9 @@ pub(super) struct StatusWriter {
 
 impl StatusWriter {
     /// A writer; without a client statuses stay on this node.
-    pub fn new(client: Option<kube::Client>) -> Self {
+    pub fn new(client: Option<kube::Client>, gate: Gate) -> Self {
         let (wanted, changes) = watch::channel(Wanted::default());
-        let task = client.clone().map(|client| tokio::spawn(write_all(client, changes)));
+        let task = client.clone().map(|client| tokio::spawn(write_all(client, changes, gate)));
         Self { client, wanted, task }
     }
 
@@ -93,9 +125,9 @@ async fn api_uid(client: &kube::Client, pod: &Pod, mirror: &mut Option<String>) 
     Ok(mirror.clone().unwrap_or_default())
 }
 
-async fn write_all(client: kube::Client, mut changes: watch::Receiver<Wanted>) {
+async fn write_all(client: kube::Client, mut changes: watch::Receiver<Wanted>, gate: Gate) {
     let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MAX);
-    let mut pending = false;
+    let (mut pending, mut hurried, mut first) = (false, false, None);
     let (mut mirror, mut seen) = (None, 0);
     loop {
         if !pending && changes.changed().await.is_err() {
@@ -115,19 +147,65 @@ async fn write_all(client: kube::Client, mut changes: watch::Receiver<Wanted>) {
             Ok(_) => {
                 pending = false;
                 backoff.reset();
+                gate.open(first.take());
             }
-            Err(error) if !pod.is_static() && (error.is_not_found() || error.is_conflict()) => pending = false,
+            Err(error) if !pod.is_static() && (error.is_not_found() || error.is_conflict()) => {
+                pending = false;
+                gate.open(first.take());
+            }
             Err(error) => {
                 debug!(pod = pod.name(), %error, "status not written yet");
                 mirror = None;
                 pending = true;
-                let delay = backoff.fail(Instant::now());
-                // a pod that ends meanwhile need not wait: its last try is made at once
+                drop(first.take());
+                let wait = async {
+                    if error.is_answer() {
+                        tokio::time::sleep(backoff.fail(Instant::now())).await;
+                        return None;
+                    }
+                    gate.wait().await
+                };
+                // a pod that ends meanwhile need not wait: its last try is made at once, and only then
+                let news = async {
+                    if changes.changed().await.is_err() && std::mem::replace(&mut hurried, true) {
+                        std::future::pending::<()>().await;
+                    }
+                };
                 tokio::select! {
-                    () = tokio::time::sleep(delay) => {}
-                    ended = changes.changed() => if ended.is_err() && pod.is_static() { return },
+                    turn = wait => first = turn,
+                    () = news => if hurried && pod.is_static() { return },
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn one_tries_and_the_others_follow_when_it_has_gone_through() {
+        let gate = Gate::default();
+        let (tx, mut turns) = tokio::sync::mpsc::unbounded_channel();
+        for _ in 0..100 {
+            let (gate, tx) = (gate.clone(), tx.clone());
+            tokio::spawn(async move { tx.send(gate.wait().await) });
+        }
+        // nobody else tries while it does, nor when it has failed twice
+        for _ in 0..3 {
+            let first = turns.recv().await.unwrap();
+            assert!(first.is_some());
+            tokio::time::sleep(Duration::from_mins(1)).await;
+            assert!(turns.try_recv().is_err());
+            drop(first);
+        }
+        let first = turns.recv().await.unwrap();
+        let began = tokio::time::Instant::now();
+        gate.open(first);
+        for _ in 0..96 {
+            assert!(turns.recv().await.unwrap().is_none());
+        }
+        assert!(began.elapsed() < Duration::from_millis(10), "{:?}", began.elapsed());
     }
 }
