@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::RcvBufForce;
 use reqwest::{Method, Url};
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
@@ -26,6 +28,9 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const AGAIN: Duration = Duration::from_secs(1);
 /// How often the servers of the cluster are listed, and again after a failure.
 const LIST: Duration = Duration::from_mins(1);
+/// Bytes the kernel holds of a tunnel: they still come when the server has been told to pause. By itself it would hold many
+/// times that.
+const ON_THE_WAY: usize = 512 << 10;
 /// Largest message taken, in bytes.
 const MESSAGE: usize = 4 << 20;
 
@@ -148,6 +153,7 @@ async fn one(
     let connecting = async {
         let tcp = TcpStream::connect((host.as_str(), port)).await.map_err(|e| e.to_string())?;
         tcp.set_nodelay(true).map_err(|e| e.to_string())?;
+        setsockopt(&tcp, RcvBufForce, &ON_THE_WAY).map_err(|e| format!("bounding its receive buffer: {e}"))?;
         let name = ServerName::try_from(host.clone()).map_err(|e| e.to_string())?;
         let stream = tls.connect(name, tcp).await.map_err(|e| e.to_string())?;
         let config = WebSocketConfig::default().max_message_size(Some(MESSAGE)).max_frame_size(Some(MESSAGE));
