@@ -91,11 +91,11 @@ impl Cluster {
         Ok(())
     }
 
-    /// Waits until the API server says that it is ready.
+    /// Waits until the API server answers: it does so before it calls itself ready.
     async fn answers(&self) -> Outcome<()> {
         let start = Instant::now();
         loop {
-            let request = http::Request::get("/readyz").body(Vec::new())?;
+            let request = http::Request::get("/api/v1/namespaces/default").body(Vec::new())?;
             match self.client.request_text(request).await {
                 Ok(_) => return Ok(()),
                 Err(error) if start.elapsed() > LIMIT => return Err(error.into()),
@@ -122,13 +122,17 @@ where
         match event {
             WatchEvent::Added(object) => new = Some((object.meta().name.clone(), Instant::now(), object)),
             WatchEvent::Modified(changed) => {
-                if let Some((name, _, object)) = &mut new && *name == changed.meta().name {
+                if let Some((name, _, object)) = &mut new
+                    && *name == changed.meta().name
+                {
                     *object = changed;
                 }
             }
             _ => {}
         }
-        if let Some((_, since, object)) = &new && done(object) {
+        if let Some((_, since, object)) = &new
+            && done(object)
+        {
             return Ok(since.elapsed());
         }
     }
@@ -213,8 +217,7 @@ async fn joins(cluster: &Cluster, rounds: usize) -> Outcome<()> {
         let issued = |c: &CertificateSigningRequest| c.status.as_ref().is_some_and(|s| s.certificate.is_some());
         let ranged = |n: &Node| n.spec.as_ref().is_some_and(|s| s.pod_cidr.is_some());
         let signing = part(Api::all(cluster.client.clone()), issued);
-        let (time, signed, ranged) =
-            tokio::try_join!(cluster.start("n2"), signing, part(nodes.clone(), ranged))?;
+        let (time, signed, ranged) = tokio::try_join!(cluster.start("n2"), signing, part(nodes.clone(), ranged))?;
         times.push(time);
         theirs.push(signed + ranged);
     }

@@ -25,9 +25,8 @@ proc_start "$dir/pids" "$dir/logs" tunnel-targets nsenter --net="/run/netns/pk$P
   "$k3s/server" -sink $here:7000 -source $here:7001 -size "$size" -stall $here:7002
 
 row() { printf '%-52s %24s   %s\n' "$@"; }
-# MiB of the agent: of its peak, of now; its CPU time so far in hundredths of a second
+# MiB of the agent at its peak; CPU time of a process so far, in hundredths of a second
 peak() { awk '/^VmHWM/ { print $2 / 1024 }' "/proc/$agent/status"; }
-resident() { awk '/^VmRSS/ { print $2 / 1024 }' "/proc/$agent/status"; }
 cpu() { sed 's/.*) //' "/proc/$1/stat" | awk '{ print $12 + $13 }'; }
 # rate QUERY: MB/s of one transfer
 rate() {
@@ -44,18 +43,18 @@ rates() {
 }
 through() { tunnel "node=n3&target=$here:7000&send=1&seconds=5" | grep -q ^whole; }
 until_true 10 through || fail "nothing goes through the tunnel"
-before=$(peak) used=$(cpu "$agent")
+before=$(peak)
+stalled=$(tunnel "node=n3&target=$here:7002&send=$((1 << 30))&seconds=$stall")
+row "agent's growth while a target of the tunnel stalls" "$(awk "BEGIN { printf \"%.1f MiB\", $(peak) - $before }")" "8 MiB"
+row "  sent before the server heeds its word to pause" "$(sed 's/.*sent=\([0-9]*\).*/\1/' <<<"$stalled" | awk '{ printf "%.1f MiB", $1 / 1048576 }')" ""
+used=$(cpu "$agent")
 mapfile -t ours < <(rates)
 [ "${#ours[@]}" = 2 ] || fail "the tunnel was not measured"
-used=$(($(cpu "$agent") - used)) grown=$(awk "BEGIN { print $(peak) - $before }")
+used=$(($(cpu "$agent") - used))
 row "tunnel of k3s, from the server to a target" "$(printf '%.0f MB/s' "${ours[0]}")" "200 MB/s"
 row "tunnel of k3s, from a target to the server" "$(printf '%.0f MB/s' "${ours[1]}")" "200 MB/s"
 row "  CPU of the agent for 100 MB" "$(awk "BEGIN { printf \"%.0f ms\", $used * 10 / ($size * 2 * $rounds / 1e8) }")" ""
-row "  growth of its peak memory, RSS" "$(printf '%.1f MiB' "$grown")" "16 MiB"
-first=$(resident)
-stalled=$(tunnel "node=n3&target=$here:7002&send=$((1 << 30))&seconds=$stall")
-row "agent's growth while a target stalls, RSS" "$(awk "BEGIN { printf \"%.1f MiB\", $(resident) - $first }")" "16 MiB"
-row "  sent before the server paused" "$(sed 's/.*sent=\([0-9]*\).*/\1/' <<<"$stalled" | awk '{ printf "%.1f MiB", $1 / 1048576 }')" ""
+row "  growth of the agent by then, peak RSS" "$(awk "BEGIN { printf \"%.1f MiB\", $(peak) - $before }")" "16 MiB"
 
 $cluster stop agent-n3
 proc_start "$dir/pids" "$dir/logs" tunnel-agent nsenter --net="/run/netns/pk$PIKELET_CLUSTER_ID-n3" "$k3s/server" \

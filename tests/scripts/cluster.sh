@@ -268,6 +268,8 @@ down() {
     holder=$(proc_pid "$pids" "mounts-$node")
     [ ! -d "$dir/$node/run" ] || until_true 20 listens "$node" "$holder"
     if [ -d "$dir/$node/run" ]; then
+      # one that was started just now may not listen yet
+      until_true 20 nsenter --target "$holder" --mount --net "$(cat "$dir/pikelet")" ps --state-dir "$dir/$node/run"
       timeout 60 nsenter --target "$holder" --mount --net "$(cat "$dir/pikelet")" drain-local \
         --state-dir "$dir/$node/run" >&2 || left+="drain-local on $node failed"$'\n'
     fi
