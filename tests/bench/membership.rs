@@ -235,7 +235,8 @@ async fn outage(cluster: &Cluster, extent: &Extent) -> Outcome<()> {
     create(&api, booted.iter().map(|n| pod(n, "n2", None)).collect::<Outcome<_>>()?).await?;
     create(&api, ending.iter().map(|n| pod(n, "n1", Some(&fifo))).collect::<Outcome<_>>()?).await?;
 
-    cluster.script(&["stop", "apiserver"]).await?;
+    // by itself it would wait for its watches
+    cluster.script(&["stop", "apiserver", "KILL"]).await?;
     let left = Instant::now();
     cluster.script(&["cut", "n2"]).await?;
     let start = Instant::now();

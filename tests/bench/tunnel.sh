@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . harness/common.sh
 dir=$PIKELET_CLUSTER_DIR cluster=scripts/cluster.sh size=$((1 << 30)) rounds=3 stall=10
-[ -z "${BENCH_SHORT:-}" ] || { size=$((16 << 20)) rounds=1 stall=2; }
+[ -z "${BENCH_SHORT:-}" ] || { size=$((16 << 20)) rounds=1 stall=1; }
 . harness/k3s.sh
 build
 config cluster
