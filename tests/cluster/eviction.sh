@@ -27,8 +27,9 @@ gone() { k delete pod "$@" --grace-period=1 --timeout=60s >/dev/null; }
 # what is left of memory, as the kubelet counts it, in KiB
 left() { awk '/^(MemFree|Inactive\(file\)):/ { n += $2 } END { print n }' /proc/meminfo; }
 
-# far enough below that what else goes on here does not reach it
-threshold=$(($(left) / 1024 - 1500))
+# far enough below that what else goes on here (an emulated machine, a compiler) does not reach it
+room=$(($(left) / 1024 / 3)); room=$((room < 4000 ? room : 4000))
+threshold=$(($(left) / 1024 - room))
 agent_with n3 --eviction-hard "memory.available<${threshold}Mi" --eviction-pressure-transition-period 15s \
   --kube-reserved memory=64Mi --system-reserved memory=32Mi,cpu=100m
 kept() {
