@@ -20,7 +20,7 @@ install() {
     DEBIAN_FRONTEND=noninteractive apt-get update -qq || fail "apt-get update failed: check the network and the apt sources"
     updated=1
   fi
-  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null ||
+  DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install -y -qq --no-install-recommends "$@" >/dev/null ||
     fail "apt-get could not install: $*"
 }
 
