@@ -304,9 +304,11 @@ impl ImageStore {
                 return Err(ImageError::InUse(reference.clone()));
             }
             let blobs = index.remove(&inner.sink.layers, |other, _| other.is_some_and(|o| o.id == image.id))?;
-            Ok(blobs + discard(inner, index, None)?)
+            Ok((image.id, blobs + discard(inner, index, None)?))
         };
-        let freed = self.blocking(remove).await?;
+        let (id, freed) = self.blocking(remove).await?;
+        // should it come again, it is young again
+        lock(&self.inner.seen).remove(&id);
         self.inner.changed.send_modify(|n| *n += 1);
         Ok(freed)
     }

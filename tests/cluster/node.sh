@@ -2,8 +2,11 @@
 
 node() { k get node n3 -o "jsonpath={$1}"; }
 check "capacity, allocatable and nodeInfo are set" test -n "$(node .status.capacity.memory)" -a -n "$(node .status.allocatable.cpu)" -a -n "$(node .status.nodeInfo.bootID)"
-k run imaged --image=$image --restart=Never --overrides='{"spec":{"nodeName":"n3"}}' --command -- sleep 1000 >/dev/null
-listed() { node '.status.images[*].names' | grep -qF "\"$image\""; }
+# one of its own: of an image with many names a Node tells five
+umoci config --image "$layout/oci:1" --tag listed --config.label listed=yes
+push_image "pk$PIKELET_CLUSTER_ID-cp" "$layout/oci" listed 10.77.0.1:5000/listed:1
+k run imaged --image=10.77.0.1:5000/listed:1 --restart=Never --overrides='{"spec":{"nodeName":"n3"}}' --command -- sleep 1000 >/dev/null
+listed() { node '.status.images[*].names' | grep -qF '"10.77.0.1:5000/listed:1"'; }
 check "images are listed" soon listed
 k delete pod imaged --timeout=60s --grace-period=1 >/dev/null
 check "the kubelet's port is told" test "$(node .status.daemonEndpoints.kubeletEndpoint.Port)" = 10250

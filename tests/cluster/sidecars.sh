@@ -40,7 +40,7 @@ spec:
   - name: side
     image: "$image"
     restartPolicy: Always
-    command: [sh, -c, "trap 'sleep 2; echo side >>/h/work; exit 0' TERM; while true; do sleep 0.1; done"]
+    command: [sh, -c, "trap 'sleep 5; echo side >>/h/work; exit 0' TERM; while true; do sleep 0.1; done"]
     volumeMounts: [{name: h, mountPath: /h}]
   containers: [{name: c, image: "$image", command: [sleep, "2"]}]
 ---
@@ -63,7 +63,7 @@ sleep 1
 k delete pod turns --timeout=30s >/dev/null
 turns() { [ "$(cat "$dir/n1/sidecars/order")" = $'hook\nmain\nsecond\nfirst' ]; }
 check "hooks come at once, sidecars end after what uses them, the last one first" turns
-ending() { [ "$(field work "$ended")/$(field work .status.phase)" = 0/Running ]; }
+ending() { is work "$ended}/{.status.phase" 0/Running; }
 check "a pod whose work is done is Running while its sidecar ends" soon ending
 check "  and has succeeded then" soon is work .status.phase Succeeded
 side() { [ "$(cat "$dir/n1/sidecars/work")" = side ]; }

@@ -79,4 +79,11 @@ async fn a_full_disk_loses_the_images_nobody_uses_and_no_other() {
     assert_eq!(mebibytes(store.collect_garbage(&old).await.unwrap()), 8, "imageMaximumGCAge needs no full disk");
     assert_eq!(std::fs::read_dir(disk.0.join("images/layers")).unwrap().count(), 0);
     assert_eq!(std::fs::read_dir(disk.0.join("images/blobs/sha256")).unwrap().count(), 0);
+
+    // one that was removed and is pulled again is young again: a container is about to be made of it
+    std::fs::write(disk.0.join("filler"), vec![1; 14 << 20]).unwrap();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    store.pull(&name("a"), &[]).await.unwrap();
+    let kept = GcPolicy { min_age: Duration::from_secs(3), ..policy };
+    assert!(matches!(store.collect_garbage(&kept).await, Err(GcError::NotEnough { freed: 0, .. })));
 }
