@@ -1,8 +1,6 @@
 //! What an earlier agent left of a pod: its sandbox with the runs in it.
 
-use std::collections::BTreeMap;
-
-use super::container::ContainerState;
+use super::container::Containers;
 use super::shared::Shared;
 use super::termination;
 use super::worker::{Sandbox, now_nanos};
@@ -12,7 +10,7 @@ use crate::runtime::{ExitRecord, SandboxInfo};
 pub(super) fn adopt(
     shared: &Shared,
     found: Option<SandboxInfo>,
-    containers: &mut BTreeMap<String, ContainerState>,
+    containers: &mut Containers,
 ) -> (Option<Sandbox>, u32) {
     let Some(found) = found else { return (None, 0) };
     for mut info in found.containers {

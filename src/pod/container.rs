@@ -1,5 +1,6 @@
 //! What a worker remembers of one container of its pod.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{Pod, ResourceRequirements};
@@ -22,6 +23,9 @@ pub struct Waiting {
     /// For a person.
     pub message: String,
 }
+
+/// The containers of a pod by name. Each in a box: a node of the map has room for eleven, and most pods have one.
+pub type Containers = BTreeMap<String, Box<ContainerState>>;
 
 /// One container of a pod: its present run, the one before it, and what keeps it from starting.
 #[derive(Debug)]

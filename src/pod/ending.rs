@@ -9,7 +9,6 @@ use k8s_openapi::api::core::v1::Pod;
 use nix::sys::signal::Signal;
 use tokio::sync::watch;
 
-use super::container::ContainerState;
 use super::ephemeral::all_containers;
 use super::hook::{LEAST_GRACE, Run, pre_stop};
 use super::worker::Worker;
@@ -58,7 +57,7 @@ impl Worker {
             self.ask_all(&ending).await;
             self.ending = Some(ending);
         }
-        let ending = self.ending.as_mut().filter(|_| self.containers.values().any(ContainerState::running))?;
+        let ending = self.ending.as_mut().filter(|_| self.containers.values().any(|s| s.running()))?;
         let deadline = ending.since + ending.grace + allowance(&self.pod, ending.grace);
         if Instant::now() < deadline {
             return Some(deadline);

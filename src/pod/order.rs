@@ -6,7 +6,6 @@ use nix::sys::signal::Signal;
 use tokio::sync::oneshot;
 use tracing::warn;
 
-use super::container::ContainerState;
 use super::ephemeral::all_containers;
 use super::worker::Worker;
 use super::{PodExt, is_sidecar};
@@ -81,7 +80,7 @@ impl Worker {
         if self.renewal.is_none() {
             return true;
         }
-        if self.containers.values().any(ContainerState::running) {
+        if self.containers.values().any(|s| s.running()) {
             return false;
         }
         let errors = self.drop_sandbox().await;

@@ -2,14 +2,13 @@
 //!
 //! Rules: Kubernetes "Pod Lifecycle" (pod phase, container states, pod conditions).
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{Container, ContainerStatus, HostIP, Pod, PodCondition, PodIP, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::allocation::{Resizing, Unfit};
-use super::container::ContainerState;
+use super::container::{ContainerState, Containers};
 use super::container_status::container_status;
 use super::ephemeral::ephemeral;
 use super::{PodExt, is_sidecar, qos, restart_all};
@@ -21,7 +20,7 @@ pub struct Facts<'a> {
     /// Its status as last computed (condition times and the phase carry over).
     pub previous: &'a PodStatus,
     /// Container states by name.
-    pub containers: &'a BTreeMap<String, ContainerState>,
+    pub containers: &'a Containers,
     /// The sandbox is up and has its network.
     pub sandbox_ready: bool,
     /// Pod addresses.
@@ -59,7 +58,7 @@ fn failed<'a>(facts: &Facts<'a>) -> Option<(&'a str, &'a str)> {
 }
 
 fn running(facts: &Facts) -> bool {
-    facts.containers.values().any(ContainerState::running)
+    facts.containers.values().any(|s| s.running())
 }
 
 /// `Succeeded` or `Failed` once nothing of the pod is to be started again; sidecars may still run.
@@ -75,7 +74,7 @@ pub fn outcome(facts: &Facts) -> Option<&'static str> {
         let state = facts.containers.get(&container.name);
         let lost =
             |s: &ContainerState| s.exit().is_some_and(|e| e.code != 0) && !s.wants_restart(facts.pod, &container.name);
-        if state.is_some_and(lost) {
+        if state.is_some_and(|s| lost(s)) {
             return Some("Failed");
         }
     }
@@ -90,7 +89,7 @@ pub fn outcome(facts: &Facts) -> Option<&'static str> {
     if !facts.pod.app_containers().iter().all(ended) {
         return None;
     }
-    Some(if states.iter().all(|s| s.is_some_and(ContainerState::succeeded)) { "Succeeded" } else { "Failed" })
+    Some(if states.iter().all(|s| s.is_some_and(|s| s.succeeded())) { "Succeeded" } else { "Failed" })
 }
 
 /// `Pending`, `Running`, `Succeeded` or `Failed`. A terminal phase never goes back, and comes when nothing runs any more.
@@ -173,7 +172,7 @@ pub fn compute(facts: &Facts) -> PodStatus {
     let told_initialized = init_done || facts.previous.conditions.iter().flatten().any(was);
     let fallback = (if init_done { "ContainerCreating" } else { "PodInitializing" }, facts.waits_for);
     let build = |list: &[Container], init: bool| -> Vec<ContainerStatus> {
-        list.iter().map(|c| container_status(c, facts.containers.get(&c.name), init, fallback)).collect()
+        list.iter().map(|c| container_status(c, facts.containers.get(&c.name).map(|s| &**s), init, fallback)).collect()
     };
     let (mut inits, mut apps) = (build(facts.pod.init_containers(), true), build(facts.pod.app_containers(), false));
     if done && facts.containers.is_empty() {
@@ -263,11 +262,11 @@ mod tests {
     use super::*;
     use crate::runtime::{ContainerInfo, ContainerSpec, ExitRecord};
 
-    fn state(started: bool, code: Option<i32>) -> ContainerState {
+    fn state(started: bool, code: Option<i32>) -> Box<ContainerState> {
         let exit = code.map(|code| ExitRecord { code, signal: None, oom_killed: false, finished_at: 0 });
         let spec = ContainerSpec { id: "c".into(), ..ContainerSpec::default() };
         let info = ContainerInfo { spec, pid: 1, started_at: started.then_some(0), created_at: 0, exit };
-        ContainerState { current: Some(info), ..ContainerState::default() }
+        Box::new(ContainerState { current: Some(info), ..ContainerState::default() })
     }
 
     fn phase_of(policy: &str, codes: &[Option<i32>]) -> String {

@@ -15,7 +15,7 @@ use tracing::{debug, warn};
 use super::adopt::adopt;
 use super::allocation::{Allocated, Resizing, applied_before};
 use super::backoff::{Backoff, RESET_AFTER};
-use super::container::ContainerState;
+use super::container::{ContainerState, Containers};
 use super::ending::Ending;
 use super::evict::Evicted;
 use super::message::Message;
@@ -44,7 +44,7 @@ pub struct Worker {
     rx: mpsc::Receiver<Message>,
     pub(super) sandbox: Option<Sandbox>,
     pub(super) next_sandbox: u32,
-    pub(super) containers: BTreeMap<String, ContainerState>,
+    pub(super) containers: Containers,
     pub(super) volumes: Option<BTreeMap<String, PathBuf>>,
     pub(super) setup_retry: Backoff,
     /// What its containers wait for: volumes, or the sandbox.
@@ -92,7 +92,7 @@ impl Worker {
             if reported.container_id.is_some() {
                 let state =
                     ContainerState { next_attempt: reported.restart_count as u32 + 1, ..ContainerState::default() };
-                containers.insert(reported.name.clone(), state);
+                containers.insert(reported.name.clone(), Box::new(state));
             }
         }
         if found.is_none() && matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
@@ -383,7 +383,7 @@ impl Worker {
         let period = self.shared.max_restart_period;
         self.containers.entry(name.to_owned()).or_insert_with(|| {
             let state = ContainerState::default();
-            ContainerState { crash: state.crash.clone().bounded(period), ..state }
+            Box::new(ContainerState { crash: state.crash.clone().bounded(period), ..state })
         })
     }
 
