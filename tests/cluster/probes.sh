@@ -17,6 +17,7 @@ k exec ready -- rm /tmp/ok
 check "  until it says otherwise" soon is ready "$ready" false
 check "  with no restart" is ready "$container" "$before"
 check "startup: nothing is started before" is slow "$started" false
+k exec slow -- touch /tmp/go
 check "  liveness waits for it" soon is slow "$started" true
 check "  and kills nothing meanwhile" is slow "$restarts" 0
 restarted() { [ "$(field "$1" "$restarts")" -ge 1 ]; }

@@ -83,6 +83,8 @@ impl Evictions {
         let mut judge = Judge::new(self.policy.clone());
         let mut going: Option<(String, Instant)> = None;
         loop {
+            // looked at first: what is read after it knows what the pod has given back
+            let waits = going.as_ref().is_some_and(|(uid, since)| since.elapsed() < CLEANUP && !self.is_gone(uid));
             let readings = self.read();
             let verdict = judge.judge(&readings, Instant::now());
             let pressures = verdict.pressures.clone();
@@ -92,8 +94,6 @@ impl Evictions {
                     true
                 }
             });
-            let waits =
-                going.as_ref().is_some_and(|(uid, since)| since.elapsed() < CLEANUP && self.active(uid).is_some());
             let mut pause = judge.pause(&readings, LEAST, MOST);
             if !waits {
                 going = None;
@@ -107,6 +107,11 @@ impl Evictions {
             }
             tokio::time::sleep(pause).await;
         }
+    }
+
+    /// True once the pod has ended and its volumes, which may be memory, are given back.
+    fn is_gone(&self, uid: &str) -> bool {
+        self.active(uid).is_none() && !self.places.pods.join(uid).join("volumes").exists()
     }
 
     fn active(&self, uid: &str) -> Option<Arc<Pod>> {
