@@ -11,7 +11,7 @@ use futures::TryStreamExt;
 use ipnet::IpNet;
 use nix::sched::{CloneFlags, setns};
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
-use rtnetlink::packet_route::link::{InfoData, InfoVeth};
+use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute};
 use rtnetlink::{
     Error, Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
 };
@@ -70,6 +70,15 @@ pub async fn index(handle: &Handle, name: &str) -> Option<u32> {
     links.try_next().await.ok().flatten().map(|l| l.header.index)
 }
 
+/// Hardware address of a link; empty when it has none.
+pub async fn hardware_address(handle: &Handle, index: u32) -> Vec<u8> {
+    let mut links = handle.link().get().match_index(index).execute();
+    let attributes = links.try_next().await.ok().flatten().map(|l| l.attributes).unwrap_or_default();
+    let address =
+        attributes.into_iter().find_map(|a| if let LinkAttribute::Address(bytes) = a { Some(bytes) } else { None });
+    address.unwrap_or_default()
+}
+
 async fn need(handle: &Handle, name: &str) -> Result<u32, NetworkError> {
     index(handle, name).await.ok_or_else(|| NetworkError::Kernel {
         what: format!("looking for link {name}"),
@@ -88,7 +97,10 @@ pub async fn bridge(handle: &Handle, name: &str, ranges: &[IpNet]) -> Result<(),
             done(added).map_err(kernel(format!("adding {gateway} to bridge {name}")))?;
         }
     }
-    let up = LinkUnspec::new_with_index(index).up().build();
+    // One that was set stays. Else it would be the lowest of the ports' own, and pods would go on sending to that of a pod
+    // that has ended.
+    let address = hardware_address(handle, index).await;
+    let up = LinkUnspec::new_with_index(index).address(address).up().build();
     handle.link().set(up).execute().await.map_err(kernel(format!("setting bridge {name} up")))?;
     for file in ["/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding"] {
         if std::fs::read_to_string(file).is_ok_and(|v| v.trim() == "0")

@@ -212,6 +212,27 @@ fn many_ports_are_one_change() {
 }
 
 #[test]
+fn the_bridge_keeps_its_hardware_address() {
+    on_a_machine("address", |machine| {
+        let handle = &machine.network.inner.handle;
+        let address = || {
+            machine.runtime.block_on(async {
+                let index = link::index(handle, "test0").await.unwrap();
+                link::hardware_address(handle, index).await
+            })
+        };
+        let before = address();
+        assert_eq!(before.len(), 6);
+        let pods: Vec<_> = (0..8).map(|n| machine.pod(&format!("pod{n}"), &[])).collect();
+        assert_eq!(address(), before);
+        for n in 0..pods.len() {
+            machine.remove(&format!("pod{n}"));
+        }
+        assert_eq!(address(), before);
+    });
+}
+
+#[test]
 fn a_change_is_not_noticed_by_others() {
     on_a_machine("change", |machine| {
         let (web, _) = machine.pod("web", &[port(Protocol::Tcp, 8080, 80)]);
