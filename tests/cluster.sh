@@ -8,16 +8,14 @@
 set -uo pipefail
 cd "$(dirname "$0")"
 . harness/common.sh
+. harness/check.sh
 . harness/bootstrap.sh
 export PIKELET_CLUSTER_ID=${PIKELET_CLUSTER_ID:-c$(($$ % 9999))}
 cluster=scripts/cluster.sh
 k() { $cluster kubectl "$@"; }
-passed=0 failed=0 completed=""
-check() {
-  local name=$1; shift
-  if "$@"; then passed=$((passed + 1)); echo "ok   $name"; return; fi
-  failed=$((failed + 1)); echo "FAIL $name"
-  # what the agents complained of last may say why
+completed=""
+# what the agents complained of last may say why
+complain() {
   grep -hE '^[0-9TZ:.-]+ +(WARN|ERROR) ' "${dir:-/dev/null}"/logs/agent-n*.log 2>/dev/null | sort | cut -c-300 | tail -n 8 | sed 's/^/     /'
 }
 finish() {
@@ -27,9 +25,8 @@ finish() {
     rm -rf "$dir.logs"; cp -r "$dir/logs" "$dir.logs" && echo "     logs kept in $dir.logs"
   fi
   check "nothing is left over after the cluster is taken down" $cluster down
-  echo "$passed passed, $failed failed"
   # a bare exit in a trap would give the status of what came before
-  [ "$failed" = 0 ] || exit 1
+  verdict || exit 1
   exit 0
 }
 trap finish EXIT

@@ -3,11 +3,7 @@
 set -uo pipefail
 cd "$(dirname "$0")"
 . harness/common.sh
-passed=0 failed=0
-check() {
-  local name=$1; shift
-  if "$@"; then passed=$((passed + 1)); echo "ok   $name"; else failed=$((failed + 1)); echo "FAIL $name"; fi
-}
+. harness/check.sh
 bin=$(pikelet_bin) || exit 1
 packages=()
 for pair in mkfs.vfat:dosfstools mkfs.ext4:e2fsprogs mcopy:mtools sfdisk:fdisk zstd:zstd; do
@@ -100,5 +96,4 @@ else
 fi
 system=$(findmnt -no SOURCE / | grep '^/dev/') &&
   check "the system's own disk is refused" refused --yes "$dir/card.img" "$system"
-echo "$passed passed, $failed failed"
-[ $failed = 0 ]
+verdict
