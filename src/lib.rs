@@ -14,6 +14,7 @@ pub mod errors;
 pub mod hex;
 pub mod image;
 pub mod init;
+mod json;
 pub mod machine;
 pub mod membership;
 mod mount_tree;

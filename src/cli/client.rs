@@ -14,6 +14,7 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::{self, http::HeaderValue};
 
+use crate::json;
 use crate::server::local;
 
 /// Any error, for a person to read.
@@ -33,8 +34,8 @@ pub struct PodArgs {
 }
 
 /// The pods of a `PodList`.
-pub fn pods(mut list: serde_json::Value) -> Result<Vec<Pod>, Failure> {
-    Ok(serde_json::from_value(list["items"].take())?)
+pub fn pods(list: &serde_json::Value) -> Result<Vec<Pod>, Failure> {
+    Ok(json::convert(&list["items"])?)
 }
 
 /// Runs the work of a command.
@@ -50,7 +51,7 @@ impl PodArgs {
     /// The pod of this node that is meant.
     pub fn find(&self) -> Result<Pod, Failure> {
         let list = serde_json::from_str(&local::ask(&self.state_dir, "GET", "/pods")?)?;
-        choose(pods(list)?, self.namespace.as_deref(), &self.pod)
+        choose(pods(&list)?, self.namespace.as_deref(), &self.pod)
     }
 }
 

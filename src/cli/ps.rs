@@ -31,7 +31,7 @@ pub fn run(args: &Args) -> Outcome {
     let text = match args.output.as_deref() {
         Some("json") => format!("{list:#}\n"),
         Some("yaml") => serde_saphyr::to_string(&list)?,
-        wide => lines(client::pods(list)?, wide.is_some()),
+        wide => lines(client::pods(&list)?, wide.is_some()),
     };
     Ok(print(&text)?)
 }

@@ -116,7 +116,7 @@ pub(super) async fn discover(server: &str, token: &BootstrapToken, pins: &[Pin])
 
 /// The kubeconfig in a cluster-info, if it is signed with the token.
 fn signed(body: &[u8], token: &BootstrapToken) -> Result<String, String> {
-    let object: ConfigMap = serde_json::from_slice(body).map_err(|e| format!("cluster-info is damaged: {e}"))?;
+    let object: ConfigMap = crate::json::from_slice(body).map_err(|e| format!("cluster-info is damaged: {e}"))?;
     let mut data = object.data.unwrap_or_default();
     let kubeconfig = data.remove("kubeconfig").ok_or("cluster-info has no kubeconfig in it")?;
     let Some(jws) = data.get(&format!("jws-kubeconfig-{}", token.id)) else {

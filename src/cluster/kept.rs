@@ -14,6 +14,7 @@ use serde::de::DeserializeOwned;
 use tracing::warn;
 
 use crate::durable::{sync_dir, write_whole};
+use crate::json;
 
 /// The folder; cheap to clone.
 #[derive(Debug, Clone, Default)]
@@ -77,7 +78,7 @@ impl Kept {
     /// The thing filed there.
     pub fn get<T: DeserializeOwned>(&self, slot: Slot<'_>) -> Option<T> {
         let text = fs::read(slot.file(self.dir.as_ref()?)?).ok()?;
-        let read = serde_json::from_slice(&text);
+        let read = json::from_slice(&text);
         read.inspect_err(|error| warn!(?slot, %error, "what was kept is not readable")).ok()
     }
 

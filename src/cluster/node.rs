@@ -155,7 +155,7 @@ async fn register(
     let annotations = annotations(settings, devices);
     let metadata = json!({"name": settings.name, "labels": labels, "annotations": annotations});
     let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": metadata, "spec": {"taints": settings.taints}});
-    let node: Node = serde_json::from_value(node).map_err(kube::Error::SerdeError)?;
+    let node: Node = crate::json::convert(&node).map_err(kube::Error::SerdeError)?;
     match api.create(&PostParams::default(), &node).await {
         Ok(made) => {
             info!(node = settings.name, "registered");

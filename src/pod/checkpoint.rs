@@ -8,6 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use tracing::warn;
 
 use crate::durable::{replace, write_whole};
+use crate::json;
 
 fn path(pods_dir: &Path, uid: &str) -> PathBuf {
     pods_dir.join(uid).join("pod.json")
@@ -16,7 +17,7 @@ fn path(pods_dir: &Path, uid: &str) -> PathBuf {
 /// Writes the pod if it differs from what is there in what a start needs (temporary name, fsync, rename).
 pub fn save(pods_dir: &Path, uid: &str, pod: &Pod) -> std::io::Result<()> {
     let path = path(pods_dir, uid);
-    let there = fs::read(&path).ok().and_then(|text| serde_json::from_slice::<Pod>(&text).ok());
+    let there = fs::read(&path).ok().and_then(|text| json::from_slice::<Pod>(&text).ok());
     if there.is_some_and(|there| same(&there, pod)) {
         return Ok(());
     }
@@ -67,7 +68,7 @@ pub fn load_all(pods_dir: &Path) -> Vec<Pod> {
     for entry in entries.flatten() {
         let file = entry.path().join("pod.json");
         let Ok(text) = fs::read(&file) else { continue };
-        match serde_json::from_slice(&text) {
+        match json::from_slice(&text) {
             Ok(pod) => pods.push(pod),
             Err(error) => warn!(file = %file.display(), %error, "checkpoint unreadable: passed over"),
         }

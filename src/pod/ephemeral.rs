@@ -6,10 +6,11 @@ use k8s_openapi::api::core::v1::{Container, EphemeralContainer, Pod};
 use tracing::warn;
 
 use super::{PodExt, containers};
+use crate::json;
 
 /// The fields both kinds have are the same ones; those an ephemeral container may not have are not there.
 fn as_container(ephemeral: &EphemeralContainer) -> Option<Container> {
-    let converted = serde_json::to_value(ephemeral).and_then(serde_json::from_value);
+    let converted = json::convert(ephemeral);
     converted.inspect_err(|error| warn!(container = ephemeral.name, %error, "ephemeral container not read")).ok()
 }
 

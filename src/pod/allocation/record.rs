@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::{Pod, ResourceRequirements};
 use serde::{Deserialize, Serialize};
 
 use super::devices::Given;
+use crate::json;
 
 const FILE: &str = "allocation.json";
 
@@ -57,7 +58,7 @@ impl Allocated {
 
     /// Reads what was written for the pod with that folder.
     pub fn load(pod_dir: &Path) -> Option<Self> {
-        serde_json::from_slice(&fs::read(pod_dir.join(FILE)).ok()?).ok()
+        json::from_slice(&fs::read(pod_dir.join(FILE)).ok()?).ok()
     }
 
     /// Writes it (temporary name, rename) unless it is there; `synced` also so that it outlives a power cut.

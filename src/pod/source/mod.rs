@@ -10,12 +10,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Pod, Toleration};
-use serde::Deserialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
 use super::{PodExt, annotation, references};
+use crate::json;
 use crate::volume::ObjectKind;
 
 pub use url::Remote;
@@ -113,7 +113,7 @@ fn parse(text: &str, origin: Origin<'_>, node: &str) -> Result<Vec<Arc<Pod>>, St
             return Err(format!("kind {} is not Pod", document["kind"]));
         }
         let hash = hash(&document, origin, node);
-        let mut pod = Pod::deserialize(document).map_err(|e| e.to_string())?;
+        let mut pod = json::convert::<Pod>(&document).map_err(|e| e.to_string())?;
         complete(&mut pod, hash, origin, node)?;
         if let Some(kind) = refers_to(&pod) {
             return Err(format!("static pods may not reference {kind}: they run without an API server"));
