@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Static binaries for boards, on any x86_64 Debian machine: see cross/README.md.
 #
-#   cross/build.sh TARGET...      e.g. aarch64-unknown-linux-musl; `all` for all of them
+#   cross/build.sh TARGET...            e.g. aarch64-unknown-linux-musl; `all` for all of them
+#   cross/build.sh --symbols TARGET     a program that is not stripped, for cross/weigh.sh
 #
 # Prints a line per target: size in bytes, sha256 and file name.
 set -euo pipefail
@@ -29,23 +30,30 @@ zig_cc() {
   echo "$tools/ziglang/zig cc -target $(zig_target "$1") $cpu"
 }
 
-# tree: a folder beside the products with the manifest, and libcontainer as cross/libcontainer.patch changes it, because the
-# registry's does not compile for 32-bit musl. Nothing else in Cargo.lock changes.
+# tree: a folder beside the products with the manifest, and what the patches of cross/ change: libcontainer, because the
+# registry's does not compile for 32-bit musl, and what a regular expression can do, because it weighs 300 KB. Nothing else in
+# Cargo.lock changes.
 tree() {
-  local tree=$out/cross libcontainer
+  local tree=$out/cross metadata change name source changed=
   mkdir -p "$tree"
-  libcontainer=$(cargo metadata --locked --format-version 1 |
-    jq -r '.packages[] | select(.name == "libcontainer") | .manifest_path' | xargs dirname)
-  if [ ! -f "$tree/libcontainer/.patched" ] || [ cross/libcontainer.patch -nt "$tree/libcontainer/.patched" ]; then
-    rm -rf "$tree/libcontainer"
-    cp -r "$libcontainer" "$tree/libcontainer"
-    patch -s -d "$tree/libcontainer" -p 1 <cross/libcontainer.patch
-    touch "$tree/libcontainer/.patched"
-  fi
+  metadata=$(cargo metadata --locked --format-version 1)
+  for change in cross/*.patch; do
+    name=$(basename "$change" .patch)
+    source=$(jq -r --arg name "$name" '.packages[] | select(.name == $name) | .manifest_path' <<<"$metadata" | xargs dirname)
+    if [ ! -f "$tree/$name/.patched" ] || [ "$change" -nt "$tree/$name/.patched" ]; then
+      rm -rf "${tree:?}/$name"
+      cp -r "$source" "$tree/$name"
+      patch -s -d "$tree/$name" -p 1 <"$change"
+      touch "$tree/$name/.patched"
+    fi
+    changed+=" $name "
+  done
   ln -sfn "$PWD/src" "$tree/src"
   ln -sfn "$PWD/tests" "$tree/tests"
-  { cat Cargo.toml; printf '\n[patch.crates-io]\nlibcontainer = { path = "libcontainer" }\n'; } | replace "$tree/Cargo.toml"
-  awk '/^name = / { own = $3 == "\"libcontainer\"" } !(own && /^(source|checksum) = /)' Cargo.lock | replace "$tree/Cargo.lock"
+  { cat Cargo.toml; printf '\n[patch.crates-io]\n'; printf '%s = { path = "%s" }\n' $(for name in $changed; do echo $name $name; done); } |
+    replace "$tree/Cargo.toml"
+  awk -v changed="$changed" '/^name = / { own = index(changed, " " substr($3, 2, length($3) - 2) " ") }
+    !(own && /^(source|checksum) = /)' Cargo.lock | replace "$tree/Cargo.lock"
   echo "$tree"
 }
 
@@ -57,25 +65,37 @@ replace() {
 
 # build TARGET...: side by side
 build() {
-  local target sysroot library flags arguments=()
+  local target sysroot library flags registry remaps=$remap arguments=()
+  # a crate's files are called by its own name, whatever the registry's folder is called here
+  for registry in "${CARGO_HOME:-$HOME/.cargo}"/registry/src/*; do remaps+=" --remap-path-prefix=$registry/="; done
   for target; do
     sysroot=$(std "$target")
     library=$(seccomp "$target")
     # as in the Makefile, at a fixed address: else every shim relocates, and so owns, half a MiB of its pod's memory
     flags="--sysroot=$sysroot -Lnative=$library -Clink-self-contained=no -Ctarget-feature=+crt-static"
-    flags+=" -Crelocation-model=static -Cforce-unwind-tables=no -Awarnings $remap --remap-path-prefix=$tree=."
+    flags+=" -Crelocation-model=static -Cforce-unwind-tables=no -Awarnings $remaps --remap-path-prefix=$tree=."
+    # code that is there more than once becomes a function, where size is asked for: looked for once more in what that left
+    case $target in aarch64-*) flags+=" -Cllvm-args=-machine-outliner-reruns=1" ;; esac
     target=${target^^}
     export "CARGO_TARGET_${target//-/_}_RUSTFLAGS=$flags"
     arguments+=(--target "${target,,}")
   done
+  arguments+=(--locked --release --bin pikelet --manifest-path "$tree/Cargo.toml")
+  # the program alone: what it is made of is the same
+  if [ -n "$symbols" ]; then arguments=(rustc "${arguments[@]}" -- -Cstrip=none); else arguments=(zigbuild "${arguments[@]}"); fi
   # what is set for this machine's own builds has no part in these
   env -u RUSTFLAGS -u CARGO_ENCODED_RUSTFLAGS LIBSECCOMP_LINK_TYPE=static CARGO_TARGET_DIR="$out" \
     CARGO_ZIGBUILD_ZIG_PATH="$tools/ziglang/zig" CARGO_ZIGBUILD_CACHE_DIR="$cache/zigbuild" \
-    "$tools/bin/cargo-zigbuild" zigbuild --locked --release --bin pikelet "${arguments[@]}" --manifest-path "$tree/Cargo.toml" >&2
+    "$tools/bin/cargo-zigbuild" "${arguments[@]}" >&2
 }
 
 [ $# != 0 ] || { sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$0" >&2; exit 1; }
 [ "$(uname -m)" = x86_64 ] || fail "this is a $(uname -m): zig is pinned for x86_64 only; on the board itself, cargo build --release does"
+symbols=
+if [ "$1" = --symbols ]; then
+  [ $# = 2 ] || fail "--symbols takes one target"
+  symbols=1; shift
+fi
 [ "$1" != all ] || set -- "${targets[@]}"
 for target; do
   [[ " ${targets[*]} " = *" $target "* ]] || fail "no target $target: there are ${targets[*]}"

@@ -8,11 +8,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 . tests/harness/common.sh
-passed=0 failed=0
-check() {
-  local name=$1; shift
-  if "$@"; then passed=$((passed + 1)); echo "ok   $name"; else failed=$((failed + 1)); echo "FAIL $name"; fi
-}
+. tests/harness/check.sh
 targets=(aarch64-unknown-linux-musl x86_64-unknown-linux-musl armv7-unknown-linux-musleabihf arm-unknown-linux-musleabihf)
 out=$(realpath -m "${CARGO_TARGET_DIR:-target}")
 work=$(mktemp -d /var/tmp/pikelet-cross.XXXXXX)
@@ -81,5 +77,4 @@ else
   for target in "${targets[@]}"; do looks "$target"; done
   check "${targets[0]} built in two folders is the same bytes" twice "${targets[0]}"
 fi
-echo "$passed passed, $failed failed"
-[ $failed = 0 ]
+verdict
