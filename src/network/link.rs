@@ -22,14 +22,14 @@ use super::types::NetworkError;
 
 /// Name of a pod's link inside its namespace.
 const INSIDE: &str = "eth0";
-/// Links that are made or removed at the same time. The kernel does one after the other in any case; on a busy machine the
-/// answers to hundreds of questions do not fit into the socket's buffer, and one that is dropped is never given again.
+/// Exchanges with the kernel at the same time. It does one after the other in any case; on a busy machine the answers to
+/// hundreds of questions do not fit into the socket's buffer, and one that is dropped is never given again.
 static TURNS: Semaphore = Semaphore::const_new(16);
 /// Longest wait for the kernel in one turn.
 const ANSWER: Duration = Duration::from_secs(30);
 
 /// Does `work` once it is its turn.
-async fn in_turn(what: &str, work: impl Future<Output = Result<(), NetworkError>>) -> Result<(), NetworkError> {
+async fn in_turn<T>(what: &str, work: impl Future<Output = Result<T, NetworkError>>) -> Result<T, NetworkError> {
     // it is never closed
     let _turn = TURNS.acquire().await.ok();
     timeout(ANSWER, work).await.unwrap_or_else(|_| {
@@ -120,8 +120,9 @@ pub fn loopback(bridge: &str, allowed: bool) -> io::Result<()> {
 
 /// Addresses of this machine.
 pub async fn addresses(handle: &Handle) -> Result<Vec<IpAddr>, NetworkError> {
-    let found: Vec<AddressMessage> =
-        handle.address().get().execute().try_collect().await.map_err(kernel("reading this machine's addresses"))?;
+    let what = "reading this machine's addresses";
+    let asked = handle.address().get().execute().try_collect();
+    let found: Vec<AddressMessage> = in_turn(what, async { asked.await.map_err(kernel(what)) }).await?;
     let attributes = found.into_iter().flat_map(|message| message.attributes);
     Ok(attributes
         .filter_map(|a| match a {
