@@ -123,7 +123,8 @@ impl Hierarchies {
     /// every kernel for containers has.
     pub fn apply(&self, path: &str, resources: &Resources) -> io::Result<()> {
         let mut refused = Vec::new();
-        for setting in settings(resources, &self.files(path), self.unified) {
+        let files = if resources.hugepage_limits.is_some() { self.files(path) } else { Vec::new() };
+        for setting in settings(resources, &files, self.unified) {
             let Some(target) = self.dirs(path).map(|d| d.join(&setting.file)).find(|f| f.exists()) else {
                 if setting.expected {
                     tracing::warn!(
