@@ -41,8 +41,10 @@ fn machine(board: &Board) -> Finding {
 }
 
 /// Bytes in a page of this kernel's.
+#[allow(clippy::useless_conversion)]
 pub fn page_bytes() -> Option<i64> {
-    nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten()
+    // a long in C, which has 32 bits on 32-bit boards
+    nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten().map(i64::from)
 }
 
 pub fn page_size(size: i64) -> Finding {
