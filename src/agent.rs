@@ -64,12 +64,12 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
     let mut config = config;
     let mut given = Given::default();
     let table = PodTable::default();
-    let (mut client, mut cluster_ca) = (None, None);
+    let (mut client, mut cluster_ca, mut joined) = (None, None, None);
     if let Some(join) = &config.join {
         service::status("joining the cluster");
         let member = cluster::join(join, &member(&config, &table)).await?;
         config.complete(&member.given);
-        (client, cluster_ca, given) = (Some(member.client), member.ca_file, member.given);
+        (client, cluster_ca, given, joined) = (Some(member.client), member.ca_file, member.given, Some(member.joined));
     }
     let images = ImageStore::open(config.images.clone()).await?;
     storage::prepare(&config, &images).await?;
@@ -221,7 +221,14 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
         orders,
     };
     info!(node = config.node.name, version = env!("CARGO_PKG_VERSION"), "agent is up");
-    service::ready();
+    tokio::spawn(async move {
+        // pods of before run meanwhile
+        match joined {
+            Some(joined) => joined.await,
+            None => service::status(service::UP),
+        }
+        service::ready();
+    });
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     tokio::select! {
         () = manager.run(inputs) => {

@@ -14,9 +14,11 @@ pub fn status(text: &str) {
     tell(NotifyState::Status(text));
 }
 
-/// The agent is up. From now on the service manager hears that it lives, if it wants to.
+/// What it says when it is up; of a cluster's Node there is more to say later.
+pub const UP: &str = "running";
+
+/// The agent is up, and a member of its cluster. From now on the service manager hears that it lives, if it wants to.
 pub fn ready() {
-    status("running");
     tell(NotifyState::Ready);
     if let Some(limit) = sd_notify::watchdog_enabled() {
         tokio::spawn(async move {

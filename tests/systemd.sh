@@ -3,11 +3,7 @@
 set -uo pipefail
 cd "$(dirname "$0")"
 . harness/common.sh
-passed=0 failed=0
-check() {
-  local name=$1; shift
-  if "$@"; then passed=$((passed + 1)); echo "ok   $name"; else failed=$((failed + 1)); echo "FAIL $name"; fi
-}
+. harness/check.sh
 bin=$(pikelet_bin) || exit 1
 dir=$(mktemp -d /tmp/pikelet-systemd.XXXXXX)
 
@@ -46,8 +42,35 @@ check "it says when it is ready" grep -qx READY=1 "$dir/said"
 check "  and that it lives, in time for the watchdog" grep -qE '^watched 1\.[0-9]' "$dir/said"
 check "  and that it ends" grep -qx STOPPING=1 "$dir/said"
 check "  which it does" grep -qx 'exit 0' "$dir/said"
-[ $failed = 0 ] || tail -n 20 "$dir/said" "$dir/log.txt"
+
+# ---- a cluster whose server is away ----
+cat >"$dir/away.yaml" <<YAML
+server: https://127.0.0.1:1
+token: abcdef.0123456789abcdef
+caCertHash: ["sha256:$(printf '%064d' 0)"]
+YAML
+cat >"$dir/away.py" <<'PY'
+import os, socket, subprocess, sys, time
+path = sys.argv[1] + "/away"
+manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+manager.bind(path)
+agent = subprocess.Popen(sys.argv[2:], env=os.environ | {"NOTIFY_SOCKET": path})
+end = time.time() + 4
+try:
+    while end > time.time():
+        manager.settimeout(end - time.time())
+        print(manager.recv(4096).decode().strip(), flush=True)
+except TimeoutError:
+    pass
+agent.terminate()
+print("exit", agent.wait(10), flush=True)
+PY
+timeout 60 unshare --net --mount --propagation private sh -c 'ip link set lo up; exec "$@"' sh python3 "$dir/away.py" "$dir" \
+  "$bin" run --node-name sd --config "$dir/away.yaml" --root-dir "$dir/lib2" --state-dir "$dir/run2" \
+  --pod-logs-dir "$dir/log" --cgroup-root "pksd$$" >"$dir/said2" 2>"$dir/log2.txt"
+check "it is not ready while it joins a cluster" eval '! grep -qx READY=1 "$dir/said2" && grep -qx "STATUS=joining the cluster" "$dir/said2"'
+check "  and ends when it is told to" grep -qx 'exit 0' "$dir/said2"
+[ $failed = 0 ] || tail -n 20 "$dir"/{said,log.txt,said2,log2.txt}
 sweep "$dir" "pksd$$"
 rm -rf "$dir"
-echo "$passed passed, $failed failed"
-[ $failed = 0 ]
+verdict

@@ -83,12 +83,11 @@ pub(super) struct Bootstrap {
 }
 
 impl Bootstrap {
-    /// A client that works as soon as the node is a member. Keeps the membership as long as the agent runs.
-    pub fn begin(self) -> Client {
+    /// A way that is there as soon as the node is a member. Keeps the membership as long as the agent runs.
+    pub fn begin(self) -> Link {
         let link = Link::new();
-        let client = link.client("default".to_owned());
-        tokio::spawn(self.keep(link));
-        client
+        tokio::spawn(self.keep(link.clone()));
+        link
     }
 
     /// The cluster's CA, once the node is a member.

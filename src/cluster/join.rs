@@ -5,6 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use ipnet::IpNet;
 use kube::Client;
 use reqwest::StatusCode;
@@ -137,6 +139,8 @@ pub struct Membership {
     pub ca_file: Option<PathBuf>,
     /// From the cluster.
     pub given: Given,
+    /// Ends once the node is a member.
+    pub joined: BoxFuture<'static, ()>,
 }
 
 /// Joins as `node`.
@@ -144,12 +148,16 @@ pub async fn join(how: &Join, node: &Node) -> Result<Membership, ClusterError> {
     crate::crypto::install();
     match how {
         Join::Kubeconfig(file) => {
-            Ok(Membership { client: connect(file).await?, ca_file: None, given: Given::default() })
+            let joined = std::future::ready(()).boxed();
+            Ok(Membership { client: connect(file).await?, ca_file: None, given: Given::default(), joined })
         }
         Join::Bootstrap { source, kubeconfig } => {
             let bootstrap = node.bootstrap(source, kubeconfig);
             let ca_file = Some(bootstrap.ca_file());
-            Ok(Membership { client: bootstrap.begin(), ca_file, given: Given::default() })
+            let link = bootstrap.begin();
+            let client = link.client("default".to_owned());
+            let joined = async move { link.led().await }.boxed();
+            Ok(Membership { client, ca_file, given: Given::default(), joined })
         }
         Join::K3s { server, token } => Ok(node.k3s(server, token.as_ref()).join().await),
         Join::Ask { k3s, bootstrap } => {

@@ -51,6 +51,12 @@ impl Link {
         ClientBuilder::new(Follow(self.clone()), namespace).build()
     }
 
+    /// Waits until there is a way.
+    pub(super) async fn led(&self) {
+        // the sender lives as long as this
+        let _ = self.way.subscribe().wait_for(Option::is_some).await;
+    }
+
     /// Waits until the server does not know who asks.
     pub(super) async fn refused(&self) {
         // the sender lives as long as this

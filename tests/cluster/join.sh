@@ -36,14 +36,25 @@ check "a token without rights: it says so" soon says n4 "cannot create resource"
 k create clusterrolebinding bootstrappers --clusterrole=system:node-bootstrapper --group=system:bootstrappers:test >/dev/null
 check "nobody approves: it says what to do" soon says n4 "waiting for approval: kubectl certificate approve node-csr-"
 first=$(requests)
-again n4
+# as a service manager hears it
+proc_start "$dir/pids" "$dir/logs" notify-n4 python3 -c '
+import socket, sys
+manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+manager.bind(sys.argv[1])
+while True: print(manager.recv(4096).decode(), flush=True)' "$dir/notify"
+soon test -S "$dir/notify"
+NOTIFY_SOCKET=$dir/notify again n4
+heard() { grep -qx "$1" "$dir/logs/notify-n4.log"; }
 check "after a restart it waits for the same request" soon says n4 "kubectl certificate approve $first"
+check "  and is not up for its service manager" eval 'heard "STATUS=joining the cluster" && ! heard READY=1'
 k certificate deny "$first" >/dev/null
 check "denied: it says so" soon says n4 "request $first was refused (Denied)"
 another() { [ "$(requests)" != "$first" ] && requests; }
 check "  and asks again, with another key" soon another
 k certificate approve "$(requests)" >/dev/null
 check "approved: the node is Ready" soon ready n4
+check "  and up for its service manager" soon heard READY=1
+proc_stop "$dir/pids" notify-n4
 check "its key is for root alone" test "$(stat -c %a "$(current n4)")" = 600
 check "  and its certificate of the cluster's CA" openssl verify -CAfile "$dir/pki/ca.crt" "$(current n4)"
 

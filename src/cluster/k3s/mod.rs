@@ -15,6 +15,7 @@ use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use futures::FutureExt;
 use kube::Client;
 use reqwest::Url;
 use tokio::sync::watch;
@@ -122,6 +123,7 @@ impl K3s {
                 client_ca_file: Some(self.pki("client-ca.crt")),
                 serving: Some(((serving_file.clone(), serving_file), serving)),
             },
+            joined: std::future::ready(()).boxed(),
         };
         tokio::spawn(self.keep(config, link, serving_tx));
         membership
