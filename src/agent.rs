@@ -4,6 +4,7 @@ mod board;
 mod ranges;
 mod storage;
 mod told;
+mod upgrade;
 
 use std::error::Error;
 use std::net::{IpAddr, SocketAddr};
@@ -102,6 +103,7 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
         taints: config.node.taints.clone(),
     };
     let (seen_tx, seen) = watch::channel(None);
+    let upgrade_seen = seen.clone();
     let node_seen = node_view(config.node.name.clone(), seen);
     let pods_dir = config.root_dir.join("pods");
     let probe_counts = probe::Counts::default();
@@ -149,6 +151,7 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
     tokio::spawn(told::images(images.clone(), state_tx.clone()));
     tokio::spawn(board::count(devices, state_tx.clone()));
     tokio::spawn(board::tell(shared.events.clone(), state_tx.clone()));
+    tokio::spawn(upgrade::follow(shared.events.clone(), upgrade_seen));
     tokio::spawn(told::pressures(pressures, state_tx.clone()));
     tokio::spawn(told::shutdown(shutdown_tx.subscribe(), state_tx));
     if !config.shutdown.is_empty() {
@@ -274,7 +277,7 @@ fn node_view(name: String, mut seen: watch::Receiver<Option<NodeSeen>>) -> watch
     let (tx, rx) = watch::channel(None);
     tokio::spawn(async move {
         while seen.changed().await.is_ok() {
-            let view = seen.borrow_and_update().clone().map(|NodeSeen { labels, taints }| NodeView {
+            let view = seen.borrow_and_update().clone().map(|NodeSeen { labels, taints, .. }| NodeView {
                 name: name.clone(),
                 labels,
                 taints,

@@ -1,18 +1,18 @@
 //! `pikelet flash`: an image to a card, checked, with the settings filled in.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufReader, IsTerminal, Read, Seek, SeekFrom, Write};
+use std::io::{self, IsTerminal, Read, Seek, SeekFrom, Write};
 use std::net::IpAddr;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use flate2::read::GzDecoder;
 use ipnet::IpNet;
 use ring::digest::{Context, Digest, SHA256};
 
 use super::Outcome;
 use super::client::Failure;
 use super::progress::{Screen, human};
+use crate::init::image::{fill, open};
 use crate::init::{fat, settings};
 use crate::machine::disk::{self, Disk};
 
@@ -115,37 +115,6 @@ impl Args {
         let mistakes = settings::mistakes(&text);
         if mistakes.is_empty() { Ok(Some(text)) } else { Err(mistakes.join("\n").into()) }
     }
-}
-
-/// Opens the image and what is in it.
-fn open(image: &Path) -> Result<Box<dyn Read>, Failure> {
-    let failed = |e: io::Error| format!("image {}: {e}", image.display());
-    let mut file = File::open(image).map_err(failed)?;
-    let mut magic = [0; 4];
-    file.read_exact(&mut magic).map_err(failed)?;
-    file.rewind().map_err(failed)?;
-    Ok(match magic {
-        [0x28, 0xb5, 0x2f, 0xfd] => Box::new(
-            ruzstd::decoding::StreamingDecoder::new(BufReader::new(file))
-                .map_err(|e| format!("image {}: {e}", image.display()))?,
-        ),
-        [0x1f, 0x8b, ..] => Box::new(GzDecoder::new(BufReader::new(file))),
-        _ => Box::new(file),
-    })
-}
-
-/// Fills the buffer as far as there is something.
-fn fill(from: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> {
-    let mut filled = 0;
-    while filled < buffer.len() {
-        match from.read(&mut buffer[filled..]) {
-            Ok(0) => break,
-            Ok(n) => filled += n,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(filled)
 }
 
 /// A bar, on a terminal.

@@ -22,6 +22,7 @@ mod table;
 mod terminal;
 mod top;
 mod unit;
+mod upgrade;
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -104,6 +105,13 @@ enum Command {
     DrainLocal(drain::Args),
     /// Write the appliance's image to a card, with its settings, and read it back
     Flash(flash::Args),
+    /// Upgrade a board that runs the appliance, to fall back to the system of now if the new one does not work
+    ///
+    /// The image's system is written beside the one that runs, and the board restarts with it. Once its Node is Ready (without
+    /// a cluster: its pods are up) it stays; a system that takes longer than upgradeTimeout (10m), hangs or fails is given up,
+    /// and the board starts the old one again. Of a cluster, kubectl annotate node NAME pikelet.io/upgrade=URL#sha256:HEX
+    /// does the same.
+    Upgrade(upgrade::Args),
     /// Print completions for a shell
     Completion(manual::CompletionArgs),
     /// Print the manual page
@@ -128,6 +136,7 @@ pub fn main() -> ExitCode {
         Command::Stop(args) => stop::stop(&args),
         Command::Rm(args) => stop::remove(&args),
         Command::Flash(args) => flash::run(&args),
+        Command::Upgrade(args) => upgrade::run(&args),
         Command::Completion(args) => manual::completion(&args, Cli::command()),
         Command::Man(args) => manual::man(&args, Cli::command()),
         Command::Exec(args) => return leave(exec::exec(&args)),

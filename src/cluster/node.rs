@@ -55,12 +55,15 @@ pub struct NodeSeen {
     pub labels: BTreeMap<String, String>,
     /// Its taints.
     pub taints: Vec<Taint>,
+    /// The image of the system it is to have.
+    pub upgrade: Option<String>,
 }
 
 impl NodeSeen {
     fn of(node: &Node) -> Self {
         let taints = node.spec.as_ref().and_then(|s| s.taints.clone()).unwrap_or_default();
-        Self { labels: node.metadata.labels.clone().unwrap_or_default(), taints }
+        let upgrade = node.metadata.annotations.as_ref().and_then(|a| a.get(UPGRADE)).cloned();
+        Self { labels: node.metadata.labels.clone().unwrap_or_default(), taints, upgrade }
     }
 }
 
@@ -97,6 +100,9 @@ pub struct NodeState {
 }
 
 const ATTACH: &str = "volumes.kubernetes.io/controller-managed-attach-detach";
+
+/// What a person sets to upgrade the appliance: `URL#sha256:HEX` of an image.
+const UPGRADE: &str = "pikelet.io/upgrade";
 
 /// Names of the devices the Node was told of, with commas: an agent with other settings takes them off again.
 const DEVICES: &str = "pikelet.io/devices";

@@ -35,7 +35,8 @@ mod values;
 
 pub use settings::Settings;
 pub use storage::{Place, Storage};
-use values::{duration, labels, taint};
+pub(crate) use values::duration;
+use values::{labels, taint};
 
 /// Where the file is looked for when none is named.
 pub const DEFAULT_FILE: &str = "/etc/pikelet/config.yaml";

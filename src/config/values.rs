@@ -33,7 +33,7 @@ pub(super) fn taint(written: &str) -> Result<Taint, ConfigError> {
 }
 
 /// A duration as Go writes it, such as `4h0m0s` or `90s`.
-pub(super) fn duration(name: &str, written: &str) -> Result<Duration, ConfigError> {
+pub(crate) fn duration(name: &str, written: &str) -> Result<Duration, ConfigError> {
     let parsed =
         written.parse::<jiff::SignedDuration>().ok().or((written == "0").then_some(jiff::SignedDuration::ZERO));
     parsed

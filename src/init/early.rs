@@ -1,4 +1,4 @@
-//! From the initramfs to a root in memory: modules, the card, its data partition.
+//! From the initramfs to a root in memory: modules, the card and which system it starts next, its data partition.
 //!
 //! The kernel's first root cannot be left by `pivot_root(2)`, which containers are started with: so all moves to a tmpfs.
 
@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use nix::mount::MsFlags;
 
+use super::upgrade::trial;
 use super::{BOOT, Failure, card, console, ext4, modules, mounts};
 
 /// How long a card may take to appear.
@@ -28,12 +29,18 @@ pub fn run() -> Result<Infallible, Failure> {
         console::say(&format!("pikelet: {trouble}"));
     }
     let card = card::find(&card::wanted(&fs::read_to_string("/proc/cmdline")?)?, CARD)?;
-    card.grow().map_err(|e| format!("growing the data partition {}: {e}", card.data.display()))?;
-    ext4::mend(&card.data)?;
     for dir in [BOOT, "/var"] {
         fs::create_dir_all(dir)?;
     }
     mounts::mount(&card.boot, BOOT, "vfat", MsFlags::MS_RDONLY | mounts::SAFE, "utf8,fmask=0077,dmask=0077")?;
+    // before anything that may fail
+    match trial::take_back() {
+        Ok(false) => {}
+        Ok(true) => console::say("pikelet: a new system is being tried: the old one is next until this one works"),
+        Err(error) => console::say(&format!("pikelet: which system is next: {error}")),
+    }
+    card.grow().map_err(|e| format!("growing the data partition {}: {e}", card.data.display()))?;
+    ext4::mend(&card.data)?;
     mounts::mount(&card.data, "/var", "ext4", MsFlags::MS_NOATIME, "errors=remount-ro,commit=30")?;
     if let Some(grown) = ext4::grow(Path::new("/var"), &card.data)? {
         console::say(&format!("pikelet: data partition grown to {} MiB", grown >> 20));

@@ -1,4 +1,4 @@
-//! The FAT partition of a card that is not mounted.
+//! The FAT partition of a card, or of an image of one, that is not mounted.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -12,8 +12,7 @@ pub fn store(card: &mut File, name: &str, text: &str) -> Result<(), Failure> {
     card.read_exact(&mut sector)?;
     let boot = mbr::partition(&sector, 1).ok_or("the image has no first partition")?;
     let bytes = |sectors: u32| u64::from(sectors) * mbr::SECTOR;
-    let part = Part { card, start: bytes(boot.start), size: bytes(boot.sectors), at: 0 };
-    let system = fatfs::FileSystem::new(part, fatfs::FsOptions::new())?;
+    let system = open(card, bytes(boot.start), bytes(boot.sectors))?;
     let mut file = system.root_dir().create_file(name)?;
     file.truncate()?;
     file.write_all(text.as_bytes())?;
@@ -22,8 +21,13 @@ pub fn store(card: &mut File, name: &str, text: &str) -> Result<(), Failure> {
     Ok(system.unmount()?)
 }
 
+/// The FAT file system of so many bytes at `start`.
+pub(super) fn open(card: &mut File, start: u64, size: u64) -> Result<fatfs::FileSystem<Part<'_>>, Failure> {
+    Ok(fatfs::FileSystem::new(Part { card, start, size, at: 0 }, fatfs::FsOptions::new())?)
+}
+
 /// A part of a disk, as a file.
-struct Part<'a> {
+pub(super) struct Part<'a> {
     card: &'a mut File,
     start: u64,
     size: u64,

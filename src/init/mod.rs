@@ -5,6 +5,7 @@
 //! agent, console, reboot. Rules that need no board are in files of their own (`mbr.rs`, `settings.rs`, `dhcp/message.rs`).
 
 mod agent;
+mod boot;
 mod card;
 mod clock;
 mod console;
@@ -12,6 +13,7 @@ mod dhcp;
 mod early;
 mod ext4;
 pub mod fat;
+pub mod image;
 mod log;
 mod mbr;
 mod modules;
@@ -19,9 +21,11 @@ mod mounts;
 mod network;
 mod power;
 mod report;
+mod secrets;
 pub mod settings;
 mod status;
 mod system;
+pub mod upgrade;
 mod watchdog;
 
 use std::ffi::OsString;

@@ -6,11 +6,10 @@ use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
-use nix::mount::MsFlags;
 use tokio::sync::watch;
 
 use super::status::Status;
-use super::{BOOT, Failure, log, mounts};
+use super::{BOOT, Failure, boot, log};
 
 const FILE: &str = "pikelet-status.txt";
 /// How long the status has to be the same; mistakes of a person are told at once.
@@ -25,14 +24,13 @@ fn write(text: &str) -> Result<bool, Failure> {
     if fs::read(&path).is_ok_and(|old| old == text.as_bytes()) {
         return Ok(false);
     }
-    mounts::remount(BOOT, true, mounts::SAFE)?;
-    let written = File::create(&path).and_then(|mut file| {
-        file.write_all(text.as_bytes())?;
-        file.sync_all()
-    });
-    let closed = mounts::remount(BOOT, false, mounts::SAFE | MsFlags::empty());
-    written.map_err(|e| format!("writing {}: {e}", path.display()))?;
-    closed.map(|()| true)
+    boot::writable(|| {
+        let written = File::create(&path).and_then(|mut file| {
+            file.write_all(text.as_bytes())?;
+            file.sync_all()
+        });
+        written.map(|()| true).map_err(|e| format!("writing {}: {e}", path.display()).into())
+    })
 }
 
 /// Keeps the file for ever.

@@ -2,12 +2,14 @@
 
 use std::net::IpAddr;
 use std::path::Path;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::config::Config;
+use super::secrets;
+use crate::config::{Config, duration};
 use crate::image::Registries;
 
 /// The file on the FAT partition.
@@ -15,7 +17,17 @@ pub const FILE: &str = "pikelet.yaml";
 /// Largest file that is read.
 const MAX: u64 = 1 << 20;
 /// Keys of the file that are the board's; all others are the agent's.
-const BOARD: [&str; 7] = ["network", "timeServers", "time-servers", "registries", "watchdog", "wifi", "sshKey"];
+const BOARD: [&str; 9] = [
+    "network",
+    "timeServers",
+    "time-servers",
+    "registries",
+    "watchdog",
+    "upgradeTimeout",
+    "keepSecretsOnCard",
+    "wifi",
+    "sshKey",
+];
 
 /// What the card says of the board.
 #[derive(Debug, Default, Deserialize)]
@@ -30,6 +42,10 @@ pub struct Board {
     pub registries: Option<Value>,
     /// Whether the hardware restarts a board that is stuck [default: true].
     pub watchdog: Option<bool>,
+    /// How long a new system has until the Node is Ready, such as `10m`.
+    upgrade_timeout: Option<String>,
+    /// Whether secrets stay in the file [default: true]; else they are moved to the data partition once they are used.
+    pub keep_secrets_on_card: Option<bool>,
     /// Not possible here.
     wifi: Option<Value>,
     /// Not possible here.
@@ -55,16 +71,20 @@ pub struct Fixed {
 pub struct Found {
     /// The board's.
     pub board: Board,
+    /// How long a new system has until the Node is Ready, if the file says.
+    pub upgrade_timeout: Option<Duration>,
     /// The agent's file.
     pub agent: String,
+    /// The board has no cluster.
+    pub standalone: bool,
     /// The Node's name, if the file gives one.
     pub name: Option<String>,
     /// Mistakes; with any the agent is not started.
     pub mistakes: Vec<String>,
 }
 
-/// Reads the file in `folder`.
-pub fn read(folder: &Path) -> Found {
+/// Reads the file in `folder`; `kept` are secrets that were moved out of it, which count if that is still wanted.
+pub fn read(folder: &Path, kept: &str) -> Found {
     let path = folder.join(FILE);
     let text = match std::fs::metadata(&path) {
         Ok(found) if found.len() > MAX => Err(format!("it has {} bytes, {MAX} are allowed", found.len())),
@@ -73,9 +93,22 @@ pub fn read(folder: &Path) -> Found {
             .and_then(|bytes| String::from_utf8(bytes).map_err(|_| "it is no text in UTF-8".to_owned())),
     };
     match text {
-        Ok(text) => understand(&text),
+        Ok(text) => {
+            let found = understand(&text);
+            if found.board.keep_secrets_on_card == Some(false) {
+                understand(&secrets::with(&text, kept))
+            } else {
+                found
+            }
+        }
         Err(error) => Found { mistakes: vec![format!("{FILE}: {error}")], ..Found::default() },
     }
+}
+
+/// The setting that a line begins: one that is not indented, unless it goes on with a list or ends a brace.
+pub fn key(line: &str) -> Option<&str> {
+    let begins = line.chars().next().is_some_and(|c| !c.is_whitespace() && !"-#}]".contains(c));
+    begins.then(|| line.split(':').next().unwrap_or_default().trim().trim_matches(['"', '\'']))
 }
 
 /// The board's lines and the agent's, each in its place, so that mistakes are told with their line.
@@ -83,10 +116,7 @@ fn split(text: &str) -> (String, String) {
     let (mut board, mut agent) = (String::new(), String::new());
     let mut of_board = false;
     for line in text.lines() {
-        // a line that is not indented begins another setting, unless it goes on with a list or ends a brace
-        let begins = line.chars().next().is_some_and(|c| !c.is_whitespace() && !"-#}]".contains(c));
-        if begins {
-            let key = line.split(':').next().unwrap_or_default().trim().trim_matches(['"', '\'']);
+        if let Some(key) = key(line) {
             of_board = BOARD.contains(&key);
         }
         let (own, other) = if of_board { (&mut board, &mut agent) } else { (&mut agent, &mut board) };
@@ -133,8 +163,13 @@ fn understand(text: &str) -> Found {
             wrong(format!("timeServers: {server:?} is no name or address"));
         }
     }
+    let upgrade_timeout = board.upgrade_timeout.as_deref().and_then(|text| {
+        duration("upgradeTimeout", text).map_err(|error| wrong(error.to_string())).ok().filter(|limit| !limit.is_zero())
+    });
+    let mut standalone = false;
     let name = match Config::check(&agent) {
         Ok((config, named)) => {
+            standalone = config.join.is_none();
             if config.join.is_none() && config.manifests.folder.is_none() && config.manifests.remote.is_none() {
                 wrong("no server is set: the board does not know which cluster it belongs to".to_owned());
             }
@@ -145,7 +180,7 @@ fn understand(text: &str) -> Found {
             None
         }
     };
-    Found { board, agent, name, mistakes }
+    Found { board, upgrade_timeout, agent, standalone, name, mistakes }
 }
 
 /// What is wrong with a settings file of this text.
@@ -200,6 +235,7 @@ mod tests {
             "{}",
             with("tokn: x\n")
         );
+        assert!(with("upgradeTimeout: soon\n").contains("upgradeTimeout \"soon\": it is a duration"));
         assert!(with("wifi: {ssid: a}\n").contains("no WiFi"));
         assert!(with("sshKey: ssh-ed25519 A\n").contains("no SSH server"));
         assert!(with("registries: {mirors: {}}\n").contains("registries: unknown field `mirors`"));

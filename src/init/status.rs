@@ -6,6 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use crate::machine::board::Board;
+use crate::service;
 
 /// Warnings that are kept.
 const WARNINGS: usize = 5;
@@ -27,13 +28,34 @@ pub struct Status {
     pub clock: String,
     /// What the agent says of itself.
     pub agent: String,
-    /// Pods that run, of how many.
-    pub pods: String,
+    /// How many pods there are; `None` while no agent answers.
+    pub pods: Option<Pods>,
+    /// The board has no cluster: its pods are those of manifests.
+    pub standalone: bool,
+    /// What came of an upgrade.
+    pub upgrade: String,
     /// The last warnings of agent and system.
     pub warnings: VecDeque<String>,
 }
 
+/// Pods, by what they do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Pods {
+    /// Those that run.
+    pub running: usize,
+    /// Those that have not come so far.
+    pub waiting: usize,
+    /// All there are.
+    pub all: usize,
+}
+
 impl Status {
+    /// True when the board does what it is for: its Node is Ready; without a cluster, its pods are up.
+    pub fn works(&self) -> bool {
+        let up = self.standalone && self.agent == service::UP && self.pods.is_some_and(|pods| pods.waiting == 0);
+        up || self.agent.starts_with(READY)
+    }
+
     /// Adds a warning; the oldest one goes.
     pub fn warn(&mut self, text: &str) {
         if self.warnings.len() == WARNINGS {
@@ -56,8 +78,9 @@ impl Status {
         line("network", &self.network);
         line("clock", &self.clock);
         line("state", &self.agent);
-        if all {
-            line("pods", &self.pods);
+        line("upgrade", &self.upgrade);
+        if let Some(pods) = self.pods.filter(|_| all) {
+            line("pods", &format!("{} running of {}", pods.running, pods.all));
         }
         if self.mistakes.is_empty() {
             line("settings", "no mistakes");
@@ -109,5 +132,16 @@ mod tests {
         assert!(!text.contains("no mistakes"));
         status.agent = "Ready".into();
         assert!(!status.text(false).contains("w8") && status.text(true).contains("w8"));
+    }
+
+    #[test]
+    fn a_board_works_when_its_node_or_its_pods_do() {
+        let at = |agent: &str, standalone, waiting| {
+            let pods = Some(Pods { waiting, ..Pods::default() });
+            Status { agent: agent.into(), standalone, pods, ..Status::default() }.works()
+        };
+        assert!(at("Ready", false, 3) && !at("not Ready: network", false, 0) && !at("running", false, 0));
+        assert!(at("running", true, 0) && !at("running", true, 1) && !at("", true, 0));
+        assert!(!Status { agent: "running".into(), standalone: true, ..Status::default() }.works());
     }
 }

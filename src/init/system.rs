@@ -10,14 +10,15 @@ use nix::sys::reboot::{RebootMode, set_cad_enabled};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::{Pid, sethostname};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 use super::agent::{self, News};
 use super::network::{self, Addressing};
 use super::settings::{self, Found};
-use super::status::{self, Status};
+use super::status::{self, Pods, Status};
+use super::upgrade::trial::{self, Trial};
 use super::watchdog::{self, Watchdog};
-use super::{BOOT, Failure, card, clock, console, log, mounts, power, report};
+use super::{BOOT, Failure, card, clock, console, log, mounts, power, report, secrets};
 use crate::hex::hex;
 use crate::server::local;
 
@@ -32,11 +33,12 @@ const PODS: Duration = Duration::from_secs(30);
 pub fn run() -> Result<Infallible, Failure> {
     mounts::rest()?;
     // what was mounted by the first run is known by its identifier
-    let card = card::find(&card::wanted(&fs::read_to_string("/proc/cmdline")?)?, PATIENCE)?;
+    let cmdline = fs::read_to_string("/proc/cmdline")?;
+    let card = card::find(&card::wanted(&cmdline)?, PATIENCE)?;
     clock::floor(&card.data)?;
     let (model, serial) = status::board();
     identify(&serial)?;
-    let found = settings::read(Path::new(BOOT));
+    let found = settings::read(Path::new(BOOT), &secrets::kept());
     if let Some(name) = &found.name {
         sethostname(name)?;
     }
@@ -47,7 +49,19 @@ pub fn run() -> Result<Infallible, Failure> {
     if let Some(registries) = &found.board.registries {
         fs::write("/etc/pikelet/registries.yaml", serde_json::to_string(registries)?)?;
     }
-    let mut status = Status { model, serial, node, mistakes: found.mistakes.clone(), ..Status::default() };
+    let (mistakes, standalone) = (found.mistakes.clone(), found.standalone);
+    let mut status = Status { model, serial, node, mistakes, standalone, ..Status::default() };
+    let trial = trial::begin(&cmdline).map(|(trial, text)| {
+        status.upgrade = text;
+        trial
+    });
+    let trial = trial.unwrap_or_else(|error| {
+        status.warn(&format!("upgrade: {error}"));
+        None
+    });
+    if !status.upgrade.is_empty() {
+        log::line(&format!("upgrade: {}", status.upgrade));
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().max_blocking_threads(4).enable_all().build()?;
     let watchdog = Watchdog::open(found.board.watchdog.unwrap_or(true)).unwrap_or_else(|error| {
         status.warn(&error.to_string());
@@ -57,7 +71,7 @@ pub fn run() -> Result<Infallible, Failure> {
     if watchdog.is_none() {
         log::line("watchdog: none: a board that is stuck stays so");
     }
-    let mode = runtime.block_on(live(found, status, watchdog.clone()))?;
+    let mode = runtime.block_on(live(found, status, watchdog.clone(), trial))?;
     runtime.shutdown_background();
     power::off(mode, watchdog.as_deref())
 }
@@ -72,14 +86,28 @@ fn identify(serial: &str) -> Result<(), Failure> {
 }
 
 /// Everything at once, until a signal says how to end.
-async fn live(found: Found, first: Status, watchdog: Option<Arc<Watchdog>>) -> Result<RebootMode, Failure> {
+async fn live(
+    found: Found,
+    first: Status,
+    watchdog: Option<Arc<Watchdog>>,
+    trial: Option<Trial>,
+) -> Result<RebootMode, Failure> {
     let mistaken = !found.mistakes.is_empty();
     let node = first.node.clone();
     let (status, seen) = watch::channel(first);
     tokio::spawn(console::show(seen.clone()));
     tokio::spawn(report::keep(seen));
+    let restart = Arc::new(Notify::new());
+    if let Some(trial) = trial {
+        let limit = found.upgrade_timeout.unwrap_or(trial::LIMIT);
+        tokio::spawn(trial.keep(status.clone(), limit, restart.clone()));
+    }
     if let Some(watchdog) = watchdog {
         tokio::spawn(watchdog::keep(watchdog));
+    }
+
+    if found.board.keep_secrets_on_card == Some(false) {
+        tokio::spawn(move_secrets(status.clone()));
     }
 
     let (addressing_tx, addressing) = watch::channel(Addressing::default());
@@ -130,7 +158,20 @@ async fn live(found: Found, first: Status, watchdog: Option<Arc<Watchdog>>) -> R
         });
         tokio::spawn(hear(news, status.clone()));
     }
-    signals(&ended_tx).await
+    signals(&ended_tx, &restart).await
+}
+
+/// Moves the settings' secrets off the FAT partition, once it is seen that they are right.
+async fn move_secrets(status: watch::Sender<Status>) {
+    if status.subscribe().wait_for(Status::works).await.is_err() {
+        return;
+    }
+    let moved = tokio::task::spawn_blocking(secrets::move_away).await.unwrap_or_else(|error| Err(error.into()));
+    match moved {
+        Ok(true) => log::line("settings: secrets were moved to the data partition"),
+        Ok(false) => {}
+        Err(error) => status.send_modify(|s| s.warn(&format!("secrets stay on the card: {error}"))),
+    }
 }
 
 /// Passes on what the network gave: to the clock, the status, and the agent when its address is another one.
@@ -174,24 +215,26 @@ async fn hear(mut news: mpsc::UnboundedReceiver<News>, status: watch::Sender<Sta
                 Some(News::Warning(text)) => status.send_modify(|s| s.warn(&text)),
             },
             _ = tick.tick() => {
-                let counted = tokio::task::spawn_blocking(count).await.ok().flatten().unwrap_or_default();
+                let counted = tokio::task::spawn_blocking(count).await.ok().flatten();
                 status.send_if_modified(|s| s.pods != counted && { s.pods = counted; true });
             }
         }
     }
 }
 
-/// `3 running of 4`; `None` while no agent answers.
-fn count() -> Option<String> {
+/// The pods; `None` while no agent answers.
+fn count() -> Option<Pods> {
     let answer = local::ask(Path::new("/run/pikelet"), "GET", "/pods").ok()?;
     let list: serde_json::Value = serde_json::from_str(&answer).ok()?;
     let pods = list["items"].as_array()?;
-    let running = pods.iter().filter(|p| p["status"]["phase"] == "Running").count();
-    Some(format!("{running} running of {}", pods.len()))
+    let of = |phase: &str| pods.iter().filter(|p| p["status"]["phase"] == phase).count();
+    let running = of("Running");
+    Some(Pods { running, waiting: pods.len() - running - of("Succeeded"), all: pods.len() })
 }
 
-/// Collects what has ended, until a signal asks for a restart (SIGTERM, or SIGINT by Ctrl-Alt-Del) or the end (SIGUSR2).
-async fn signals(ended: &mpsc::UnboundedSender<Pid>) -> Result<RebootMode, Failure> {
+/// Collects what has ended, until a signal asks for a restart (SIGTERM, or SIGINT by Ctrl-Alt-Del) or the end (SIGUSR2), or
+/// a new system gives up.
+async fn signals(ended: &mpsc::UnboundedSender<Pid>, restart: &Notify) -> Result<RebootMode, Failure> {
     // the kernel asks this process instead of restarting at once
     set_cad_enabled(false)?;
     let mut child = signal(SignalKind::child())?;
@@ -207,6 +250,7 @@ async fn signals(ended: &mpsc::UnboundedSender<Pid>) -> Result<RebootMode, Failu
                     let _ = ended.send(pid);
                 }
             }
+            () = restart.notified() => return Ok(RebootMode::RB_AUTOBOOT),
             _ = terminate.recv() => return Ok(RebootMode::RB_AUTOBOOT),
             _ = interrupt.recv() => return Ok(RebootMode::RB_AUTOBOOT),
             _ = user.recv() => return Ok(RebootMode::RB_POWER_OFF),

@@ -1,0 +1,108 @@
+//! Upgrades of the appliance that the Node's annotation asks for, and what came of them, as Events.
+//!
+//! Who may write the annotation may write the Node, which is more than to make pods. An image is tried once: what was tried
+//! is on record, until the annotation is taken away.
+
+use std::path::Path;
+use std::time::Duration;
+
+use tokio::process::Command;
+use tokio::sync::watch;
+use tracing::warn;
+
+use crate::cluster::{EventRecorder, NodeSeen};
+use crate::init::upgrade::{self, FOLDER, Record, Source, State};
+
+/// How often the end of a trial is looked for; that is minutes.
+const LOOK: Duration = Duration::from_secs(5);
+/// Waits after an upgrade that could not be begun: they double, from the first to the last.
+const FIRST_WAIT: Duration = Duration::from_mins(1);
+const LAST_WAIT: Duration = Duration::from_hours(1);
+
+/// Follows the annotation for ever; on machines other than the appliance it is let be.
+pub async fn follow(events: EventRecorder, mut seen: watch::Receiver<Option<NodeSeen>>) {
+    if !upgrade::is_possible() {
+        return;
+    }
+    tell(&events).await;
+    let mut wait = FIRST_WAIT;
+    loop {
+        let wanted = seen.borrow_and_update().as_ref().map(|node| node.upgrade.clone());
+        let failed = match &wanted {
+            // the Node was not seen yet
+            None => false,
+            Some(None) => {
+                forget();
+                false
+            }
+            Some(Some(image)) => begin(image, &events).await,
+        };
+        let changed = async {
+            while seen.changed().await.is_ok() {
+                if seen.borrow().as_ref().map(|node| node.upgrade.clone()) != wanted {
+                    return true;
+                }
+            }
+            false
+        };
+        tokio::select! {
+            more = changed => if more { wait = FIRST_WAIT } else { return },
+            () = tokio::time::sleep(wait), if failed => wait = (wait * 2).min(LAST_WAIT),
+        }
+    }
+}
+
+/// Says how the last upgrade ended, once.
+async fn tell(events: &EventRecorder) {
+    let folder = Path::new(FOLDER);
+    while let Some(mut record) = Record::read(folder).filter(|record| !record.told) {
+        let system = format!("system {} ({}) of {}", record.set, record.system, record.image);
+        match record.state {
+            State::Trying => {
+                tokio::time::sleep(LOOK).await;
+                continue;
+            }
+            State::Confirmed => events.node_event("Normal", "Upgraded", format!("{system} works, and is confirmed")),
+            State::Failed => {
+                events.node_event("Warning", "UpgradeFailed", format!("{system} failed: {}", record.reason));
+            }
+        }
+        record.told = true;
+        if let Err(error) = record.write(folder) {
+            return warn!(error, "that the upgrade's end was told is not kept");
+        }
+    }
+}
+
+/// A new annotation may name any image again.
+fn forget() {
+    if let Err(error) = Record::forget_asked(Path::new(FOLDER)) {
+        warn!(error, "an earlier upgrade is not forgotten: its image is not tried again");
+    }
+}
+
+/// Begins the upgrade, unless that image was tried; true when it failed, and may not another time. The board is restarted
+/// by the command.
+async fn begin(image: &str, events: &EventRecorder) -> bool {
+    let failed = |why: String| events.node_event("Warning", "UpgradeFailed", format!("{image}: {why}"));
+    let source = match image.parse::<Source>() {
+        Ok(source) if source.sha256().is_some() => source,
+        // only another annotation mends it
+        wrong => {
+            failed(wrong.err().unwrap_or_else(|| "it is written URL#sha256:HEX".to_owned()));
+            return false;
+        }
+    };
+    if Record::read(Path::new(FOLDER)).is_some_and(|record| source.sha256() == record.asked.as_deref()) {
+        return false;
+    }
+    events.node_event("Normal", "UpgradeStarted", image.to_owned());
+    let ended = Command::new("/proc/self/exe").args(["upgrade", "--asked", image]).kill_on_drop(true).output().await;
+    let why = match ended {
+        Ok(ended) if ended.status.success() => return false,
+        Ok(ended) => String::from_utf8_lossy(&ended.stderr).lines().last().unwrap_or_default().to_owned(),
+        Err(error) => error.to_string(),
+    };
+    failed(why);
+    true
+}

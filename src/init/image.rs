@@ -1,0 +1,105 @@
+//! An image of the appliance in a file: as it is, or compressed.
+
+use std::fs::File;
+use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
+use std::path::Path;
+
+use flate2::read::GzDecoder;
+
+use super::{Failure, mbr};
+
+/// Bytes that are looked at, and left out, at once.
+const CHUNK: usize = 64 << 10;
+
+/// Opens the image and what is in it: raw, zstd or gzip.
+pub fn open(image: &Path) -> Result<Box<dyn Read>, Failure> {
+    let failed = |e: io::Error| format!("image {}: {e}", image.display());
+    let mut file = File::open(image).map_err(failed)?;
+    let mut magic = [0; 4];
+    file.read_exact(&mut magic).map_err(failed)?;
+    file.rewind().map_err(failed)?;
+    Ok(match magic {
+        [0x28, 0xb5, 0x2f, 0xfd] => Box::new(
+            ruzstd::decoding::StreamingDecoder::new(BufReader::new(file))
+                .map_err(|e| format!("image {}: {e}", image.display()))?,
+        ),
+        [0x1f, 0x8b, ..] => Box::new(GzDecoder::new(BufReader::new(file))),
+        _ => Box::new(file),
+    })
+}
+
+/// Fills the buffer as far as there is something.
+pub fn fill(from: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match from.read(&mut buffer[filled..]) {
+            Ok(0) => break,
+            Ok(n) => filled += n,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
+}
+
+/// Copies an image's FAT partition to a file, which has holes where there is nothing.
+pub fn boot_partition(image: &Path, to: &Path) -> Result<File, Failure> {
+    let mut from = open(image)?;
+    let failed = |e: io::Error| format!("image {}: {e}", image.display());
+    let mut sector = [0; mbr::SECTOR as usize];
+    let whole = fill(&mut from, &mut sector).map_err(failed)? == sector.len() && mbr::identifier(&sector).is_some();
+    let boot = mbr::partition(&sector, 1).filter(|_| whole);
+    let boot = boot.ok_or_else(|| format!("{} is no image of a card", image.display()))?;
+    let skipped = (u64::from(boot.start) - 1) * mbr::SECTOR;
+    io::copy(&mut from.by_ref().take(skipped), &mut io::sink()).map_err(failed)?;
+    let size = u64::from(boot.sectors) * mbr::SECTOR;
+    let mut from = from.take(size);
+    let write = |from: &mut dyn Read| {
+        let mut file = File::options().read(true).write(true).create(true).truncate(true).open(to)?;
+        let (mut buffer, mut done) = (vec![0; CHUNK], 0);
+        loop {
+            let read = fill(from, &mut buffer)?;
+            let part = &buffer[..read];
+            if read == 0 {
+                break;
+            }
+            if part.iter().any(|byte| *byte != 0) {
+                file.seek(SeekFrom::Start(done))?;
+                file.write_all(part)?;
+            }
+            done += read as u64;
+        }
+        file.set_len(size)?;
+        if done == size { Ok(file) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+    };
+    let file: io::Result<File> = write(&mut from);
+    Ok(file.map_err(|e| format!("taking the FAT partition of {} to {}: {e}", image.display(), to.display()))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_partition_is_taken_out() {
+        let dir = std::env::temp_dir().join(format!("pikelet-image-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let (image, out) = (dir.join("card.img"), dir.join("boot"));
+        let mut bytes = vec![0; 2048 * 512];
+        bytes[446 + 4] = 0xc;
+        bytes[446 + 8] = 8;
+        bytes[446 + 12..446 + 14].copy_from_slice(&1000_u16.to_le_bytes());
+        bytes[510..512].copy_from_slice(&[0x55, 0xaa]);
+        let boot = 8 * 512..1008 * 512;
+        bytes[boot.start] = 7;
+        bytes[boot.end - 1] = 9;
+        std::fs::write(&image, &bytes).unwrap();
+        boot_partition(&image, &out).unwrap();
+        assert!(std::fs::read(&out).unwrap() == bytes[boot.clone()]);
+        std::fs::write(&image, &bytes[..boot.end - 1]).unwrap();
+        assert!(boot_partition(&image, &out).unwrap_err().to_string().contains("end of file"));
+        std::fs::write(&image, "no image at all").unwrap();
+        assert!(boot_partition(&image, &out).unwrap_err().to_string().contains("no image of a card"));
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+}

@@ -1,0 +1,208 @@
+//! Puts an image's system on the card beside the one that runs, which is left alone; it is tried at the next start.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::path::Path;
+
+use nix::fcntl::{Flock, FlockArg};
+use ring::digest::{Context, SHA256};
+
+use super::choice::{Choice, Set};
+use super::record::{Record, State};
+use super::source::{Source, digest};
+use super::{FOLDER, NOTE};
+use crate::durable;
+use crate::hex::hex;
+use crate::init::{BOOT, Failure, boot, card, fat, image};
+use crate::machine::disk;
+
+/// What a system cannot do without.
+const NEEDED: [&str; 4] = ["kernel8.img", "initrd.zst", COMMAND_LINE, NOTE];
+const COMMAND_LINE: &str = "cmdline.txt";
+/// What is fetched, and the FAT partition that was taken out of it.
+const FETCHED: &str = "/var/lib/pikelet/upgrade/image";
+const TAKEN: &str = "/var/lib/pikelet/upgrade/boot";
+/// Bytes that are copied at once.
+const CHUNK: usize = 64 << 10;
+
+/// Puts the image's system on the card and lets the firmware start it next. What runs is not changed: until the new system
+/// has shown that it works, every start but the first is the old one's.
+/// `asked`: by the Node's annotation.
+pub fn install(source: &Source, asked: bool) -> Result<Record, Failure> {
+    let kernel = fs::read_to_string("/proc/cmdline")?;
+    let running = Set::running(&kernel).ok_or("this card has one system only: write it anew with pikelet flash")?;
+    let folder = Path::new(FOLDER);
+    fs::create_dir_all(folder).map_err(|e| format!("creating {FOLDER}: {e}"))?;
+    let lock = File::open(folder)?;
+    let _lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|_| "another upgrade is under way")?;
+    let before = Choice::read(Path::new(BOOT))?;
+    if before != (Choice { next: running, trial: None }) {
+        return Err("an upgrade is being tried: wait until it is confirmed, or has failed".into());
+    }
+    let done = put(source, running, &kernel, asked);
+    if let Err(error) = clear() {
+        eprintln!("pikelet: {error}");
+    }
+    done
+}
+
+/// Removes what upgrades need on the way.
+pub fn clear() -> Result<(), Failure> {
+    for file in [FETCHED, TAKEN] {
+        if let Err(error) = fs::remove_file(file)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            return Err(format!("removing {file}: {error}").into());
+        }
+    }
+    Ok(())
+}
+
+/// Does it; `kernel` is the command line of the system that runs.
+fn put(source: &Source, running: Set, kernel: &str, asked: bool) -> Result<Record, Failure> {
+    let (file, sha256) = source.get(Path::new(FETCHED))?;
+    let mut part = image::boot_partition(&file, Path::new(TAKEN))?;
+    if source.is_url() {
+        // the room is needed
+        fs::remove_file(FETCHED)?;
+    }
+    let size = part.metadata()?.len();
+    let system = fat::open(&mut part, 0, size)?;
+    let root = system.root_dir();
+    let from = root.open_dir(Set::A.folder()).map_err(|_| "the image has no folder a: it is of before upgrades")?;
+    let names = names(&from)?;
+    fits(&names, &folder_names(&Path::new(BOOT).join(running.folder()))?)?;
+    let text = |name: &str| {
+        let mut text = String::new();
+        from.open_file(name)?.read_to_string(&mut text).map(|_| text)
+    };
+    let new = running.other();
+    let line = command_line(&text(COMMAND_LINE)?, &card::wanted(kernel)?, new);
+    let before = Record::read(Path::new(FOLDER)).and_then(|record| record.asked);
+    let record = Record {
+        image: source.to_string(),
+        asked: if asked { Some(sha256.clone()) } else { before },
+        sha256,
+        set: new.folder().to_owned(),
+        system: text(NOTE)?.lines().next().unwrap_or_default().to_owned(),
+        state: State::Trying,
+        reason: String::new(),
+        told: false,
+    };
+    boot::writable(|| {
+        let to = Path::new(BOOT).join(new.folder());
+        empty(&to)?;
+        for name in &names {
+            if name == COMMAND_LINE {
+                write(&mut line.as_bytes(), &to.join(name))?;
+            } else {
+                write(&mut from.open_file(name)?, &to.join(name))?;
+            }
+        }
+        for folder in [to.as_path(), Path::new(BOOT)] {
+            durable::sync_dir(folder).map_err(|e| format!("writing {}: {e}", folder.display()))?;
+        }
+        // only now is there something to choose
+        record.write(Path::new(FOLDER))?;
+        Choice { next: new, trial: Some(new) }.write(Path::new(BOOT))
+    })?;
+    Ok(record)
+}
+
+/// Names of the files in a folder of an image.
+fn names<T: fatfs::ReadWriteSeek>(folder: &fatfs::Dir<'_, T>) -> Result<Vec<String>, Failure> {
+    let mut names = Vec::new();
+    for entry in folder.iter() {
+        let entry = entry?;
+        if entry.is_file() {
+            names.push(entry.file_name());
+        }
+    }
+    Ok(names)
+}
+
+/// Names of the files in a folder of the card.
+fn folder_names(folder: &Path) -> Result<Vec<String>, Failure> {
+    let entries = fs::read_dir(folder).map_err(|e| format!("reading {}: {e}", folder.display()))?;
+    Ok(entries.flatten().filter_map(|e| e.file_name().into_string().ok()).collect())
+}
+
+/// Says what an image lacks to be started in place of the system that has these files.
+fn fits(names: &[String], own: &[String]) -> Result<(), Failure> {
+    let missing: Vec<&str> = NEEDED.into_iter().filter(|needed| !names.iter().any(|name| name == needed)).collect();
+    if !missing.is_empty() {
+        return Err(format!("the image lacks {} in its folder a", missing.join(", ")).into());
+    }
+    // boards are known by their device trees
+    let trees = own.iter().filter(|name| Path::new(name).extension().is_some_and(|e| e == "dtb"));
+    let fewer: Vec<&str> = trees.filter(|tree| !names.contains(tree)).map(String::as_str).collect();
+    if fewer.is_empty() {
+        return Ok(());
+    }
+    Err(format!("the image is for other boards: it lacks {}", fewer.join(", ")).into())
+}
+
+/// The image's command line, for this card and this system on it.
+fn command_line(line: &str, identifier: &str, set: Set) -> String {
+    let own = ["pikelet.disk=", "pikelet.set="];
+    let words = line.split_whitespace().filter(|word| !own.iter().any(|key| word.starts_with(key)));
+    let words: Vec<&str> = words.collect();
+    format!("{} pikelet.disk={identifier} pikelet.set={}\n", words.join(" "), set.folder())
+}
+
+/// Makes the folder, or takes out what an upgrade of before left.
+fn empty(folder: &Path) -> Result<(), Failure> {
+    fs::create_dir_all(folder).map_err(|e| format!("creating {}: {e}", folder.display()))?;
+    for name in folder_names(folder)? {
+        fs::remove_file(folder.join(&name)).map_err(|e| format!("removing {name} of an earlier upgrade: {e}"))?;
+    }
+    Ok(())
+}
+
+/// Writes a file to the card, for good, and compares what the card gives back.
+fn write(from: &mut dyn Read, path: &Path) -> Result<(), Failure> {
+    let failed = |e: std::io::Error| format!("writing {}: {e}", path.display());
+    let mut file = File::options().read(true).write(true).create(true).truncate(true).open(path).map_err(failed)?;
+    let (mut written, mut buffer) = (Context::new(&SHA256), vec![0; CHUNK]);
+    let mut first = true;
+    loop {
+        let read = image::fill(from, &mut buffer).map_err(|e| format!("reading the image: {e}"))?;
+        if read == 0 {
+            break;
+        }
+        file.write_all(&buffer[..read]).map_err(failed)?;
+        written.update(&buffer[..read]);
+        // its place is known from now on, so that what a power cut leaves is removed with it
+        if std::mem::take(&mut first) {
+            file.sync_all().map_err(failed)?;
+        }
+    }
+    file.sync_all().map_err(failed)?;
+    disk::forget(&file).map_err(failed)?;
+    drop(file);
+    let back = File::open(path).and_then(|mut file| digest(&mut file)).map_err(failed)?;
+    if back == hex(written.finish().as_ref()) {
+        return Ok(());
+    }
+    Err(format!("{}: the card gives back something else than was written: it is broken", path.display()).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_line_is_made_for_the_card() {
+        let made = command_line("console=tty0 pikelet.disk=0 quiet pikelet.set=a\n", "70696b65", Set::B);
+        assert_eq!(made, "console=tty0 quiet pikelet.disk=70696b65 pikelet.set=b\n");
+    }
+
+    #[test]
+    fn an_image_for_other_boards_is_refused() {
+        let names = |more: &[&str]| NEEDED.iter().chain(more).map(|n| (*n).to_owned()).collect::<Vec<_>>();
+        let own = names(&["bcm2711-rpi-4-b.dtb"]);
+        assert!(fits(&names(&["bcm2711-rpi-4-b.dtb", "bcm2712.dtb"]), &own).is_ok());
+        assert!(fits(&names(&["bcm2712.dtb"]), &own).unwrap_err().to_string().contains("lacks bcm2711-rpi-4-b.dtb"));
+        assert!(fits(&own[1..], &own).unwrap_err().to_string().contains("lacks kernel8.img"));
+    }
+}
