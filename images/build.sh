@@ -15,7 +15,10 @@ target=aarch64-unknown-linux-musl
 # MiB; the data partition grows to the size of the card
 boot_size=128 data_size=64
 
-[ "$board" = rpi ] || fail "BOARD=$board: there is rpi only: Raspberry Pi 3, 3+, 4, 400, CM3, CM4 and Zero 2 W (by USB Ethernet)"
+case $board in
+rpi | rpi5) ;;
+*) fail "BOARD=$board: there are rpi (Raspberry Pi 3, 3+, 4, 400, CM3, CM4 and, by USB Ethernet, Zero 2 W) and rpi5" ;;
+esac
 case $variant in
 appliance) ;;
 debian) fail "VARIANT=debian is not there yet: install the .deb on any Debian, or use VARIANT=appliance" ;;
@@ -38,6 +41,8 @@ trap 'rm -rf "$work"' EXIT
 
 packages=$(packages "images/$board.packages")
 kernel=$(basename "$packages"/usr/lib/modules/*)
+vmlinuz=$packages/boot/vmlinuz-$kernel
+[ -f "$vmlinuz" ] || vmlinuz=$packages/usr/lib/modules/$kernel/vmlinuz
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 # the same for the same source: what the image says of its age
 made=$(git log -1 --format=%ct 2>/dev/null || date +%s)
@@ -62,7 +67,7 @@ OS
   while read -r name; do
     # built in is as good
     modprobe -d "$packages" -S "$kernel" --show-depends "$name" || fail "kernel $kernel has no module $name"
-  done < <(sed 's/#.*//' "images/$board.modules" | awk 'NF') |
+  done < <(sed 's/#.*//' "images/$board.modules" images/common.modules | awk 'NF') |
     awk '$1 == "insmod" && !seen[$2]++ { print $2 }' | while read -r step; do
     name=$(basename "$step" .xz)
     case $step in
@@ -75,18 +80,46 @@ OS
   (cd "$root" && find . | LC_ALL=C sort | busybox cpio -o -H newc -R 0:0 2>/dev/null) | zstd -q -12 -T0 >"$work/initrd.zst"
 }
 
-# boot_partition: firmware, kernel, device trees and the settings, as FAT
+# device_trees DIR: under the kernel's names and those by which the firmware asks for them, which it does before it believes
+# that a system is there
+device_trees() {
+  local from to
+  case $board in
+  rpi)
+    cp "$packages"/usr/lib/linux-image-*/broadcom/bcm2{711,837}-rpi-*.dtb "$1/"
+    for from in "$1"/bcm2837-rpi-*.dtb; do
+      to=${from/bcm2837/bcm2710}
+      cp "$from" "${to/cm3-io3/cm3}"
+    done
+    cp "$1/bcm2711-rpi-cm4-io.dtb" "$1/bcm2711-rpi-cm4.dtb"
+    ;;
+  rpi5)
+    cp "$packages/usr/lib/modules/$kernel"/dtb/broadcom/bcm2712-*rpi-5-b.dtb "$1/"
+    cp "$1/bcm2712-d-rpi-5-b.dtb" "$1/bcm2712d0-rpi-5-b.dtb"
+    ;;
+  esac
+}
+
+# firmware DIR: what the board's processor starts with, where that is not on the board itself
+firmware() {
+  [ "$board" = rpi5 ] || cp "$packages"/usr/lib/raspi-firmware/{bootcode.bin,fixup*.dat,start*.elf} "$1/"
+}
+
+# boot_partition: firmware, the settings, and a system, which is what upgrades put beside it, as FAT
 boot_partition() {
   local files=$work/boot
-  mkdir "$files"
-  gzip -n -9 <"$packages"/boot/vmlinuz-* >"$files/kernel8.img"
-  cp "$work/initrd.zst" "$files/"
-  cp "$packages"/usr/lib/raspi-firmware/{bootcode.bin,fixup*.dat,start*.elf} "$files/"
-  cp "$packages"/usr/lib/linux-image-*/broadcom/bcm2{711,837}-rpi-*.dtb "$files/"
+  mkdir -p "$files"/{a,b}
+  gzip -n -9 <"$vmlinuz" >"$files/a/kernel8.img"
+  cp "$work/initrd.zst" "$files/a/"
+  device_trees "$files/a"
+  cp "images/$board.cmdline.txt" "$files/a/cmdline.txt"
+  echo "pikelet $version, Debian's Linux $kernel; packages: $(tr '\n' ' ' <"$packages/versions")" >"$files/a/image.txt"
+  firmware "$files"
   cp "images/$board.config.txt" "$files/config.txt"
-  cp "images/$board.cmdline.txt" "$files/cmdline.txt"
+  # of one sector, as src/init/upgrade/choice.rs has it
+  printf '# Which system of this card is started, a/ or b/. Upgrades change it.\nos_prefix=a/\n' >"$files/choice.txt"
+  printf '\n%.0s' $(seq "$(stat -c %s "$files/choice.txt")" 511) >>"$files/choice.txt"
   cp images/pikelet.yaml "$files/"
-  echo "pikelet $version, Debian's Linux $kernel; packages: $(tr '\n' ' ' <"$packages/versions")" >"$files/image.txt"
   truncate -s "${boot_size}M" "$work/boot.img"
   mkfs.vfat -F 32 -n PIKELET -i 70696b65 --invariant "$work/boot.img" >/dev/null
   MTOOLS_SKIP_CHECK=1 mcopy -s -m -i "$work/boot.img" "$files"/* ::

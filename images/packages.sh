@@ -21,29 +21,49 @@ sources() {
   } >"$dir/sources"
 }
 
-# packages FILE: a folder with the packages FILE names, unpacked, and their names in `versions`
+# updated SUITE: its lists are here; not asked again for a day
+updated() {
+  local lists=$cache/apt-$1-arm64
+  [ -n "$(find "$lists/updated" -mmin -1440 2>/dev/null)" ] || { apt_get "$1/arm64" update && touch "$lists/updated"; } >&2 ||
+    fail "apt-get update for $1 failed: check the network and apt's sources"
+}
+
+# named SUITE PACKAGE: that package, or those it only names: the newest kernel, which has parts of its own in newer releases
+named() {
+  local name parts
+  name=$(apt_cache "$1/arm64" depends "$2" | awk '$1 == "Depends:" && index($2, "linux-image-") == 1 && !found++ { print $2 }')
+  name=${name:-$2}
+  parts=$(apt_cache "$1/arm64" depends "$name" | awk '$1 == "Depends:" && $2 ~ /^linux-(binary|modules|base)-[0-9]/ { print $2 }')
+  echo "${parts:-$name}"
+}
+
+# packages FILE: a folder with the packages FILE names (NAME, or NAME/SUITE), unpacked, and their names in `versions`
 packages() {
-  local name depends version names=() lists=$cache/apt-$suite-arm64
+  local line from name version names=()
   sources
-  # not asked again for a day
-  [ -n "$(find "$lists/updated" -mmin -1440 2>/dev/null)" ] || { apt_get "$suite/arm64" update && touch "$lists/updated"; } >&2 ||
-    fail "apt-get update for $suite failed: check the network and apt's sources"
-  while read -r name; do
-    # a package that only names another one
-    depends=$(apt_cache "$suite/arm64" depends "$name" | awk '$1 == "Depends:" && index($2, "linux-image-") == 1 && !found++ { print $2 }')
-    name=${depends:-$name}
-    version=$(apt_cache "$suite/arm64" policy "$name" | awk '$1 == "Candidate:" { print $2 }')
-    [[ ${version:-(none)} != "(none)" ]] || fail "apt offers no $name in $suite"
-    names+=("$name=$version")
+  while read -r line; do
+    from=$suite
+    case $line in */*) from=${line#*/} ;; esac
+    updated "$from"
+    for name in $(named "$from" "${line%/*}"); do
+      version=$(apt_cache "$from/arm64" policy "$name" | awk '$1 == "Candidate:" { print $2 }')
+      [[ ${version:-(none)} != "(none)" ]] || fail "apt offers no $name in $from"
+      [ "$from" = "$suite" ] || name=$from/$name
+      names+=("$name=$version")
+    done
   done < <(sed 's/#.*//' "$1" | awk 'NF')
   kept "$(basename "$1" .packages)-$(printf '%s\n' "${names[@]}" | sha256sum | cut -c 1-16)" unpacked "${names[@]}"
 }
 
-# unpacked PACKAGE=VERSION... DIR
+# unpacked [SUITE/]PACKAGE=VERSION... DIR
 unpacked() {
-  local dir=${*: -1} deb
+  local dir=${*: -1} deb package from
   cd "$dir"
-  apt_get "$suite/arm64" download "${@:1:$#-1}"
+  for package in "${@:1:$#-1}"; do
+    from=$suite
+    case $package in */*) from=${package%/*} ;; esac
+    apt_get "$from/arm64" download "${package#*/}"
+  done
   for deb in *.deb; do dpkg-deb -x "$deb" . && rm "$deb"; done
   [ -d lib ] || ln -s usr/lib lib
   [ ! -d usr/lib/modules ] || depmod -b . "$(basename usr/lib/modules/*)"
