@@ -2,8 +2,8 @@
 # The node on a kernel with cgroup version 2 only: an emulated x86_64 machine with Debian's kernel, which sees this
 # machine's files read-only and keeps what it writes in memory. Ends by itself and leaves nothing.
 #
-#   tests/guest.sh [SUBJECT...]     all of tests/guest/*.sh but deb (tests/deb.sh), or those named: runtime, demo, ...;
-#                                   one with a / is a file
+#   tests/guest.sh [SUBJECT...]     all of tests/guest/*.sh but deb and systemd (tests/deb.sh), or those named: runtime,
+#                                   demo, ...; one with a / is a file
 #
 # PIKELET_GUEST_SWITCH="NETNS BRIDGE" gives the machine a network device at that bridge (eth0); PIKELET_GUEST_SETTINGS is a
 # file of shell variables for the subjects.
@@ -13,13 +13,17 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+# the release of Debian whose kernel it has, as the images for boards do
+suite=trixie
 # seconds after which the machine is ended
 limit=${PIKELET_GUEST_TIMEOUT:-900}
 cache=${PIKELET_CACHE:-$HOME/.cache/pikelet}/guest
 # what has to be there before files can be shared; the rest is loaded by the guest itself
 first=(virtio_pci 9p 9pnet_virtio overlay)
 
+. cross/fetch.sh
 . tests/harness/common.sh
+. tests/harness/modules.sh
 [ "$(uname -m)" = x86_64 ] || { say "skipped: it runs this machine's programs, which have to be for x86_64"; exit 0; }
 
 packages=()
@@ -40,29 +44,29 @@ cleanup() {
 trap cleanup EXIT
 
 # of the kernel package: what is kept of it
-parts=('*/boot/vmlinuz-*' '*/modules/*/modules.*' '*/kernel/'{arch,crypto,lib,net,fs/{9p,netfs,fscache,overlayfs,nfs,nfsd,nfs_common,lockd},drivers/virtio}
+parts=('*/boot/vmlinuz-*' '*/modules/*/modules.*' '*/kernel/'{arch,crypto,lib,net,fs/{9p,netfs,overlayfs,nfs,nfsd,nfs_common,lockd},drivers/virtio}
   '*/kernel/drivers/'{net/veth,net/dummy,net/virtio_net,net/net_failover,block/loop}'.ko*')
 
-# kernel: the folder of the newest kernel package that apt offers, unpacked without installing it
+# kernel: the folder of the newest kernel package of that release, unpacked without installing it
 kernel() {
-  local package version dir new
-  package=$(apt-cache depends linux-image-amd64 | awk '$1 == "Depends:" { print $2; exit }')
-  version=$(apt-cache policy "$package" | awk '$1 == "Candidate:" { print $2 }')
-  [ -n "$version" ] || fail "apt offers no linux-image-amd64: run apt-get update"
-  dir=$cache/${package}_$version-$(cksum <<<"${parts[*]}" | cut -d ' ' -f 1)
-  if [ ! -d "$dir" ]; then
-    mkdir -p "$cache"
-    new=$(mktemp -d "$cache/new.XXXXXX")
-    (cd "$work" && { download "$package=$version" || { apt-get -qq update && download "$package=$version"; }; }) >&2 ||
-      fail "cannot download $package $version"
-    dpkg-deb --fsys-tarfile "$work/$package"_*.deb | tar -x -C "$new" --wildcards "${parts[@]}"
-    rm "$work/$package"_*.deb
-    [ -d "$new/lib" ] || ln -s usr/lib "$new/lib"
-    depmod -b "$new" "${package#linux-image-}"
-    # another one may have been quicker
-    mv -T "$new" "$dir" 2>/dev/null || rm -rf "$new"
-  fi
-  echo "$dir"
+  local package version lists=$cache/apt-$suite
+  mkdir -p "$lists"
+  # not asked again for a week
+  [ -n "$(find "$lists/updated" -mtime -7 2>/dev/null)" ] || { apt_get "$suite" update && touch "$lists/updated"; } >&2 ||
+    fail "apt-get update for $suite failed: check the network and apt's sources"
+  package=$(apt_cache "$suite" depends linux-image-amd64 | awk '$1 == "Depends:" { print $2; exit }')
+  version=$(apt_cache "$suite" policy "$package" | awk '$1 == "Candidate:" { print $2 }')
+  [ -n "$version" ] || fail "apt offers no linux-image-amd64 in $suite"
+  kept "${package}_$version-$(cksum <<<"${parts[*]}" | cut -d ' ' -f 1)" make_kernel "$package" "$version"
+}
+# make_kernel PACKAGE VERSION DIR
+make_kernel() {
+  cd "$3"
+  apt_get "$suite" download "$1=$2"
+  dpkg-deb --fsys-tarfile "$1"_*.deb | tar -x --wildcards "${parts[@]}"
+  rm "$1"_*.deb
+  [ -d lib ] || ln -s usr/lib lib
+  depmod -b . "${1#linux-image-}"
 }
 # unpacked NAME PATTERN PACKAGE...: a folder of those files of Debian's packages, which are not installed
 unpacked() {
@@ -84,25 +88,20 @@ download() { apt-get -qq -o APT::Sandbox::User=root download "$1"; }
 
 # initramfs DIR: a static shell, the first modules in their order, and tests/guest/init
 initramfs() {
-  local root=$work/root step module
-  mkdir -p "$root/bin" "$root/modules"
+  local root=$work/root
+  mkdir -p "$root/bin"
   cp /bin/busybox "$root/bin/"
   install -m 755 tests/guest/init "$root/init"
-  for module in "${first[@]}"; do modprobe -d "$1" -S "$release" --show-depends "$module"; done |
-    awk '$1 == "insmod" && !seen[$2]++ { print $2 }' | while read -r step; do
-    case $step in
-    *.xz) xz -dc "$step" >"$root/modules/$(basename "$step" .xz)" ;;
-    *) cp "$step" "$root/modules/" ;;
-    esac
-    basename "$step" .xz >>"$root/modules/order"
-  done
+  pack_modules "$1" "$release" "$root" "${first[@]}"
   (cd "$root" && find . | busybox cpio -o -H newc 2>/dev/null) >"$work/initramfs"
 }
 
 subjects=("$@")
 if [ $# = 0 ]; then
   # systemd takes minutes here
-  for file in tests/guest/*.sh; do [ "$file" = tests/guest/deb.sh ] || subjects+=("$(basename "$file" .sh)"); done
+  for file in tests/guest/*.sh; do
+    case $file in */deb.sh | */systemd.sh) ;; *) subjects+=("$(basename "$file" .sh)") ;; esac
+  done
 fi
 files=()
 for subject in "${subjects[@]}"; do

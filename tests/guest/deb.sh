@@ -1,50 +1,12 @@
 # The Debian package: installed, upgraded while a pod runs, removed and purged, under a systemd that has nothing else to do.
 . tests/harness/common.sh
-passed=0 failed=0
-check() {
-  local name=$1; shift
-  if "$@"; then passed=$((passed + 1)); echo "ok   $name"; else failed=$((failed + 1)); echo "FAIL $name"; return 1; fi
-}
+. tests/harness/systemd.sh
+. tests/harness/check.sh
 dir=$(mktemp -d)
-busybox_image "$dir/layout" 1
-skopeo --insecure-policy copy --quiet "oci:$dir/layout:1" "oci-archive:$dir/image.tar:deb/busybox:1"
-
-# a partition of its own, as on many boards; what the guest has below can't be an overlay's upper layer
-mkdir -p /var/lib/pikelet
-mount -t tmpfs data /var/lib/pikelet
-
-# systemd in namespaces of its own, with its own cgroups and /run; what it would do for a whole machine is masked
-cat >"$dir/boot" <<'SH'
-mount --make-rprivate /
-mount -t proc proc /proc
-mount -t cgroup2 cgroup2 /sys/fs/cgroup
-mount -t tmpfs -o mode=755 run /run
-mkdir -p /run/systemd/system
-for unit in tmpfiles-setup tmpfiles-setup-dev udevd udev-trigger modules-load sysctl random-seed update-utmp remount-fs \
-  machine-id-commit hwdb-update sysusers binfmt firstboot; do ln -s /dev/null /run/systemd/system/systemd-$unit.service; done
-for unit in apparmor keyboard-setup console-setup resolvconf networking ifupdown-pre; do
-  ln -s /dev/null /run/systemd/system/$unit.service
-done
-printf '[Unit]\nRequires=basic.target\nAfter=basic.target\nAllowIsolate=yes\n' >/run/systemd/system/test.target
-ln -sf /dev/null /etc/fstab
-exec env -i container=test PATH="$PATH" /lib/systemd/systemd --unit=test.target --show-status=no --log-target=null
-SH
-machine=/sys/fs/cgroup/machine
-mkdir "$machine"
-(echo $BASHPID >"$machine/cgroup.procs" && exec unshare --fork --pid --mount --uts --ipc --cgroup sh "$dir/boot" >"$dir/systemd.log" 2>&1) &
-until_true 10 pgrep -P $! || fail "no systemd"
-systemd=$(pgrep -P $!)
-inside() { nsenter -t "$systemd" -m -p -C -u -i "$@"; }
-ready() { inside systemctl is-system-running | grep -qE 'running|degraded'; }
-until_true 180 ready || { cat "$dir/systemd.log"; inside systemctl list-jobs; fail "systemd is $(inside systemctl is-system-running)"; }
+pod_image "$dir" deb/busybox:1
+systemd_start "$dir"
 
 dpkg_() { inside env DPKG_COLORS=never LC_ALL=C dpkg --no-triggers "$@" >"$dir/dpkg.log" 2>&1 || { cat "$dir/dpkg.log"; false; }; }
-state() { [ "$(inside systemctl "is-$1" pikelet)" = "$2" ]; }
-pods() { inside pikelet ps | grep '^default'; }
-running() { pods | grep -q '1/1 *Running *0'; }
-ids() { inside pikelet inspect "$(pods | awk '{ print $2 }')" | jq -c '[.. | objects | (.containerID, .id, .pid) | values]'; }
-main_pid() { inside systemctl show --value -p MainPID pikelet; }
-is() { [ "$1" = "$2" ]; }
 gone() { ! inside test -e "$1"; }
 
 check "it installs" dpkg_ -i "$debs"/pikelet_*-1_amd64.deb
@@ -95,6 +57,5 @@ left() {
 }
 said=$(left)
 check "  no process, mount, cgroup, link or rule${said:+: $said}" [ -z "$said" ]
-echo "$passed passed, $failed failed"
 kill -KILL "$systemd"
-[ $failed = 0 ]
+verdict
