@@ -79,10 +79,14 @@ VARIANT ?= appliance
 image: setup
 	images/build.sh $(BOARD) $(VARIANT)
 
-# that image as an emulated board, with 20 power cuts
+# 32-bit boards; that image as an emulated board, with 20 power cuts, and with a node of this machine in one cluster; what is
+# in the image of the Pi 5
 boards: setup
+	cargo build
+	tests/boards.sh
 	cross/build.sh aarch64-unknown-linux-musl
 	tests/board.sh 20
+	tests/image_rpi5.sh
 
 cluster: setup
 	cargo build

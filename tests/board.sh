@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # The appliance's image, as it is written to cards, booted as an emulated Raspberry Pi 3 into a Node of a real control
-# plane: settings file, DHCP, time, growing, pods, reboot, power cuts, mistakes.
+# plane: settings file, DHCP, time, growing, pods, reboot, power cuts, mistakes, upgrades.
 #
-#   tests/board.sh [CUTS]       how often the power is cut (default 2)
+#   tests/board.sh [CUTS]       how often the power is cut (default 2), apart from upgrades
 #
 # PIKELET_IMAGE: an image to test [default: images/build.sh makes one]. Prints a line per case, and `N passed, N failed`.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 . tests/harness/common.sh
+. tests/harness/check.sh
 . images/packages.sh
 export PIKELET_CLUSTER_ID=${PIKELET_CLUSTER_ID:-b$(($$ % 9999))}
 cluster=tests/scripts/cluster.sh
@@ -18,16 +19,12 @@ server=10.77.0.1
 node=board
 
 k() { timeout 60 $cluster kubectl "$@"; }
-passed=0 failed=0 completed=""
-check() {
-  local name=$1 since=$SECONDS; shift
-  if "$@"; then passed=$((passed + 1)); echo "ok   $name ($((SECONDS - since)) s)"; else failed=$((failed + 1)); echo "FAIL $name"; fi
-}
+completed=""
 soon() { until_true "$patience" "$@"; }
 not() { ! "$@" >/dev/null 2>&1; }
 
 packages=()
-for pair in qemu-system-aarch64:qemu-system-arm mcopy:mtools dnsmasq:dnsmasq-base tune2fs:e2fsprogs; do
+for pair in qemu-system-aarch64:qemu-system-arm mcopy:mtools mkfs.vfat:dosfstools sfdisk:fdisk dnsmasq:dnsmasq-base tune2fs:e2fsprogs; do
   PATH=$PATH:/usr/sbin command -v "${pair%:*}" >/dev/null || packages+=("${pair#*:}")
 done
 [ ${#packages[@]} = 0 ] || tests/scripts/setup.sh "${packages[@]}"
@@ -41,11 +38,10 @@ work=$(mktemp -d /tmp/pikelet-board.XXXXXX)
 mkdir "$work/pids" "$work/logs"
 finish() {
   [ -n "$completed" ] || check "every case was run" false
-  for name in board dnsmasq sntp; do proc_stop "$work/pids" $name; done
+  for name in board dnsmasq sntp www; do proc_stop "$work/pids" $name; done
   $cluster down >/dev/null || check "nothing is left over" false
   if [ $failed = 0 ]; then rm -rf "$work"; else say "console and logs are kept in $work"; rm -f "$work/card.img"; fi
-  echo "$passed passed, $failed failed"
-  [ $failed = 0 ] || exit 1
+  verdict || exit 1
   exit 0
 }
 trap finish EXIT
@@ -55,9 +51,18 @@ card=$work/card.img
 cp --sparse=always "$PIKELET_IMAGE" "$card"
 truncate -s 1G "$card"
 boot=$card@@1M
-# what the firmware would read from the card
-mkdir "$work/firmware"
-mcopy -i "$boot" ::kernel8.img ::initrd.zst ::bcm2837-rpi-3-b.dtb ::cmdline.txt "$work/firmware/"
+# firmware: what the Raspberry Pi's reads from the card at each start, by config.txt and what that includes
+firmware() {
+  local config prefix name
+  rm -rf "$work/firmware"; mkdir "$work/firmware"
+  config=$(mtype -i "$boot" ::config.txt | tr -d '\r')
+  for name in $(sed -n 's/^include //p' <<<"$config"); do config+=$'\n'$(mtype -i "$boot" "::$name" | tr -d '\r'); done
+  prefix=$(sed -n 's/^os_prefix=//p' <<<"$config" | tail -n 1)
+  mcopy -i "$boot" "::$prefix$(sed -n 's/^kernel=//p' <<<"$config")" "$work/firmware/kernel"
+  mcopy -i "$boot" "::$prefix$(sed -n 's/^initramfs \([^ ]*\) .*/\1/p' <<<"$config")" "$work/firmware/initramfs"
+  mcopy -i "$boot" "::${prefix}bcm2710-rpi-3-b.dtb" "$work/firmware/dtb"
+  mcopy -i "$boot" "::${prefix}cmdline.txt" "$work/firmware/cmdline.txt"
+}
 # settings TEXT: written as a person does, on another computer
 settings() { printf '%s\n' "$1" >"$work/pikelet.yaml"; mcopy -D o -i "$boot" "$work/pikelet.yaml" ::pikelet.yaml; }
 
@@ -66,8 +71,9 @@ power_on() {
   local netns=pk$PIKELET_CLUSTER_ID-sw
   ip -n "$netns" link show tap0 >/dev/null 2>&1 ||
     { ip -n "$netns" tuntap add tap0 mode tap && ip -n "$netns" link set tap0 master br0 up; }
+  firmware
   proc_start "$work/pids" "$work/logs" board ip netns exec "$netns" qemu-system-aarch64 -M raspi3b \
-    -kernel "$work/firmware/kernel8.img" -initrd "$work/firmware/initrd.zst" -dtb "$work/firmware/bcm2837-rpi-3-b.dtb" \
+    -kernel "$work/firmware/kernel" -initrd "$work/firmware/initramfs" -dtb "$work/firmware/dtb" \
     -append "$(tr -d '\r\n' <"$work/firmware/cmdline.txt")" -drive "if=sd,format=raw,file=$card" \
     -netdev tap,id=n0,ifname=tap0,script=no,downscript=no -device usb-net,netdev=n0,mac=52:54:00:12:34:56 \
     -serial null -serial "file:$work/logs/console.$((boots += 1))" -display none -no-reboot
@@ -149,6 +155,7 @@ evictionHard: {memory.available: 20Mi}
 timeServers: [time.board.test]
 # the emulator restarts as soon as it is armed
 watchdog: false
+keepSecretsOnCard: false
 registries:
   mirrors:
     $server:5000: {endpoint: [http://$server:5000]}"
@@ -168,6 +175,9 @@ check "  no agent ran" not field node $node .metadata.name
 
 # ---- the first boot with good ones ----
 settings "$good"
+secrets() { dd if="$card" bs=1M skip=1 count=128 status=none | grep -ac "$token"; }
+secretless() { mtype -i "$boot" ::pikelet.yaml | grep -q '^# registries: moved' && not eval 'mtype -i "$boot" ::pikelet.yaml | grep -q "$token"'; }
+secrets=$(secrets)
 since=$SECONDS
 power_on
 check "the board joins the cluster and is Ready" soon ready_anew ""
@@ -182,6 +192,9 @@ check "  the data partition has grown to the card ($disk of 1 GiB)" test "${disk
 check "  the console says so" soon shows 'state .*Ready'
 check "  and which address it has" shows "network .*$address/24 on "
 check "  by the image's own kernel and system" test "$(field node $node .status.nodeInfo.osImage | cut -c 1-8)" = "pikelet "
+check "  token and registries have left the settings file" soon secretless
+check "  and the FAT partition" test "$(secrets)" -lt "$secrets"
+check "  the rest of the file stays" grep -q "^server: https://$server:6443" <(mtype -i "$boot" ::pikelet.yaml)
 own_log() { k get --raw "/api/v1/nodes/$node/proxy/logs/pikelet.log" | grep "$1"; }
 check "its log is read through the API server" soon own_log 'agent: started'
 
@@ -259,10 +272,43 @@ dd if="$card" of="$work/data.img" bs=1M skip=129 conv=sparse status=none
 # as at the next boot: the journal first
 check "the card's file system is whole" fsck_clean "$work/data.img"
 
+# image NAME [INITRAMFS]: the image's system as another one, which says NAME of itself. Without the firmware, which upgrades
+# leave alone: it is put on the FAT partition, as the emulated network would take ten minutes for it; sets what is asked for
+image() {
+  rm -rf "$work/new"; mkdir -p "$work/new/a"
+  mcopy -i "$PIKELET_IMAGE@@1M" '::a/*' "$work/new/a/"
+  echo "system $1" >"$work/new/a/image.txt"
+  [ -z "${2:-}" ] || cp "$2" "$work/new/a/initrd.zst"
+  truncate -s 40M "$work/new/boot"
+  mkfs.vfat -F 32 -n NEW "$work/new/boot" >/dev/null
+  mcopy -s -i "$work/new/boot" "$work/new/a" ::
+  truncate -s 41M "$work/new/img"
+  printf 'label: dos\nstart=1MiB, size=40MiB, type=c\n' | sfdisk -q "$work/new/img"
+  dd if="$work/new/boot" of="$work/new/img" bs=1M seek=1 conv=notrunc,sparse status=none
+  zstd -q -1 "$work/new/img" -o "$work/new/$1.img.zst"
+  mdel -i "$boot" '::*.zst' 2>/dev/null
+  mcopy -i "$boot" "$work/new/$1.img.zst" ::
+  image=/boot/$1.img.zst#sha256:$(sha256sum <"$work/new/$1.img.zst" | cut -d ' ' -f 1)
+  rm -r "$work/new"
+}
+# initramfs FILE COMMAND: the image's, changed by the command, which runs in its root
+initramfs() {
+  rm -rf "$work/initramfs"; mkdir "$work/initramfs"
+  mcopy -n -i "$PIKELET_IMAGE@@1M" ::a/initrd.zst "$work/initrd.zst"
+  (cd "$work/initramfs" && zstd -qdc ../initrd.zst | busybox cpio -idm 2>/dev/null && eval "$2" &&
+    find . | busybox cpio -o -H newc -R 0:0 2>/dev/null | zstd -q -1 -f -o "$1")
+}
+upgrade() { k annotate node $node --overwrite "pikelet.io/upgrade=$1" >/dev/null; }
+choice() { mtype -i "$boot" ::choice.txt | tr -d '\r' | awk '/^(os_prefix=|#trial=)/' | xargs; }
+chosen() { [ "$(choice)" = "$1" ]; }
+told() { k get events -A --field-selector "reason=$1" -o 'jsonpath={.items[*].message}' | grep -q "$2"; }
+file_says() { mtype -i "$boot" ::pikelet-status.txt | grep -q "$1"; }
+
 # ---- errors the kernel met in the file system, and an address of one's own ----
 debugfs -w -R 'set_super_value state 2' "$card?offset=$((129 << 20))" >/dev/null 2>&1
 settings "$good
 network: {address: 10.77.0.150/24, gateway: $server, nameServers: [$server]}"
+image good
 power_on
 check "a card with errors is mended" soon shows 'has errors: mending it'
 by_fixed_address() {
@@ -271,4 +317,8 @@ by_fixed_address() {
 check "  the board is Ready again, by a fixed address" soon by_fixed_address
 ip -n "$cp" route replace "$(field node $node .spec.podCIDR)" via 10.77.0.150
 check "  and so is its pod" soon answers web
+
+. tests/board_upgrade.sh
+# last: pods may then be elsewhere
+. tests/board_pair.sh
 completed=1
