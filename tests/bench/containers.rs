@@ -1,8 +1,9 @@
 //! `make bench`: create, start, wait and delete of `true` in a running sandbox through the shim's own protocol, beside
 //! whole runs of the same bundle by crun and runc, and `unshare` as the floor. No pod, no API server.
 //!
-//! Expects the program to measure in `PIKELET_BIN`. crun refuses a machine with both versions of cgroups: tests/bench.sh
-//! hides version 2 where version 1 is in use.
+//! Expects the program to measure in `PIKELET_BIN`. crun refuses a machine with both versions of cgroups:
+//! tests/bench/containers.sh shows one. `BENCH_UNLIMITED` says that it has no controllers: nobody gets limits then, and the
+//! peers no device rules either, for which crun wants `CAP_SYS_RESOURCE`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -65,11 +66,17 @@ struct Ours {
     node: Node,
     runtime: Runtime,
     events: Receiver<RuntimeEvent>,
+    /// Whether containers get limits, which takes controllers.
+    limited: bool,
 }
 
 impl Ours {
     fn spec(&self, id: &str, seccomp: &Seccomp) -> ContainerSpec {
-        let resources = Resources { cpu_shares: Some(100), memory_limit: Some(64 << 20), ..Default::default() };
+        let resources = if self.limited {
+            Resources { cpu_shares: Some(100), memory_limit: Some(64 << 20), ..Default::default() }
+        } else {
+            Resources::default()
+        };
         ContainerSpec { cwd: "/".into(), seccomp: seccomp.clone(), resources, ..self.node.container(id, &["true"]) }
     }
 
@@ -88,7 +95,7 @@ impl Ours {
                 return Err(format!("true ended with {}", exit.code).into());
             }
         }
-        cost.cpu += cpu_of(shim)? - before;
+        cost.cpu += cpu_of(shim)?.saturating_sub(before);
         Ok(())
     }
 
@@ -108,8 +115,12 @@ impl Ours {
         }
         self.runtime.remove_container("s", "model").await?;
         config["linux"]["cgroupsPath"] = json!(format!("/{}/peer", self.node.config.cgroup_root));
-        config["linux"]["resources"]["cpu"] = json!({"shares": 100});
-        config["linux"]["resources"]["memory"] = json!({"limit": 64 << 20});
+        if self.limited {
+            config["linux"]["resources"]["cpu"] = json!({"shares": 100});
+            config["linux"]["resources"]["memory"] = json!({"limit": 64 << 20});
+        } else {
+            config["linux"]["resources"] = json!({});
+        }
         fs::write(bundle.join("config.json"), config.to_string())?;
         Ok(bundle)
     }
@@ -128,7 +139,7 @@ fn theirs(count: usize, cost: &mut Cost, command: impl Fn() -> Command) -> Outco
             return Err(format!("{command:?}: {status}").into());
         }
     }
-    cost.cpu += cpu_of_children()? - before;
+    cost.cpu += cpu_of_children()?.saturating_sub(before);
     Ok(())
 }
 
@@ -149,8 +160,10 @@ async fn main() -> Outcome<()> {
     node.config.shim_exe = std::env::var_os("PIKELET_BIN").ok_or("PIKELET_BIN names no program")?.into();
     let (runtime, events) = Runtime::open(node.config.clone())?;
     runtime.create_sandbox(node.sandbox("s")).await?;
-    let (state, mut ours) = (node.dir.join("peers"), Ours { node, runtime, events });
-    for (seccomp, name) in [(Seccomp::Unconfined, ""), (Seccomp::RuntimeDefault, ", seccomp RuntimeDefault")] {
+    let limited = std::env::var_os("BENCH_UNLIMITED").is_none();
+    let (state, mut ours) = (node.dir.join("peers"), Ours { node, runtime, events, limited });
+    let version = if limited { "" } else { ", cgroup v2" };
+    for (seccomp, name) in [(Seccomp::Unconfined, ""), (Seccomp::RuntimeDefault, ", seccomp")] {
         let bundle = ours.bundle(&seccomp).await?;
         let mut costs: [Cost; 4] = Default::default();
         let [own, crun, runc, floor] = &mut costs;
@@ -167,7 +180,7 @@ async fn main() -> Outcome<()> {
         }
         for (cost, who) in costs.iter().zip(["pikelet's shim", "crun", "runc", "unshare -mnpuif"]) {
             let value = format!("{:.2} / {:.2} ms", cost.wall(), cost.cpu());
-            row(&format!("`true` by {who}, wall p50 / CPU{name}"), &value, "");
+            row(&format!("`true` by {who}, wall p50 / CPU{version}{name}"), &value, "");
         }
         let [own, crun, runc, _] = &costs;
         for (peer, who, mark) in [(crun, "crun", "0.70 / 0.70"), (runc, "runc", "")] {
