@@ -383,13 +383,20 @@ async fn figures_come_from_the_cgroups() {
     while node.output("c1").is_empty() {
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     }
-    let container = runtime.usage("burstable/pods5/c1").unwrap();
+    let usage = |cgroup| runtime.usage(cgroup).unwrap();
+    // both of one moment: `sleep` may still be starting
+    let (container, pod) = loop {
+        let (container, pod) = (usage("burstable/pods5/c1"), usage("burstable/pods5"));
+        if usage("burstable/pods5/c1") == container {
+            break (container, pod);
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    };
     assert!(container.cpu > 0 && container.rss > 0 && container.page_faults > 0, "{container:?}");
     assert!(container.memory > 8_000_000 && container.cache >= 8_000_000, "{container:?}");
     assert!(container.working_set > 0 && container.working_set <= container.memory, "{container:?}");
     assert_eq!((container.memory_limit, container.oom_kills, container.swap), (Some(32 << 20), 0, 0));
     assert_eq!(container.processes, 2, "{container:?}");
-    let pod = runtime.usage("burstable/pods5").unwrap();
     assert!(pod.memory >= container.memory && pod.cpu >= container.cpu, "{pod:?} {container:?}");
     assert_eq!((pod.memory_limit, pod.processes), (Some(64 << 20), 2));
     assert!(runtime.usage("burstable/pods6").is_none());

@@ -100,6 +100,8 @@ said() {
 check "the termination message: file, or the log of a failure" soon said
 check "the image's stop signal" soon logs asked ready
 k logs -f asked >"$layout/asked" 2>/dev/null & asked=$!
+# it is heard to its end only by who listens already
+soon grep -q ready "$layout/asked"
 k delete pod asked --timeout=20s >/dev/null
 wait $asked
 check "  asks its program to end" grep -q 'asked by USR1' "$layout/asked"

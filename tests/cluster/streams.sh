@@ -58,7 +58,7 @@ for kind in websocket SPDY older; do
   forwarded() {
     local pids=() i port=$((20000 + RANDOM % 12000))
     k port-forward pod/sh $port:8080 >"$layout/forward" 2>&1 & local forward=$!
-    until_true 10 grep -q Forwarding "$layout/forward"
+    until_true 30 grep -q Forwarding "$layout/forward"
     for i in $(seq 50); do curl -fsS -m 10 "http://127.0.0.1:$port/" >"$layout/got.$i" & pids+=($!); done
     wait "${pids[@]}"
     # a client that ends its half first still gets the answer
@@ -70,7 +70,7 @@ for kind in websocket SPDY older; do
   closed() {
     local port=$((20000 + RANDOM % 12000))
     k port-forward pod/sh $port:81 >"$layout/forward" 2>&1 & local forward=$!
-    until_true 10 grep -q Forwarding "$layout/forward"
+    until_true 30 grep -q Forwarding "$layout/forward"
     curl -s -m 5 "http://127.0.0.1:$port/"
     until_true 5 grep -q 'refused' "$layout/forward"; local found=$?
     kill $forward 2>/dev/null; wait $forward 2>/dev/null
