@@ -1,20 +1,35 @@
 //! What an earlier agent left of a pod: its sandbox with the runs in it.
 
+use tracing::warn;
+
 use super::container::Containers;
 use super::shared::Shared;
 use super::termination;
-use super::worker::{Sandbox, now_nanos};
-use crate::runtime::{ExitRecord, SandboxInfo};
+use super::worker::{Sandbox, Worker, now_nanos};
+use crate::runtime::{ContainerInfo, ExitRecord, SandboxInfo};
+
+/// What is taken over but for the containers.
+#[derive(Default)]
+pub(super) struct Adopted {
+    pub sandbox: Option<Sandbox>,
+    /// Number of the sandbox after that one.
+    pub next_sandbox: u32,
+    /// Made by an agent that was cut off before it started them.
+    pub unstarted: Vec<ContainerInfo>,
+}
 
 /// Takes over what an earlier agent left in the runtime.
-pub(super) fn adopt(
-    shared: &Shared,
-    found: Option<SandboxInfo>,
-    containers: &mut Containers,
-) -> (Option<Sandbox>, u32) {
-    let Some(found) = found else { return (None, 0) };
+pub(super) fn adopt(shared: &Shared, found: Option<SandboxInfo>, containers: &mut Containers) -> Adopted {
+    let Some(found) = found else { return Adopted::default() };
+    let mut unstarted = Vec::new();
     for mut info in found.containers {
-        if !found.alive && info.exit.is_none() && info.started_at.is_some() {
+        if info.started_at.is_none() && info.exit.is_none() {
+            // no run yet: the next one has its number
+            containers.entry(info.spec.name.clone()).or_default().next_attempt = info.spec.attempt;
+            unstarted.push(info);
+            continue;
+        }
+        if !found.alive && info.exit.is_none() {
             info.exit = Some(ExitRecord { code: 137, signal: Some(9), oom_killed: false, finished_at: now_nanos() });
         }
         let state = containers.entry(info.spec.name.clone()).or_default();
@@ -29,5 +44,23 @@ pub(super) fn adopt(
     let ips = if spec.host_network { shared.host_ips.clone() } else { addresses.unwrap_or_default() };
     let ready = found.alive && !ips.is_empty();
     let ids = spec.user_namespace;
-    (Some(Sandbox { id: spec.id, attempt: spec.attempt, ips, ids, ready }), spec.attempt + 1)
+    let next_sandbox = spec.attempt + 1;
+    Adopted { sandbox: Some(Sandbox { id: spec.id, attempt: spec.attempt, ips, ids, ready }), next_sandbox, unstarted }
+}
+
+impl Worker {
+    /// Removes what was made, but never started.
+    pub(super) async fn remove_unstarted(&mut self) {
+        for run in std::mem::take(&mut self.unstarted) {
+            match &self.sandbox {
+                Some(sandbox) if sandbox.ready => self.discard(&sandbox.id, &run).await,
+                // the rest goes with the sandbox
+                _ => {
+                    if let Err(error) = self.unmount(&run.spec.id).await {
+                        warn!(container = %run.spec.id, %error, "write layer not removed");
+                    }
+                }
+            }
+        }
+    }
 }

@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::{Container, Pod, PodStatus};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, warn};
 
-use super::adopt::adopt;
+use super::adopt::{Adopted, adopt};
 use super::allocation::{Allocated, Resizing, applied_before};
 use super::backoff::{Backoff, RESET_AFTER};
 use super::container::{ContainerState, Containers};
@@ -22,7 +22,7 @@ use super::message::Message;
 use super::shared::Shared;
 use super::stop::Stopping;
 use super::{PodExt, checkpoint, ephemeral, references, restart_all, status, termination, writer};
-use crate::runtime::{ExitRecord, IdRange, SandboxInfo};
+use crate::runtime::{ContainerInfo, ExitRecord, IdRange, SandboxInfo};
 
 /// The sandbox of a pod.
 pub(super) struct Sandbox {
@@ -45,6 +45,7 @@ pub struct Worker {
     pub(super) sandbox: Option<Sandbox>,
     pub(super) next_sandbox: u32,
     pub(super) containers: Containers,
+    pub(super) unstarted: Vec<ContainerInfo>,
     pub(super) volumes: Option<BTreeMap<String, PathBuf>>,
     pub(super) setup_retry: Backoff,
     /// What its containers wait for: volumes, or the sandbox.
@@ -98,7 +99,7 @@ impl Worker {
         if found.is_none() && matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
             containers.clear();
         }
-        let (sandbox, next_sandbox) = adopt(&shared, found, &mut containers);
+        let Adopted { sandbox, next_sandbox, unstarted } = adopt(&shared, found, &mut containers);
         // of a static pod only its manifest's going away is noted so
         let removed = pod.is_static() && pod.metadata.deletion_timestamp.is_some();
         let replaced = restart_all::load(&shared.pods_dir.join(&uid));
@@ -124,6 +125,7 @@ impl Worker {
             sandbox,
             next_sandbox,
             containers,
+            unstarted,
             volumes: None,
             setup_retry: Backoff::new(Duration::from_millis(250), Duration::from_secs(5)),
             setup_error: None,
@@ -151,6 +153,7 @@ impl Worker {
     pub async fn run(mut self) {
         let mut network = self.shared.network_ready.clone();
         let mut objects = self.shared.objects_changed.clone();
+        Box::pin(self.remove_unstarted()).await;
         loop {
             // boxed, and so gone while the worker waits: it is large, and there are hundreds of workers
             let wake = Box::pin(self.sync()).await;

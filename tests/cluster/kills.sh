@@ -95,38 +95,39 @@ echo "     agent killed $kills times during $last batches of 8 pods; $begun cont
 no_deleted() { [ -z "$(k get pods -l app=many -o 'jsonpath={range .items[?(@.metadata.deletionTimestamp)]}{.metadata.name}{"\n"}{end}')" ]; }
 check "deleted pods are gone" until_true 120 no_deleted
 lines() { [ "$(wc -l <"$counts/$1" 2>/dev/null)" = "$2" ]; }
-# each is as if nobody had killed the agent
+# each is as if nobody had killed the agent; `wrong` is what was not
+tell() { [ -z "${wrong:-}" ] || k get pod "$wrong" -o 'jsonpath={.metadata.name} {.status.phase}: {.status.containerStatuses}{"\n"}' | cut -c -1500; }
 steady() {
   local n
   for n in $kept; do is "stay$n" .status.phase Running && is "stay$n" "$restarts" 0 && lines "stay$n" 1 || { wrong=stay$n; return 1; }; done
 }
-check "pods that stay run, and their containers started once" until_true 90 steady
+check "pods that stay run, and their containers started once" until_true 90 steady || tell
 completed() {
   local n
   for n in $kept; do is "job$n" .status.phase Succeeded && is "job$n" "$ended" 0 && lines "job$n" 1 || { wrong=job$n; return 1; }; done
 }
-check "those that complete did so once" until_true 60 completed
+check "those that complete did so once" until_true 60 completed || tell
 failed() {
   local n
   for n in $kept; do is "fails$n" .status.phase Failed && is "fails$n" "$ended" 7 && lines "fails$n" 1 || { wrong=fails$n; return 1; }; done
 }
-check "those that fail did so once, with their code" until_true 60 failed
+check "those that fail did so once, with their code" until_true 60 failed || tell
 init() {
+  wrong=init$last
   is "init$last" .status.phase Running && lines "init$last-1" 1 && lines "init$last-2" 1 && lines "init$last" 1 &&
     [ "$(field "init$last" '.status.initContainerStatuses[*].restartCount')" = "0 0" ]
 }
-check "init containers ran once, in their order" until_true 60 init
+check "init containers ran once, in their order" until_true 60 init || tell
 # none that was deleted was started again for it; one may have been ended before it could say that it had started
 once() { local file; for file in "$counts"/init* "$counts"/pull* "$counts"/mount* "$counts"/ends*; do [ "$(wc -l <"$file")" -le 1 ] || { wrong=$file; return 1; }; done; }
-check "  as did all that were deleted meanwhile" once
+check "  as did all that were deleted meanwhile" once || wc -l "$wrong"
 up() { local p; for p in pull mount ends; do is "$p$last" .status.phase Running && is "$p$last" "$restarts" 0 && lines "$p$last" 1 || { wrong=$p$last; return 1; }; done; }
-check "what pulled, waited for volumes or was to end runs" until_true 60 up
+check "what pulled, waited for volumes or was to end runs" until_true 60 up || tell
 counted() {
   local before; before=$(field "crash$last" "$restarts")
   [ "$before" -ge 2 ] && lines "crash$last" $((before + 1)) && is "crash$last" "$restarts" "$before"
 }
 check "every restart of what crashes is counted, and counted once" until_true 60 counted
-[ -z "${wrong:-}" ] || { k get pods -l app=many -o wide; echo "$wrong"; wc -l "$counts"/*; } >&2
 sandboxes() { [ "$(ls "$dir/n1/run/sandboxes" | wc -l)" = "$1" ]; }
 # of the last batch all but the two that have ended, and the others that stay
 check "each pod has one sandbox" soon sandboxes $((last - first + 6))

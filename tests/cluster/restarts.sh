@@ -90,6 +90,44 @@ sleep 2
 check "  and not again" again meanwhile
 k delete pod together meanwhile --grace-period=1 --timeout=30s >/dev/null
 
+# the agent ends after it asked for a container, which the stopped shim makes only then
+k apply -f - >/dev/null <<YAML
+apiVersion: v1
+kind: Pod
+metadata: {name: halfway}
+spec:
+  nodeName: n1
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: c
+    image: "$image"
+    command: [sh, -c, "echo run >>/v/runs; exec sleep 1000"]
+    env: [{name: A, valueFrom: {configMapKeyRef: {name: halfway, key: a}}}]
+    volumeMounts: [{name: v, mountPath: /v}]
+  volumes: [{name: v, emptyDir: {}}]
+YAML
+soon is halfway "$waiting" CreateContainerConfigError
+shim=$(cut -d ' ' -f 1 "$(grep -l '"halfway"' "$dir"/n1/run/sandboxes/*/sandbox.json | xargs dirname)/shim.pid")
+layers() { find "$dir/n1/lib/containers" -mindepth 1 -maxdepth 1 -type d | wc -l; }
+layers_before=$(layers)
+kill -STOP "$shim"
+k create configmap halfway --from-literal=a=b >/dev/null
+mounted() { [ "$(layers)" -gt "$layers_before" ]; }
+check "a container is asked for" soon mounted
+# with the write layer there, the request is a moment away
+sleep 2
+$cluster stop agent-n1 KILL
+kill -CONT "$shim"
+made() { [ "$(jq -r .started_at "$dir"/n1/run/sandboxes/*/containers/*/info.json | grep -cx null)" = 1 ]; }
+check "  and made when its agent is gone" soon made
+$cluster start agent-n1
+check "  the next agent starts one" soon is halfway .status.phase Running
+check "  which is its first" is halfway "$restarts" 0
+one() { [ "$(layers)" = $((layers_before + 1)) ]; }
+check "  and nothing is left of the other" soon one
+k delete pod halfway --grace-period=1 --timeout=30s >/dev/null
+k delete configmap halfway >/dev/null
+
 cat >"$dir/n3/config.yaml" <<'YAML'
 crashLoopBackOff: {maxContainerRestartPeriod: 2s}
 YAML
