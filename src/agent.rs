@@ -329,7 +329,7 @@ fn serve_api(
         let port = config.api.healthz_port;
         tokio::spawn(async move {
             if let Err(error) = api::serve_healthz(port).await {
-                warn!(error, "not served; set --healthz-port to another one, or to 0 for none");
+                warn!(error, "not served any more");
             }
         });
     }
@@ -351,11 +351,7 @@ fn serve_api(
     let access = Access::new(client, config.node.name.clone());
     let address = SocketAddr::new(config.api.address, config.api.port);
     let idle_timeout = config.api.idle_timeout;
-    tokio::spawn(async move {
-        if let Err(error) = api::serve(address, acceptor, access, kubelet, idle_timeout).await {
-            warn!(error, "kubectl logs and exec will not work; is another kubelet running, or set --port");
-        }
-    });
+    tokio::spawn(api::serve(address, acceptor, access, kubelet, idle_timeout));
     Ok(())
 }
 

@@ -14,7 +14,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use serde_json::{Value, json};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
@@ -23,6 +23,7 @@ use tracing::{debug, warn};
 
 use super::access::{Access, User};
 use super::idle::IdleTimeout;
+use super::listen::listen;
 use super::{commands, files, logs, stats, tls};
 use crate::pod::probe::Counts;
 use crate::pod::table::PodTable;
@@ -145,12 +146,13 @@ pub async fn serve(
     access: Access,
     kubelet: Kubelet,
     idle_timeout: Duration,
-) -> Result<(), String> {
-    let listener = TcpListener::bind(address).await.map_err(|e| format!("kubelet API on {address}: {e}"))?;
+) {
+    let advice = "kubectl logs and exec do not work; is another kubelet running? Else set --port to another one";
+    let listener = listen("kubelet API", address, advice).await;
     let app = routes(kubelet).layer(middleware::from_fn_with_state(Arc::new(access), guard));
     let (handshakes, limit) = (Arc::new(Semaphore::new(MAX_HANDSHAKES)), Arc::new(Semaphore::new(MAX_CONNECTIONS)));
     loop {
-        let Ok(permit) = handshakes.clone().acquire_owned().await else { return Ok(()) };
+        let Ok(permit) = handshakes.clone().acquire_owned().await else { return };
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
@@ -195,7 +197,7 @@ async fn connection(stream: TlsStream<TcpStream>, app: Router, idle_timeout: Dur
 /// `/healthz` without credentials, on loopback only.
 pub async fn serve_healthz(port: u16) -> Result<(), String> {
     let address = SocketAddr::from(([127, 0, 0, 1], port));
-    let listener = TcpListener::bind(address).await.map_err(|e| format!("healthz on {address}: {e}"))?;
+    let listener = listen("healthz", address, "set --healthz-port to another one, or to 0 for none").await;
     let app = Router::new().route("/healthz", get(|| async { "ok" }));
     axum::serve(listener, app).await.map_err(|e| format!("healthz on {address}: {e}"))
 }

@@ -10,6 +10,7 @@ pub mod identity;
 mod idle;
 pub mod images;
 mod inspect;
+mod listen;
 pub mod local;
 mod logs;
 mod orders;
