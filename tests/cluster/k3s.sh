@@ -123,10 +123,13 @@ newer() { [ "$(lease)" != "$renewal" ]; }
 check "  and the node stays alive" soon newer
 check "  with its pods" is inside "$container" "$before"
 serve
-echo '["10.77.0.1:9443"]' >"$k3s/apiservers.json"; echo '["10.77.0.1:9443"]' >"$k3s/2/apiservers.json"
+# servers of before there was a list: the addresses of the Service `kubernetes` are meant, which the API server has
+touch "$k3s/legacy" "$k3s/2/legacy"
 check "a server that is no longer listed loses its tunnel" until_true 80 says n7 "no longer a server"
 proc_stop "$dir/pids" k3s-2
 check "  and the first is asked again" soon answers
+unsteer legacy
+echo '["10.77.0.1:9443"]' >"$k3s/apiservers.json"
 
 mv "$dir/n7/etc/rancher/node/password" "$dir/n7/password"
 forget n7; $cluster start agent-n7

@@ -266,7 +266,6 @@ func (s *server) routes() http.Handler {
 		w.Write([]byte("ok"))
 	})
 	text("/v1-k3s/config", func() []byte { return read(filepath.Join(*dir, "config.json")) })
-	text("/v1-k3s/apiservers", func() []byte { return read(filepath.Join(*dir, "apiservers.json")) })
 	text("/v1-k3s/client-ca.crt", func() []byte { return s.client.pem })
 	text("/v1-k3s/server-ca.crt", func() []byte { return s.serving.pem })
 	for path, client := range map[string]bool{"/v1-k3s/client-kubelet.crt": true, "/v1-k3s/serving-kubelet.crt": false} {
@@ -278,8 +277,20 @@ func (s *server) routes() http.Handler {
 			s.certificate(w, r, client)
 		})
 	}
+	front := s.front()
+	mux.HandleFunc("GET /v1-k3s/apiservers", func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case steered("legacy"):
+			// to the API server, as all paths that are not known
+			front.ServeHTTP(w, r)
+		case !s.known(r):
+			http.Error(w, "not authorized", http.StatusUnauthorized)
+		default:
+			w.Write(read(filepath.Join(*dir, "apiservers.json")))
+		}
+	})
 	mux.Handle("/v1-k3s/connect", s.tunnels)
-	mux.Handle("/", s.front())
+	mux.Handle("/", front)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if strings.HasPrefix(r.URL.Path, "/v1-k3s") || r.URL.Path == "/cacerts" {
 			kind, _, _ := strings.Cut(r.Header.Get("Authorization"), " ")

@@ -1,12 +1,14 @@
 //! A tunnel to every server of the cluster, kept open.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::Endpoints;
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::RcvBufForce;
-use reqwest::{Method, Url};
+use reqwest::{Method, StatusCode, Url};
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -21,6 +23,7 @@ use super::session;
 use super::targets::Targets;
 use crate::cluster::complaint::Complaint;
 use crate::cluster::https::{self, Trust};
+use crate::json;
 
 /// How long connecting may take, TLS and upgrade included.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -65,7 +68,7 @@ impl Tunnels {
             let now = identity.borrow().clone();
             // any server may be asked: the configured one may be away
             let asked = self.healthy.borrow().first().cloned().unwrap_or_else(|| self.server.clone());
-            match list(&asked, now.as_ref()).await {
+            match list(&asked, &self.server, now.as_ref()).await {
                 Ok(others) => {
                     open.retain(|url, task| {
                         let wanted = *url == self.server || others.contains(url);
@@ -94,17 +97,37 @@ impl Tunnels {
     }
 }
 
-/// The servers there are, as URLs.
-async fn list(server: &str, identity: Option<&(String, String)>) -> Result<Vec<String>, String> {
+/// The servers there are, as URLs. One that has no list of them (before 1.22) passes the question on to its API server,
+/// which forbids it: there they are the addresses of the Service `kubernetes`.
+async fn list(server: &str, configured: &str, identity: Option<&(String, String)>) -> Result<Vec<String>, String> {
     let Some((pem, ca)) = identity else { return Ok(Vec::new()) };
     let client = https::client(Trust::Roots(ca.as_bytes()), Some(pem))?;
-    let answer = https::send(client.request(Method::GET, format!("{server}/v1-k3s/apiservers"))).await?;
-    if !answer.status.is_success() {
-        return Err(format!("{server}/v1-k3s/apiservers: {}: {}", answer.status, answer.text()));
+    let (own, api) = ("/v1-k3s/apiservers", "/api/v1/namespaces/default/endpoints/kubernetes");
+    let ask = async |path| https::send(client.request(Method::GET, format!("{server}{path}"))).await;
+    let mut asked = own;
+    let mut answer = ask(own).await?;
+    if matches!(answer.status, StatusCode::FORBIDDEN | StatusCode::NOT_FOUND) {
+        asked = api;
+        answer = ask(api).await?;
     }
-    let hosts: Option<Vec<String>> =
-        serde_json::from_slice(&answer.body).map_err(|e| format!("{server}/v1-k3s/apiservers: {e}"))?;
-    Ok(hosts.unwrap_or_default().iter().map(|host| format!("https://{host}")).collect())
+    if !answer.status.is_success() {
+        return Err(format!("{server}{asked}: {}: {}", answer.status, answer.text()));
+    }
+    let damaged = |e: serde_json::Error| format!("{server}{asked}: {e}");
+    let hosts = if asked == own {
+        serde_json::from_slice::<Option<Vec<String>>>(&answer.body).map_err(damaged)?.unwrap_or_default()
+    } else {
+        hosts(&json::from_slice(&answer.body).map_err(damaged)?, configured)
+    };
+    Ok(hosts.iter().map(|host| format!("https://{host}")).collect())
+}
+
+/// Servers at the addresses of the Service `kubernetes`, with the port of the one that was configured: it is the supervisor's.
+fn hosts(endpoints: &Endpoints, configured: &str) -> Vec<String> {
+    let port = Url::parse(configured).ok().and_then(|url| url.port_or_known_default()).unwrap_or(443);
+    let addresses = endpoints.subsets.iter().flatten().flat_map(|subset| subset.addresses.iter().flatten());
+    let ips = addresses.filter_map(|address| address.ip.parse::<IpAddr>().ok());
+    ips.map(|ip| SocketAddr::new(ip, port).to_string()).collect()
 }
 
 fn same(a: &str, b: &str) -> bool {
@@ -167,4 +190,20 @@ async fn one(
     let ended = session::serve(socket, targets).await;
     healthy.send_modify(|servers| servers.retain(|s| s != url));
     ended
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn servers_are_addresses_of_the_service_kubernetes() {
+        let endpoints = serde_json::json!({"subsets": [{
+            "addresses": [{"ip": "10.0.0.1"}, {"ip": "fd00::1"}, {"ip": "no address"}],
+            "ports": [{"name": "https", "port": 6443}],
+        }, {"notReadyAddresses": [{"ip": "10.0.0.2"}]}]});
+        let found = hosts(&json::convert(&endpoints).unwrap(), "https://s:9345");
+        assert_eq!(found, ["10.0.0.1:9345", "[fd00::1]:9345"]);
+        assert!(hosts(&Endpoints::default(), "https://s:9345").is_empty());
+    }
 }
