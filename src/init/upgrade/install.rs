@@ -16,8 +16,8 @@ use crate::hex::hex;
 use crate::init::{BOOT, Failure, boot, card, fat, image};
 use crate::machine::disk;
 
-/// What a system cannot do without.
-const NEEDED: [&str; 4] = ["kernel8.img", "initrd.zst", COMMAND_LINE, NOTE];
+/// What a system cannot do without, beside its kernel.
+const NEEDED: [&str; 3] = ["initrd.zst", COMMAND_LINE, NOTE];
 const COMMAND_LINE: &str = "cmdline.txt";
 /// What is fetched, and the FAT partition that was taken out of it.
 const FETCHED: &str = "/var/lib/pikelet/upgrade/image";
@@ -129,9 +129,20 @@ fn folder_names(folder: &Path) -> Result<Vec<String>, Failure> {
 
 /// Says what an image lacks to be started in place of the system that has these files.
 fn fits(names: &[String], own: &[String]) -> Result<(), Failure> {
-    let missing: Vec<&str> = NEEDED.into_iter().filter(|needed| !names.iter().any(|name| name == needed)).collect();
+    let mut missing: Vec<&str> = NEEDED.into_iter().filter(|needed| !names.iter().any(|name| name == needed)).collect();
+    let (new, old) = (kernel(names), kernel(own));
+    if new.is_none() {
+        missing.push(old.unwrap_or("a kernel"));
+    }
     if !missing.is_empty() {
         return Err(format!("the image lacks {} in its folder a", missing.join(", ")).into());
+    }
+    // the card's config.txt names it, and stays
+    if let (Some(new), Some(old)) = (new, old)
+        && new != old
+    {
+        let error = format!("the image is for other processors: its kernel is {new}, and this board starts {old}");
+        return Err(error.into());
     }
     // boards are known by their device trees
     let trees = own.iter().filter(|name| Path::new(name).extension().is_some_and(|e| e == "dtb"));
@@ -140,6 +151,12 @@ fn fits(names: &[String], own: &[String]) -> Result<(), Failure> {
         return Ok(());
     }
     Err(format!("the image is for other boards: it lacks {}", fewer.join(", ")).into())
+}
+
+/// The kernel among these files: `kernel.img` of the oldest boards, `kernel7.img` of the Pi 2, `kernel8.img` of 64 bits.
+fn kernel(names: &[String]) -> Option<&str> {
+    let mut names = names.iter().map(String::as_str);
+    names.find(|name| name.starts_with("kernel") && Path::new(name).extension().is_some_and(|e| e == "img"))
 }
 
 /// The image's command line, for this card and this system on it.
@@ -200,9 +217,16 @@ mod tests {
     #[test]
     fn an_image_for_other_boards_is_refused() {
         let names = |more: &[&str]| NEEDED.iter().chain(more).map(|n| (*n).to_owned()).collect::<Vec<_>>();
-        let own = names(&["bcm2711-rpi-4-b.dtb"]);
-        assert!(fits(&names(&["bcm2711-rpi-4-b.dtb", "bcm2712.dtb"]), &own).is_ok());
-        assert!(fits(&names(&["bcm2712.dtb"]), &own).unwrap_err().to_string().contains("lacks bcm2711-rpi-4-b.dtb"));
-        assert!(fits(&own[1..], &own).unwrap_err().to_string().contains("lacks kernel8.img"));
+        let refusal = |more: &[&str], own: &[String]| fits(&names(more), own).unwrap_err().to_string();
+        let own = names(&["kernel8.img", "bcm2711-rpi-4-b.dtb"]);
+        assert!(fits(&names(&["kernel8.img", "bcm2711-rpi-4-b.dtb", "bcm2712.dtb"]), &own).is_ok());
+        assert!(refusal(&["kernel8.img", "bcm2712.dtb"], &own).contains("lacks bcm2711-rpi-4-b.dtb"));
+        assert!(refusal(&["bcm2711-rpi-4-b.dtb"], &own).contains("lacks kernel8.img"));
+        assert!(fits(&own[1..], &own).unwrap_err().to_string().contains("lacks initrd.zst"));
+        // of another processor, even if it knew the board
+        let error = refusal(&["kernel7.img", "bcm2711-rpi-4-b.dtb"], &own);
+        assert!(error.contains("its kernel is kernel7.img, and this board starts kernel8.img"), "{error}");
+        let zero = names(&["kernel.img", "bcm2835-rpi-zero.dtb"]);
+        assert!(refusal(&["kernel7.img", "bcm2836-rpi-2-b.dtb"], &zero).contains("for other processors"));
     }
 }
