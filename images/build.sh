@@ -8,6 +8,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . tests/harness/common.sh
+. tests/harness/modules.sh
 . images/packages.sh
 
 board=${1:-rpi} variant=${2:-appliance}
@@ -49,8 +50,8 @@ made=$(git log -1 --format=%ct 2>/dev/null || date +%s)
 
 # initramfs: the program, its modules in the order they are loaded, certificates of public CAs
 initramfs() {
-  local root=$work/root name step
-  mkdir -p "$root"/{bin,sbin,etc/ssl/certs,etc/pikelet,lib/modules}
+  local root=$work/root modules
+  mkdir -p "$root"/{bin,sbin,etc/ssl/certs,etc/pikelet}
   install -m 755 "$bin" "$root/bin/pikelet"
   ln -s bin/pikelet "$root/init"
   install -m 755 "$packages/usr/sbin/e2fsck.static" "$root/sbin/e2fsck"
@@ -64,18 +65,8 @@ VERSION_ID="$version"
 OS
   echo 'root:x:0:0:root:/root:/bin/false' >"$root/etc/passwd"
   echo 'root:x:0:' >"$root/etc/group"
-  while read -r name; do
-    # built in is as good
-    modprobe -d "$packages" -S "$kernel" --show-depends "$name" || fail "kernel $kernel has no module $name"
-  done < <(sed 's/#.*//' "images/$board.modules" images/common.modules | awk 'NF') |
-    awk '$1 == "insmod" && !seen[$2]++ { print $2 }' | while read -r step; do
-    name=$(basename "$step" .xz)
-    case $step in
-    *.xz) xz -dc "$step" >"$root/lib/modules/$name" ;;
-    *) cp "$step" "$root/lib/modules/$name" ;;
-    esac
-    echo "$name" >>"$root/lib/modules/order"
-  done
+  mapfile -t modules < <(grep -hv '^#' "images/$board.modules" images/common.modules)
+  pack_modules "$packages" "$kernel" "$root/lib/modules" "${modules[@]}"
   find "$root" -exec touch -h -d "@$made" {} +
   (cd "$root" && find . | LC_ALL=C sort | busybox cpio -o -H newc -R 0:0 2>/dev/null) | zstd -q -12 -T0 >"$work/initrd.zst"
 }

@@ -92,7 +92,7 @@ initramfs() {
   mkdir -p "$root/bin"
   cp /bin/busybox "$root/bin/"
   install -m 755 tests/guest/init "$root/init"
-  pack_modules "$1" "$release" "$root" "${first[@]}"
+  pack_modules "$1" "$release" "$root/modules" "${first[@]}"
   (cd "$root" && find . | busybox cpio -o -H newc 2>/dev/null) >"$work/initramfs"
 }
 

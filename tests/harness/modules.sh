@@ -1,16 +1,17 @@
 # Modules of a kernel that is not this machine's (sourced).
 
-# pack_modules KERNEL RELEASE ROOT MODULE...: those of the folder KERNEL, and what they need, into ROOT/modules as an
-# initramfs loads them: uncompressed, with their order in a file. Built-in ones are passed over.
+# pack_modules KERNEL RELEASE FOLDER MODULE...: those below the root KERNEL, and what they need, into FOLDER as an initramfs
+# loads them: uncompressed, with their order in a file. Built-in ones are passed over; what the kernel has not is an error.
 pack_modules() {
-  local kernel=$1 release=$2 root=$3 module step; shift 3
-  mkdir -p "$root/modules"
-  for module; do modprobe -d "$kernel" -S "$release" --show-depends "$module"; done |
-    awk '$1 == "insmod" && !seen[$2]++ { print $2 }' | while read -r step; do
+  local kernel=$1 release=$2 folder=$3 module step; shift 3
+  mkdir -p "$folder"
+  for module; do
+    modprobe -d "$kernel" -S "$release" --show-depends "$module" || fail "kernel $release has no module $module"
+  done | awk '$1 == "insmod" && !seen[$2]++ { print $2 }' | while read -r step; do
     case $step in
-    *.xz) xz -dc "$step" >"$root/modules/$(basename "$step" .xz)" ;;
-    *) cp "$step" "$root/modules/" ;;
+    *.xz) xz -dc "$step" >"$folder/$(basename "$step" .xz)" ;;
+    *) cp "$step" "$folder/" ;;
     esac
-    basename "$step" .xz >>"$root/modules/order"
+    basename "$step" .xz >>"$folder/order"
   done
 }

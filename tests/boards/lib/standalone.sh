@@ -64,7 +64,7 @@ install -m 644 tests/boards/lib/run "$root/system/run.sh"
 install -m 755 tests/boards/lib/init "$root/init"
 mkdir -p "$root/bin"
 cp "$root/system/bin/busybox" "$root/bin/"
-pack_modules "$kernel_dir" "$release" "$root" "${modules[@]}"
+pack_modules "$kernel_dir" "$release" "$root/modules" "${modules[@]}"
 pack_image "$work/layout" 1 "$work/image"
 umoci config --image "$work/layout:1" --architecture arm
 skopeo --insecure-policy copy --quiet "oci:$work/layout:1" "oci-archive:$root/system/image.tar:board/busybox:1"
