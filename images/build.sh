@@ -3,8 +3,8 @@
 #
 #   images/build.sh BOARD VARIANT       e.g. rpi appliance
 #
-# PIKELET_BIN: the aarch64 program; without it `make cross`'s. Prints the image's file and size. The packages (about 100 MB)
-# are kept in $PIKELET_CACHE (default ~/.cache/pikelet) and never installed.
+# PIKELET_BIN: the program for the board's processor; without it `make cross`'s. Prints the image's file and size. The
+# packages (about 100 MB) are kept in $PIKELET_CACHE (default ~/.cache/pikelet) and never installed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . tests/harness/common.sh
@@ -12,13 +12,19 @@ cd "$(dirname "$0")/.."
 . images/packages.sh
 
 board=${1:-rpi} variant=${2:-appliance}
-target=aarch64-unknown-linux-musl
 # MiB; the data partition grows to the size of the card
 boot_size=128 data_size=64
 
+# what boards differ in, but for their device trees and the files that are named after them: the program's target, Debian's
+# architecture, the kernel's name
 case $board in
-rpi | rpi5) ;;
-*) fail "BOARD=$board: there are rpi (Raspberry Pi 3, 3+, 4, 400, CM3, CM4 and, by USB Ethernet, Zero 2 W) and rpi5" ;;
+rpi | rpi5) target=aarch64-unknown-linux-musl architecture=arm64 kernel_name=kernel8.img ;;
+rpi2) target=armv7-unknown-linux-musleabihf architecture=armhf kernel_name=kernel7.img ;;
+rpi0) target=arm-unknown-linux-musleabihf architecture=armel kernel_name=kernel.img ;;
+*)
+  fail "BOARD=$board: there are rpi (Raspberry Pi 3, 3+, 4, 400, CM3, CM4 and, by USB Ethernet, Zero 2 W), rpi5, rpi2" \
+    "and rpi0 (1, CM1 and, by USB Ethernet, Zero and Zero W)"
+  ;;
 esac
 case $variant in
 appliance) ;;
@@ -40,7 +46,7 @@ mkdir -p "$out"
 work=$(mktemp -d "$out/work.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 
-packages=$(packages "images/$board.packages")
+packages=$(packages "images/$board.packages" "$architecture")
 kernel=$(basename "$packages"/usr/lib/modules/*)
 vmlinuz=$packages/boot/vmlinuz-$kernel
 [ -f "$vmlinuz" ] || vmlinuz=$packages/usr/lib/modules/$kernel/vmlinuz
@@ -88,19 +94,46 @@ device_trees() {
     cp "$packages/usr/lib/modules/$kernel"/dtb/broadcom/bcm2712-*rpi-5-b.dtb "$1/"
     cp "$1/bcm2712-d-rpi-5-b.dtb" "$1/bcm2712d0-rpi-5-b.dtb"
     ;;
+  rpi2)
+    cp "$packages"/usr/lib/linux-image-*/bcm2836-rpi-2-b.dtb "$1/"
+    cp "$1/bcm2836-rpi-2-b.dtb" "$1/bcm2709-rpi-2-b.dtb"
+    ;;
+  rpi0)
+    cp "$packages"/usr/lib/linux-image-*/bcm2835-rpi-*.dtb "$1/"
+    for from in "$1"/bcm2835-rpi-*.dtb; do
+      to=${from/bcm2835/bcm2708}
+      # for the kernel a B is one of the first revision, for the firmware one of a later one
+      case $from in
+      *-b.dtb) to=${to/-b.dtb/-b-rev1.dtb} ;;
+      *-b-rev2.dtb) to=${to/-b-rev2/-b} ;;
+      *-cm1-io1.dtb) to=${to/-cm1-io1/-cm} ;;
+      esac
+      cp "$from" "$to"
+    done
+    ;;
   esac
 }
 
 # firmware DIR: what the board's processor starts with, where that is not on the board itself
 firmware() {
-  [ "$board" = rpi5 ] || cp "$packages"/usr/lib/raspi-firmware/{bootcode.bin,fixup*.dat,start*.elf} "$1/"
+  local from=$packages/usr/lib/raspi-firmware
+  case $board in
+  rpi5) ;;
+  rpi) cp "$from"/{bootcode.bin,fixup*.dat,start*.elf} "$1/" ;;
+  # no Pi 4, which has its own
+  *) cp "$from"/{bootcode.bin,fixup{,_*}.dat,start{,_*}.elf} "$1/" ;;
+  esac
 }
 
 # boot_partition: firmware, the settings, and a system, which is what upgrades put beside it, as FAT
 boot_partition() {
   local files=$work/boot
   mkdir -p "$files"/{a,b}
-  gzip -n -9 <"$vmlinuz" >"$files/a/kernel8.img"
+  case $architecture in
+  arm64) gzip -n -9 <"$vmlinuz" ;;
+  # it unpacks itself
+  *) cat "$vmlinuz" ;;
+  esac >"$files/a/$kernel_name"
   cp "$work/initrd.zst" "$files/a/"
   device_trees "$files/a"
   cp "images/$board.cmdline.txt" "$files/a/cmdline.txt"
