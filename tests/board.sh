@@ -9,6 +9,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 . tests/harness/common.sh
 . tests/harness/check.sh
+. tests/harness/card.sh
 . images/packages.sh
 export PIKELET_CLUSTER_ID=${PIKELET_CLUSTER_ID:-b$(($$ % 9999))}
 cluster=tests/scripts/cluster.sh
@@ -46,32 +47,14 @@ finish() {
 }
 trap finish EXIT
 
-# the card: of a size that cards have, which is that of the image no more
-card=$work/card.img
-cp --sparse=always "$PIKELET_IMAGE" "$card"
-truncate -s 1G "$card"
-boot=$card@@1M
-# firmware: what the Raspberry Pi's reads from the card at each start, by config.txt and what that includes
-firmware() {
-  local config prefix name
-  rm -rf "$work/firmware"; mkdir "$work/firmware"
-  config=$(mtype -i "$boot" ::config.txt | tr -d '\r')
-  for name in $(sed -n 's/^include //p' <<<"$config"); do config+=$'\n'$(mtype -i "$boot" "::$name" | tr -d '\r'); done
-  prefix=$(sed -n 's/^os_prefix=//p' <<<"$config" | tail -n 1)
-  mcopy -i "$boot" "::$prefix$(sed -n 's/^kernel=//p' <<<"$config")" "$work/firmware/kernel"
-  mcopy -i "$boot" "::$prefix$(sed -n 's/^initramfs \([^ ]*\) .*/\1/p' <<<"$config")" "$work/firmware/initramfs"
-  mcopy -i "$boot" "::${prefix}bcm2710-rpi-3-b.dtb" "$work/firmware/dtb"
-  mcopy -i "$boot" "::${prefix}cmdline.txt" "$work/firmware/cmdline.txt"
-}
-# settings TEXT: written as a person does, on another computer
-settings() { printf '%s\n' "$1" >"$work/pikelet.yaml"; mcopy -D o -i "$boot" "$work/pikelet.yaml" ::pikelet.yaml; }
+new_card "$PIKELET_IMAGE"
 
 # power_on: the board, with the card in it and a cable to the cluster's switch
 power_on() {
   local netns=pk$PIKELET_CLUSTER_ID-sw
   ip -n "$netns" link show tap0 >/dev/null 2>&1 ||
     { ip -n "$netns" tuntap add tap0 mode tap && ip -n "$netns" link set tap0 master br0 up; }
-  firmware
+  firmware bcm2710-rpi-3-b
   proc_start "$work/pids" "$work/logs" board ip netns exec "$netns" qemu-system-aarch64 -M raspi3b \
     -kernel "$work/firmware/kernel" -initrd "$work/firmware/initramfs" -dtb "$work/firmware/dtb" \
     -append "$(tr -d '\r\n' <"$work/firmware/cmdline.txt")" -drive "if=sd,format=raw,file=$card" \
@@ -95,9 +78,6 @@ ready_anew() {
 running() { [ "$(k get pods -l "app=$1" -o 'jsonpath={.items[*].status.containerStatuses[*].ready}')" = true ]; }
 # the pod that runs now was started by this boot's agent, not only remembered by the API server
 answers() { k exec "deployment/$1" -- true; }
-
-# fsck_clean FILE: nothing is wrong once the journal was replayed
-fsck_clean() { e2fsck -E journal_only -y "$1" >"$work/logs/fsck" 2>&1; e2fsck -fn "$1" >>"$work/logs/fsck" 2>&1; }
 
 $cluster up 0 >/dev/null || { failed=1; exit; }
 dir=$($cluster dir)
@@ -279,12 +259,7 @@ image() {
   mcopy -i "$PIKELET_IMAGE@@1M" '::a/*' "$work/new/a/"
   echo "system $1" >"$work/new/a/image.txt"
   [ -z "${2:-}" ] || cp "$2" "$work/new/a/initrd.zst"
-  truncate -s 40M "$work/new/boot"
-  mkfs.vfat -F 32 -n NEW "$work/new/boot" >/dev/null
-  mcopy -s -i "$work/new/boot" "$work/new/a" ::
-  truncate -s 41M "$work/new/img"
-  printf 'label: dos\nstart=1MiB, size=40MiB, type=c\n' | sfdisk -q "$work/new/img"
-  dd if="$work/new/boot" of="$work/new/img" bs=1M seek=1 conv=notrunc,sparse status=none
+  small_image "$work/new/a" "$work/new/img"
   zstd -q -1 "$work/new/img" -o "$work/new/$1.img.zst"
   mdel -i "$boot" '::*.zst' 2>/dev/null
   mcopy -i "$boot" "$work/new/$1.img.zst" ::

@@ -1,4 +1,4 @@
-"""A time server (RFC 4330) that tells this machine's time: sntp.py ADDRESS."""
+"""A time server (RFC 4330) that tells this machine's time: sntp.py ADDRESS [PORT]."""
 import socket
 import struct
 import sys
@@ -12,7 +12,7 @@ def stamp(seconds):
 
 
 server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-server.bind((sys.argv[1], 123))
+server.bind((sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 123))
 while True:
     question, client = server.recvfrom(1024)
     now = stamp(time.time())
