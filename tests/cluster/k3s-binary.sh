@@ -71,6 +71,7 @@ check "  its Service has both addresses" soon served
 tunnelled() {
   local port=$((20000 + RANDOM % 12000)) forward
   [ "$(r logs deploy/web)" = hello ] && [ "$(r exec deploy/web -- echo through)" = through ] || return 1
+  rm -f "$dir/forward"
   r port-forward deploy/web $port:8080 >"$dir/forward" 2>&1 & forward=$!
   until_true 30 grep -q Forwarding "$dir/forward"
   [ "$(nsenter --target "$(proc_pid "$dir/pids" "mounts-$asked")" --net curl -fsS -m 10 "http://127.0.0.1:$port/")" = page ]

@@ -57,6 +57,8 @@ for kind in websocket SPDY older; do
   check "$kind: cp both ways" copied 2>/dev/null
   forwarded() {
     local pids=() i port=$((20000 + RANDOM % 12000))
+    # what the one before said is not meant
+    rm -f "$layout/forward"
     k port-forward pod/sh $port:8080 >"$layout/forward" 2>&1 & local forward=$!
     until_true 30 grep -q Forwarding "$layout/forward"
     for i in $(seq 50); do curl -fsS -m 10 "http://127.0.0.1:$port/" >"$layout/got.$i" & pids+=($!); done
@@ -69,6 +71,7 @@ for kind in websocket SPDY older; do
   check "$kind: port-forward carries 50 requests at once" forwarded
   closed() {
     local port=$((20000 + RANDOM % 12000))
+    rm -f "$layout/forward"
     k port-forward pod/sh $port:81 >"$layout/forward" 2>&1 & local forward=$!
     until_true 30 grep -q Forwarding "$layout/forward"
     curl -s -m 5 "http://127.0.0.1:$port/"
