@@ -12,7 +12,7 @@ use ring::digest::{Context, Digest, SHA256};
 use super::Outcome;
 use super::client::Failure;
 use super::progress::{Screen, human};
-use crate::init::image::{fill, open};
+use crate::init::image::{fill, open, variant};
 use crate::init::{fat, settings};
 use crate::machine::disk::{self, Disk};
 
@@ -112,7 +112,7 @@ impl Args {
             None => String::new(),
         };
         let text = if chosen.is_empty() { base } else { format!("{base}\n# set by pikelet flash\n{chosen}") };
-        let mistakes = settings::mistakes(&text);
+        let mistakes = settings::mistakes(&text, variant(&self.image)?);
         if mistakes.is_empty() { Ok(Some(text)) } else { Err(mistakes.join("\n").into()) }
     }
 }

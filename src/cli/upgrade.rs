@@ -20,7 +20,9 @@ pub struct Args {
 pub fn run(args: &Args) -> Outcome {
     if !upgrade::is_possible() {
         return Err(
-            "this is no board that runs pikelet's appliance, or its processes are not seen from here (hostPID)".into(),
+            "this is no board that runs pikelet's appliance, or its processes are not seen from here (hostPID); where \
+             Debian runs, apt installs what is newer"
+                .into(),
         );
     }
     let record = upgrade::install(&args.image, args.asked)?;

@@ -35,15 +35,19 @@ struct BlkpgArg {
 
 nix::ioctl_write_ptr_bad!(blkpg, nix::request_code_none!(0x12, 105), BlkpgArg);
 
-/// A card with the appliance on it.
+/// A card with one of the images on it.
 #[derive(Debug)]
 pub struct Card {
     /// The whole of it.
     pub disk: PathBuf,
     /// Its FAT partition.
     pub boot: PathBuf,
-    /// Its data partition.
+    /// Its partition with the root of Debian's system; the appliance has none.
+    pub system: Option<PathBuf>,
+    /// Its data partition, which is the last one.
     pub data: PathBuf,
+    /// The number of that.
+    last: usize,
     /// Its size in sectors.
     sectors: u64,
 }
@@ -91,12 +95,19 @@ fn of(disk: &Path, identifier: &str) -> Option<Card> {
     let name = disk.file_name()?.to_str()?;
     let sys = Path::new("/sys/class/block").join(name);
     let sectors = fs::read_to_string(sys.join("size")).ok()?.trim().parse().ok()?;
-    let partition = |number: u32| {
+    let partition = |number: usize| {
         // mmcblk0p1, but sda1
         let between = if name.ends_with(|c: char| c.is_ascii_digit()) { "p" } else { "" };
         Some(Path::new("/dev").join(format!("{name}{between}{number}"))).filter(|p| p.exists())
     };
-    Some(Card { disk: disk.to_owned(), boot: partition(1)?, data: partition(2)?, sectors })
+    let last = if has_system(&sector) { 3 } else { 2 };
+    let system = if last == 3 { Some(partition(2)?) } else { None };
+    Some(Card { disk: disk.to_owned(), boot: partition(1)?, system, data: partition(last)?, last, sectors })
+}
+
+/// True for the table of a card, or of an image of one, that has Debian's system on it.
+pub fn has_system(sector: &mbr::Sector) -> bool {
+    mbr::partition(sector, 3).is_some()
 }
 
 fn read(disk: &Path) -> io::Result<mbr::Sector> {
@@ -109,17 +120,17 @@ impl Card {
     /// Lets the data partition reach to the end of the card, in its table and in the kernel. Repeatable: a power cut
     /// leaves the old table or the new one.
     pub fn grow(&self) -> io::Result<()> {
-        let Some(sector) = mbr::grown(&read(&self.disk)?, 2, self.sectors) else { return Ok(()) };
+        let Some(sector) = mbr::grown(&read(&self.disk)?, self.last, self.sectors) else { return Ok(()) };
         let mut disk = OpenOptions::new().write(true).open(&self.disk)?;
         disk.seek(SeekFrom::Start(0))?;
         disk.write_all(&sector)?;
         disk.sync_all()?;
-        let Some(partition) = mbr::partition(&sector, 2) else { return Ok(()) };
+        let Some(partition) = mbr::partition(&sector, self.last) else { return Ok(()) };
         let bytes = |sectors: u32| i64::from(sectors) * mbr::SECTOR as i64;
         let mut data = BlkpgPartition {
             start: bytes(partition.start),
             length: bytes(partition.sectors),
-            number: 2,
+            number: i32::try_from(self.last).map_err(io::Error::other)?,
             devname: [0; 64],
             volname: [0; 64],
         };

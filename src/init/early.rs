@@ -1,4 +1,5 @@
-//! From the initramfs to a root in memory: modules, the card and which system it starts next, its data partition.
+//! From the initramfs to a root in memory, or to Debian's: modules, the card and which system it starts next, its data
+//! partition.
 //!
 //! The kernel's first root cannot be left by `pivot_root(2)`, which containers are started with: so all moves to a tmpfs.
 
@@ -12,12 +13,12 @@ use std::time::Duration;
 use nix::mount::MsFlags;
 
 use super::upgrade::trial;
-use super::{BOOT, Failure, card, console, ext4, modules, mounts};
+use super::{BOOT, Failure, card, console, debian, ext4, modules, mounts};
 
 /// How long a card may take to appear.
 const CARD: Duration = Duration::from_mins(1);
-/// The root in memory, before it is the root.
-const ROOT: &str = "/root-in-memory";
+/// The root to be, before it is the root.
+pub(super) const ROOT: &str = "/new-root";
 /// Names of folders that are mounted, and move along.
 const MOVED: [&str; 5] = ["proc", "sys", "dev", "var", "boot"];
 
@@ -29,21 +30,26 @@ pub fn run() -> Result<Infallible, Failure> {
         console::say(&format!("pikelet: {trouble}"));
     }
     let card = card::find(&card::wanted(&fs::read_to_string("/proc/cmdline")?)?, CARD)?;
-    for dir in [BOOT, "/var"] {
+    // the whole of the appliance's /var is kept
+    let data = if card.system.is_some() { debian::DATA } else { "/var" };
+    for dir in [BOOT, data] {
         fs::create_dir_all(dir)?;
     }
     mounts::mount(&card.boot, BOOT, "vfat", MsFlags::MS_RDONLY | mounts::SAFE, "utf8,fmask=0077,dmask=0077")?;
     // before anything that may fail
-    match trial::take_back() {
+    match if card.system.is_some() { Ok(false) } else { trial::take_back() } {
         Ok(false) => {}
         Ok(true) => console::say("pikelet: a new system is being tried: the old one is next until this one works"),
         Err(error) => console::say(&format!("pikelet: which system is next: {error}")),
     }
     card.grow().map_err(|e| format!("growing the data partition {}: {e}", card.data.display()))?;
     ext4::mend(&card.data)?;
-    mounts::mount(&card.data, "/var", "ext4", MsFlags::MS_NOATIME, "errors=remount-ro,commit=30")?;
-    if let Some(grown) = ext4::grow(Path::new("/var"), &card.data)? {
+    mounts::mount(&card.data, data, "ext4", MsFlags::MS_NOATIME, "errors=remount-ro,commit=30")?;
+    if let Some(grown) = ext4::grow(Path::new(data), &card.data)? {
         console::say(&format!("pikelet: data partition grown to {} MiB", grown >> 20));
+    }
+    if let Some(root) = &card.system {
+        return debian::start(&card, root);
     }
     new_root()?;
     let program = CString::new("/bin/pikelet")?;
@@ -52,7 +58,7 @@ pub fn run() -> Result<Infallible, Failure> {
     Ok(nix::unistd::execve(&program, &args, &environment).map_err(|e| format!("starting {program:?}: {e}"))?)
 }
 
-/// Moves what is needed further on to a tmpfs that becomes the root, and gives back the memory of the rest.
+/// Moves what is needed further on to a tmpfs that becomes the root.
 fn new_root() -> Result<(), Failure> {
     let root = Path::new(ROOT);
     fs::create_dir(root)?;
@@ -68,6 +74,11 @@ fn new_root() -> Result<(), Failure> {
     for dir in MOVED {
         mounts::move_to(Path::new("/").join(dir), root.join(dir))?;
     }
+    enter(root)
+}
+
+/// Gives back the memory of the initramfs, and makes the new root the root.
+pub(super) fn enter(root: &Path) -> Result<(), Failure> {
     for name in ["bin", "etc", "lib", "sbin", "init"] {
         let path = Path::new("/").join(name);
         let gone = if path.is_dir() && !path.is_symlink() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };

@@ -1,4 +1,4 @@
-//! An image of the appliance in a file: as it is, or compressed.
+//! An image of a card in a file: as it is, or compressed.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
@@ -6,7 +6,8 @@ use std::path::Path;
 
 use flate2::read::GzDecoder;
 
-use super::{Failure, mbr};
+use super::settings::Variant;
+use super::{Failure, card, mbr};
 
 /// Bytes that are looked at, and left out, at once.
 const CHUNK: usize = 64 << 10;
@@ -40,6 +41,13 @@ pub fn fill(from: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> {
         }
     }
     Ok(filled)
+}
+
+/// Which system the image has.
+pub fn variant(image: &Path) -> Result<Variant, Failure> {
+    let mut sector = [0; mbr::SECTOR as usize];
+    fill(open(image)?.as_mut(), &mut sector).map_err(|e| format!("image {}: {e}", image.display()))?;
+    Ok(if card::has_system(&sector) { Variant::Debian } else { Variant::Appliance })
 }
 
 /// Copies an image's FAT partition to a file, which has holes where there is nothing.

@@ -1,4 +1,4 @@
-//! The appliance's first process: what a board needs beside the agent, in one program and with no other.
+//! The first process of the images' systems: what a board needs beside the agent, in one program and with no other.
 //!
 //! It runs twice. `early.rs` runs from the initramfs: kernel modules, the card and its data partition, then a root in
 //! memory, from which it starts itself again. `system.rs` is the rest of the board's life: network, clock, watchdog, the
@@ -9,6 +9,7 @@ mod boot;
 mod card;
 mod clock;
 mod console;
+pub(crate) mod debian;
 mod dhcp;
 mod early;
 mod ext4;
@@ -44,10 +45,16 @@ const TO_READ: Duration = Duration::from_mins(1);
 /// Anything that goes wrong, for a person to read.
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
+/// The argument with which it tells how Debian's system is.
+const WATCH: &str = "watch";
+
 /// Runs as the first process; returns only when it is not that.
 pub fn main(args: &[OsString]) -> ExitCode {
     if std::process::id() != 1 {
-        eprintln!("pikelet init: it is the first process of the appliance image, and is not started by hand");
+        if args.first().is_some_and(|a| a == WATCH) {
+            return debian::watch::main();
+        }
+        eprintln!("pikelet init: it is the first process of the images for cards, and is not started by hand");
         return ExitCode::from(2);
     }
     let second = args.first().is_some_and(|a| a == SYSTEM);

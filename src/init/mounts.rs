@@ -111,10 +111,13 @@ fn cgroups() -> Result<(), Failure> {
 /// Folders of the card, and the logs: those of containers on the card, the system's own in memory. Nothing of the system
 /// is ever written to the card while all is well.
 fn card_folders() -> Result<(), Failure> {
-    for dir in ["/var/lib/pikelet/logs/pods", "/var/lib/pikelet/logs/containers", "/var/lib/pikelet/node", "/var/log"] {
-        fs::create_dir_all(dir).map_err(|e| format!("creating {dir} on the card: {e}"))?;
-    }
+    fs::create_dir_all("/var/log").map_err(|e| format!("creating /var/log on the card: {e}"))?;
     mount("log", "/var/log", "tmpfs", SAFE, "mode=0755,size=16M")?;
+    kept_logs()
+}
+
+/// What of other places is kept on the card: logs of containers, and the membership of a k3s cluster.
+pub fn kept_logs() -> Result<(), Failure> {
     // by which a k3s server knows the node again
     fs::create_dir_all("/etc/rancher/node")?;
     for (source, target) in [
@@ -122,7 +125,9 @@ fn card_folders() -> Result<(), Failure> {
         ("/var/lib/pikelet/logs/containers", "/var/log/containers"),
         ("/var/lib/pikelet/node", "/etc/rancher/node"),
     ] {
-        fs::create_dir_all(target)?;
+        for dir in [source, target] {
+            fs::create_dir_all(dir).map_err(|e| format!("creating {dir}: {e}"))?;
+        }
         change(Path::new(source), Path::new(target), MsFlags::MS_BIND)?;
     }
     Ok(())

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::debian::access::{self, Wifi};
 use super::secrets;
 use crate::config::{Config, duration};
 use crate::image::Registries;
@@ -17,7 +18,7 @@ pub const FILE: &str = "pikelet.yaml";
 /// Largest file that is read.
 const MAX: u64 = 1 << 20;
 /// Keys of the file that are the board's; all others are the agent's.
-const BOARD: [&str; 9] = [
+const BOARD: [&str; 10] = [
     "network",
     "timeServers",
     "time-servers",
@@ -25,9 +26,19 @@ const BOARD: [&str; 9] = [
     "watchdog",
     "upgradeTimeout",
     "keepSecretsOnCard",
+    "keepChanges",
     "wifi",
     "sshKey",
 ];
+
+/// Which system is on the card.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Variant {
+    /// pikelet, and nothing else.
+    Appliance,
+    /// Debian's, with systemd.
+    Debian,
+}
 
 /// What the card says of the board.
 #[derive(Debug, Default, Deserialize)]
@@ -46,9 +57,11 @@ pub struct Board {
     upgrade_timeout: Option<String>,
     /// Whether secrets stay in the file [default: true]; else they are moved to the data partition once they are used.
     pub keep_secrets_on_card: Option<bool>,
-    /// Not possible here.
+    /// Whether changes of Debian's system outlive a restart [default: false].
+    pub keep_changes: Option<bool>,
+    /// See [`Wifi`]; not in the appliance.
     wifi: Option<Value>,
-    /// Not possible here.
+    /// Public keys with which root may log in; not in the appliance.
     ssh_key: Option<Value>,
 }
 
@@ -73,6 +86,10 @@ pub struct Found {
     pub board: Board,
     /// How long a new system has until the Node is Ready, if the file says.
     pub upgrade_timeout: Option<Duration>,
+    /// The wireless network, where there can be one.
+    pub wifi: Option<Wifi>,
+    /// Keys with which root may log in, where that is possible.
+    pub keys: Vec<String>,
     /// The agent's file.
     pub agent: String,
     /// The board has no cluster.
@@ -84,7 +101,7 @@ pub struct Found {
 }
 
 /// Reads the file in `folder`; `kept` are secrets that were moved out of it, which count if that is still wanted.
-pub fn read(folder: &Path, kept: &str) -> Found {
+pub fn read(folder: &Path, kept: &str, variant: Variant) -> Found {
     let path = folder.join(FILE);
     let text = match std::fs::metadata(&path) {
         Ok(found) if found.len() > MAX => Err(format!("it has {} bytes, {MAX} are allowed", found.len())),
@@ -94,9 +111,9 @@ pub fn read(folder: &Path, kept: &str) -> Found {
     };
     match text {
         Ok(text) => {
-            let found = understand(&text);
+            let found = understand(&text, variant);
             if found.board.keep_secrets_on_card == Some(false) {
-                understand(&secrets::with(&text, kept))
+                understand(&secrets::with(&text, kept), variant)
             } else {
                 found
             }
@@ -128,7 +145,7 @@ fn split(text: &str) -> (String, String) {
 }
 
 /// Reads both parts, and says all that is wrong at once.
-fn understand(text: &str) -> Found {
+pub(super) fn understand(text: &str, variant: Variant) -> Found {
     // what an editor of another system puts there
     let text = text.trim_start_matches('\u{feff}').replace("\r\n", "\n");
     let (board, agent) = split(&text);
@@ -143,11 +160,36 @@ fn understand(text: &str) -> Found {
     } else {
         Board::default()
     };
-    if board.wifi.is_some() {
-        wrong("wifi: this image has no WiFi: connect the board by cable".to_owned());
-    }
-    if board.ssh_key.is_some() {
-        wrong("sshKey: this image has no SSH server: use kubectl exec, or kubectl debug node/NAME".to_owned());
+    let (mut wifi, mut keys) = (None, Vec::new());
+    match variant {
+        Variant::Appliance => {
+            if board.wifi.is_some() {
+                wrong("wifi: this image has no WiFi: connect the board by cable".to_owned());
+            }
+            if board.ssh_key.is_some() {
+                wrong("sshKey: this image has no SSH server: use kubectl exec, or kubectl debug node/NAME".to_owned());
+            }
+            if board.keep_changes.is_some() {
+                wrong(
+                    "keepChanges: this image has no system that could be changed: it is for that with Debian"
+                        .to_owned(),
+                );
+            }
+        }
+        Variant::Debian => {
+            if board.upgrade_timeout.is_some() {
+                wrong(
+                    "upgradeTimeout: this image is not upgraded by pikelet: use apt, with keepChanges: true".to_owned(),
+                );
+            }
+            wifi = board.wifi.as_ref().and_then(|value| Wifi::read(value).map_err(&mut wrong).ok());
+            keys = board.ssh_key.as_ref().and_then(|v| access::keys(v).map_err(&mut wrong).ok()).unwrap_or_default();
+            for server in &board.time_servers {
+                if host_and_port(server).1.is_some_and(|port| port != "123") {
+                    wrong(format!("timeServers: {server:?}: systemd-timesyncd asks at port 123 only"));
+                }
+            }
+        }
     }
     if let Some(registries) = &board.registries
         && let Err(what) =
@@ -180,12 +222,20 @@ fn understand(text: &str) -> Found {
             None
         }
     };
-    Found { board, upgrade_timeout, agent, standalone, name, mistakes }
+    Found { board, upgrade_timeout, wifi, keys, agent, standalone, name, mistakes }
+}
+
+/// A server's name or address without brackets, and its port if there is one: `a`, `a:1`, `[fd00::1]:1`, `fd00::1`.
+pub(super) fn host_and_port(server: &str) -> (&str, Option<&str>) {
+    match server.rsplit_once(':') {
+        Some((host, port)) if !host.contains(':') || host.ends_with(']') => (host.trim_matches(['[', ']']), Some(port)),
+        _ => (server.trim_matches(['[', ']']), None),
+    }
 }
 
 /// What is wrong with a settings file of this text.
-pub fn mistakes(text: &str) -> Vec<String> {
-    understand(text).mistakes
+pub fn mistakes(text: &str, variant: Variant) -> Vec<String> {
+    understand(text, variant).mistakes
 }
 
 /// True when there is more than comments.
@@ -210,6 +260,10 @@ impl Fixed {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn understand(text: &str) -> Found {
+        super::understand(text, Variant::Appliance)
+    }
 
     const GOOD: &str = "# comment\nserver: https://s:6443\ntoken: abcdef.0123456789abcdef\nnodeName: pi\nnetwork:\n  \
                         address: 10.0.0.2/24\n  gateway: 10.0.0.1\n\n# about time\ntimeServers:\n- a\n- b:1\n\
@@ -241,6 +295,7 @@ mod tests {
         assert!(with("registries: {mirors: {}}\n").contains("registries: unknown field `mirors`"));
         assert!(with("registries: [\n").contains("pikelet.yaml"));
         assert!(with("register-with-taints: [a]\n").contains("register-with-taints"));
+        assert!(with("keepChanges: true\n").contains("keepChanges: this image has no system"));
         let two = with("wifi: 1\nsshKey: 2\n");
         assert_eq!(two.lines().count(), 2);
         assert!(understand("").mistakes[0].contains("no server is set"));
@@ -249,5 +304,29 @@ mod tests {
         assert!(address("{address: 10.0.0.2/24, gateway: 10.0.1.1}").contains("not in the network"));
         assert!(address("{gateway: 10.0.1.1}").contains("goes with an address"));
         assert!(address("{adress: 10.0.0.2/24}").contains("adress"));
+    }
+
+    #[test]
+    fn debian_has_more_ways_in_and_no_upgrades() {
+        let with = |more: &str| {
+            super::understand(&format!("{}{more}", GOOD.replace("b:1", "b")), Variant::Debian).mistakes.join("\n")
+        };
+        assert!(
+            with("upgradeTimeout: 5m\n").contains("upgradeTimeout: this image is not upgraded by pikelet: use apt")
+        );
+        assert!(with("sshKey: 7\n").contains("sshKey: 7 is no text"));
+        assert!(with("sshKey:\n- {a: b}\n").contains("sshKey: "));
+        assert!(with("wifi: {ssid: a, passwort: b}\n").contains("wifi: unknown field `passwort`"));
+        assert_eq!(with("wifi: {ssid: a, password: '12345678'}\nkeepChanges: true\n"), "");
+        let time = |server: &str| {
+            super::understand(
+                &format!("server: https://s:6443\ntoken: abcdef.0123456789abcdef\ntimeServers: ['{server}']\n"),
+                Variant::Debian,
+            )
+            .mistakes
+            .join("\n")
+        };
+        assert!(time("a:1123").contains("port 123 only") && time("[fd00::1]:124").contains("port 123 only"));
+        assert_eq!([time("a:123"), time("fd00::124"), time("a")].concat(), "");
     }
 }

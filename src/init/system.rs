@@ -14,7 +14,7 @@ use tokio::sync::{Notify, mpsc, watch};
 
 use super::agent::{self, News};
 use super::network::{self, Addressing};
-use super::settings::{self, Found};
+use super::settings::{self, Found, Variant};
 use super::status::{self, Pods, Status};
 use super::upgrade::trial::{self, Trial};
 use super::watchdog::{self, Watchdog};
@@ -38,7 +38,7 @@ pub fn run() -> Result<Infallible, Failure> {
     clock::floor(&card.data)?;
     let (model, serial) = status::board();
     identify(&serial)?;
-    let found = settings::read(Path::new(BOOT), &secrets::kept());
+    let found = settings::read(Path::new(BOOT), &secrets::kept(), Variant::Appliance);
     if let Some(name) = &found.name {
         sethostname(name)?;
     }
@@ -76,8 +76,13 @@ pub fn run() -> Result<Infallible, Failure> {
     power::off(mode, watchdog.as_deref())
 }
 
+/// What is said of the agent while there are mistakes.
+pub(super) fn waits() -> String {
+    format!("waits for {} to be mended; no pods run", settings::FILE)
+}
+
 /// Name and machine id by the board's serial number: the same after the card was written anew.
-fn identify(serial: &str) -> Result<(), Failure> {
+pub(super) fn identify(serial: &str) -> Result<(), Failure> {
     let tail: String = serial.chars().rev().take(DIGITS).collect::<Vec<_>>().into_iter().rev().collect();
     sethostname(format!("pikelet-{}", tail.to_lowercase()))?;
     let digest = ring::digest::digest(&ring::digest::SHA256, format!("pikelet machine id {serial}").as_bytes());
@@ -141,7 +146,7 @@ async fn live(
 
     let (ended_tx, ended) = mpsc::unbounded_channel();
     if mistaken {
-        status.send_modify(|s| s.agent = format!("waits for {} to be mended; no pods run", settings::FILE));
+        status.send_modify(|s| s.agent = waits());
     } else {
         let (news_tx, news) = mpsc::unbounded_channel();
         tokio::spawn(async move {
@@ -162,7 +167,7 @@ async fn live(
 }
 
 /// Moves the settings' secrets off the FAT partition, once it is seen that they are right.
-async fn move_secrets(status: watch::Sender<Status>) {
+pub(super) async fn move_secrets(status: watch::Sender<Status>) {
     if status.subscribe().wait_for(Status::works).await.is_err() {
         return;
     }
@@ -223,7 +228,7 @@ async fn hear(mut news: mpsc::UnboundedReceiver<News>, status: watch::Sender<Sta
 }
 
 /// The pods; `None` while no agent answers.
-fn count() -> Option<Pods> {
+pub(super) fn count() -> Option<Pods> {
     let answer = local::ask(Path::new("/run/pikelet"), "GET", "/pods").ok()?;
     let list: serde_json::Value = serde_json::from_str(&answer).ok()?;
     let pods = list["items"].as_array()?;

@@ -1,0 +1,109 @@
+//! The card with Debian's system on it (`VARIANT=debian`): what comes before systemd, and what tells a person how it is.
+//!
+//! From the initramfs `start` makes a root of the card's read-only one and an overlay, writes what the card's settings mean as
+//! Debian's own files (`files.rs`), and becomes systemd, which so finds all as if it had always been there. Later a unit
+//! runs `watch.rs`: the consoles' screen, and `pikelet-status.txt`. Rules about keys and `WiFi` are in `access.rs`.
+
+pub(super) mod access;
+mod files;
+pub(super) mod watch;
+
+use std::convert::Infallible;
+use std::fs;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, symlink};
+use std::path::Path;
+
+use nix::mount::MsFlags;
+use nix::unistd::sethostname;
+
+use super::card::Card;
+use super::settings::{self, Variant};
+use super::{BOOT, Failure, clock, console, early, mounts, secrets, status, system};
+
+/// Where the data partition is until there is a root.
+pub(super) const DATA: &str = "/data";
+/// Where it is then.
+const KEPT: &str = "/var/lib/pikelet";
+/// The card's root, which nobody writes to.
+const LOWER: &str = "/lower";
+/// What is changed of it.
+const CHANGES: &str = "/changes";
+/// What of it is changed in memory takes at most this.
+const SIZE: &str = "mode=0755,size=50%";
+
+/// Goes on as systemd. The FAT and the data partition are mounted.
+pub(super) fn start(card: &Card, root: &Path) -> Result<Infallible, Failure> {
+    clock::floor(&card.data)?;
+    let keep = settings::read(Path::new(BOOT), "", Variant::Debian).board.keep_changes == Some(true);
+    for dir in [LOWER, CHANGES, "/run"] {
+        fs::create_dir_all(dir)?;
+    }
+    mounts::mount(root, LOWER, "squashfs", MsFlags::MS_RDONLY, "")?;
+    let changes = if keep {
+        Path::new(DATA).join("system")
+    } else {
+        mounts::mount("changes", CHANGES, "tmpfs", MsFlags::empty(), SIZE)?;
+        CHANGES.into()
+    };
+    let (upper, work) = (changes.join("upper"), changes.join("work"));
+    let new = Path::new(early::ROOT);
+    for dir in [new, &upper, &work] {
+        fs::create_dir_all(dir).map_err(|e| format!("creating {}: {e}", dir.display()))?;
+    }
+    let options = format!("lowerdir={LOWER},upperdir={},workdir={}", upper.display(), work.display());
+    mounts::mount("root", early::ROOT, "overlay", MsFlags::empty(), &options)?;
+    mounts::mount("run", "/run", "tmpfs", MsFlags::MS_NOSUID | MsFlags::MS_NODEV, "mode=0755,size=20%")?;
+    for dir in ["proc", "sys", "dev", "run", "boot"] {
+        mounts::move_to(Path::new("/").join(dir), new.join(dir))?;
+    }
+    mounts::move_to(DATA, new.join(KEPT.trim_start_matches('/')))?;
+    early::enter(new)?;
+    settle()?;
+    let environment = [c"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin", c"HOME=/root", c"TERM=linux"];
+    let init = c"/sbin/init";
+    Ok(nix::unistd::execve(init, &[init], &environment).map_err(|e| format!("starting {init:?}: {e}"))?)
+}
+
+/// Makes the settings the system's.
+fn settle() -> Result<(), Failure> {
+    let (_, serial) = status::board();
+    system::identify(&serial)?;
+    let found = settings::read(Path::new(BOOT), &secrets::kept(), Variant::Debian);
+    if let Some(name) = &found.name {
+        sethostname(name)?;
+    }
+    for mistake in &found.mistakes {
+        console::say(&format!("MISTAKE   {mistake}"));
+    }
+    mounts::kept_logs()?;
+    // those of settings that are no more there
+    for path in files::PATHS {
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(format!("{path}: {error}").into()),
+            _ => {}
+        }
+    }
+    for file in files::of(&found, &crate::machine::hostname())? {
+        file.write().map_err(|e| format!("writing {}: {e}", file.path))?;
+    }
+    for unit in files::units(&found) {
+        let link = format!("{}/{unit}", files::WANTED);
+        fs::create_dir_all(files::WANTED)?;
+        // an instance is that of its template
+        let of = unit.split_once('@').map_or_else(|| unit.to_owned(), |(name, _)| format!("{name}@.service"));
+        symlink(format!("/usr/lib/systemd/system/{of}"), &link).map_err(|e| format!("{link}: {e}"))?;
+    }
+    Ok(())
+}
+
+impl files::File {
+    fn write(&self) -> std::io::Result<()> {
+        let path = Path::new(self.path);
+        if let Some(folder) = path.parent() {
+            let mode = if self.mode == 0o600 { 0o700 } else { 0o755 };
+            fs::DirBuilder::new().recursive(true).mode(mode).create(folder)?;
+        }
+        fs::write(path, &self.text)?;
+        fs::set_permissions(path, fs::Permissions::from_mode(self.mode))
+    }
+}
