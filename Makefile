@@ -73,20 +73,21 @@ cross-all: setup
 deb: setup
 	systemd/deb/all.sh
 
-# an image to write to SD cards, in target/images: BOARD=rpi VARIANT=appliance; needs `make cross` of the board's TARGET
-# before (images/README.md), and no root
+# an image to write to SD cards, in target/images: BOARD=rpi, rpi5, rpi2 or rpi0, VARIANT=appliance or debian; needs
+# `make cross` of the board's TARGET before (images/README.md), and no root
 BOARD ?= rpi
 VARIANT ?= appliance
 image: setup
 	images/build.sh $(BOARD) $(VARIANT)
 
 # 32-bit boards; the images as emulated boards, that of the Pi 3 with 20 power cuts, and with a node of this machine in one
-# cluster; what is in images beyond that
+# cluster; the one with Debian's system; what is in images beyond that
 boards: setup
 	cargo build
 	tests/boards.sh
 	cross/build.sh aarch64-unknown-linux-musl armv7-unknown-linux-musleabihf arm-unknown-linux-musleabihf
 	tests/board.sh 20
+	tests/image_debian.sh
 	for board in rpi2 rpi0; do tests/board32.sh $$board || exit 1; done
 	for board in rpi5 rpi2 rpi0; do tests/image.sh $$board || exit 1; done
 

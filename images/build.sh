@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # An image to write to an SD card: kernel, firmware and device trees of Debian's packages, and pikelet. Needs no root.
 #
-#   images/build.sh BOARD VARIANT       e.g. rpi appliance
+#   images/build.sh BOARD VARIANT       e.g. rpi appliance, or rpi debian
 #
 # PIKELET_BIN: the program for the board's processor; without it `make cross`'s. Prints the image's file and size. The
 # packages (about 100 MB) are kept in $PIKELET_CACHE (default ~/.cache/pikelet) and never installed.
@@ -27,13 +27,18 @@ rpi0) target=arm-unknown-linux-musleabihf architecture=armel kernel_name=kernel.
   ;;
 esac
 case $variant in
-appliance) ;;
-debian) fail "VARIANT=debian is not there yet: install the .deb on any Debian, or use VARIANT=appliance" ;;
-*) fail "VARIANT=$variant: there is appliance only" ;;
+appliance) lists=(images/common.modules) ;;
+debian)
+  [ "$architecture" = arm64 ] ||
+    fail "BOARD=$board VARIANT=debian: Debian's system is for 64-bit boards only (BOARD=rpi or rpi5): use VARIANT=appliance"
+  lists=(images/debian/modules)
+  . images/debian/root.sh
+  ;;
+*) fail "VARIANT=$variant: there are appliance and debian" ;;
 esac
 
 needed=()
-for pair in mkfs.vfat:dosfstools mcopy:mtools mkfs.ext4:e2fsprogs sfdisk:fdisk modprobe:kmod xz:xz-utils zstd:zstd busybox:busybox-static; do
+for pair in mkfs.vfat:dosfstools mcopy:mtools mkfs.ext4:e2fsprogs sfdisk:fdisk modprobe:kmod xz:xz-utils zstd:zstd busybox:busybox-static mksquashfs:squashfs-tools systemd-sysusers:systemd; do
   PATH=$PATH:/usr/sbin:/sbin command -v "${pair%:*}" >/dev/null || needed+=("${pair#*:}")
 done
 [ ${#needed[@]} = 0 ] || tests/scripts/setup.sh "${needed[@]}"
@@ -71,7 +76,7 @@ VERSION_ID="$version"
 OS
   echo 'root:x:0:0:root:/root:/bin/false' >"$root/etc/passwd"
   echo 'root:x:0:' >"$root/etc/group"
-  mapfile -t modules < <(grep -hv '^#' "images/$board.modules" images/common.modules)
+  mapfile -t modules < <(sed 's/#.*//' "images/$board.modules" "${lists[@]}" | awk 'NF')
   pack_modules "$packages" "$kernel" "$root/lib/modules" "${modules[@]}"
   find "$root" -exec touch -h -d "@$made" {} +
   (cd "$root" && find . | LC_ALL=C sort | busybox cpio -o -H newc -R 0:0 2>/dev/null) | zstd -q -12 -T0 >"$work/initrd.zst"
@@ -128,6 +133,19 @@ firmware() {
 # boot_partition: firmware, the settings, and a system, which is what upgrades put beside it, as FAT
 boot_partition() {
   local files=$work/boot
+  if [ "$variant" = debian ]; then debian_files "$files"; else appliance_files "$files"; fi
+  firmware "$files"
+  truncate -s "${boot_size}M" "$work/boot.img"
+  mkfs.vfat -F 32 -n PIKELET -i 70696b65 --invariant "$work/boot.img" >/dev/null
+  MTOOLS_SKIP_CHECK=1 mcopy -s -m -i "$work/boot.img" "$files"/* ::
+}
+
+# versions FILE: what the image is made of
+versions() { echo "pikelet $version, Debian's Linux $kernel; packages: $(tr '\n' ' ' <"$packages/versions")" >"$1"; }
+
+# appliance_files DIR: two places for systems
+appliance_files() {
+  local files=$1
   mkdir -p "$files"/{a,b}
   case $architecture in
   arm64) gzip -n -9 <"$vmlinuz" ;;
@@ -137,16 +155,12 @@ boot_partition() {
   cp "$work/initrd.zst" "$files/a/"
   device_trees "$files/a"
   cp "images/$board.cmdline.txt" "$files/a/cmdline.txt"
-  echo "pikelet $version, Debian's Linux $kernel; packages: $(tr '\n' ' ' <"$packages/versions")" >"$files/a/image.txt"
-  firmware "$files"
+  versions "$files/a/image.txt"
   cp "images/$board.config.txt" "$files/config.txt"
   # of one sector, as src/init/upgrade/choice.rs has it
   printf '# Which system of this card is started, a/ or b/. Upgrades change it.\nos_prefix=a/\n' >"$files/choice.txt"
   printf '\n%.0s' $(seq "$(stat -c %s "$files/choice.txt")" 511) >>"$files/choice.txt"
   cp images/pikelet.yaml "$files/"
-  truncate -s "${boot_size}M" "$work/boot.img"
-  mkfs.vfat -F 32 -n PIKELET -i 70696b65 --invariant "$work/boot.img" >/dev/null
-  MTOOLS_SKIP_CHECK=1 mcopy -s -m -i "$work/boot.img" "$files"/* ::
 }
 
 # data_partition: an empty ext4 that can grow to any card's size
@@ -160,18 +174,24 @@ data_partition() {
 initramfs
 boot_partition
 data_partition
+[ "$variant" != debian ] || debian_root
 image=$out/pikelet-$variant-$board.img
 new=$work/image
-truncate -s $((boot_size + data_size + 1))M "$new"
 identifier=$(sed -n 's/.*pikelet\.disk=\([0-9a-f]*\).*/\1/p' "images/$board.cmdline.txt")
-sfdisk -q "$new" <<TABLE
-label: dos
+# partitions, in MiB: what is there, and where the next one begins
+table='' end=1
+partition() {
+  table+="start=${end}MiB, size=$2MiB, type=$3"$'\n'
+  truncate -s $((end + $2))M "$new"
+  dd if="$1" of="$new" bs=1M seek="$end" conv=notrunc,sparse status=none
+  end=$((end + $2))
+}
+partition "$work/boot.img" "$boot_size" 'c, bootable'
+[ ! -f "$work/system.squashfs" ] || partition "$work/system.squashfs" "$(du -m --apparent-size "$work/system.squashfs" | cut -f 1)" 83
+partition "$work/data.img" "$data_size" 83
+sfdisk -q "$new" <<<"label: dos
 label-id: 0x$identifier
-start=1MiB, size=${boot_size}MiB, type=c, bootable
-start=$((boot_size + 1))MiB, size=${data_size}MiB, type=83
-TABLE
-dd if="$work/boot.img" of="$new" bs=1M seek=1 conv=notrunc,sparse status=none
-dd if="$work/data.img" of="$new" bs=1M seek=$((boot_size + 1)) conv=notrunc,sparse status=none
+$table"
 mv "$new" "$image"
 zstd -q -f -T0 -6 "$image" -o "$image.zst"
 printf '%s bytes, %s as %s.zst, initramfs %s, program %s: %s\n' "$(stat -c %s "$image")" "$(stat -c %s "$image.zst")" \
