@@ -48,4 +48,4 @@ lacks() { k get node n3 -o 'jsonpath={.status.conditions[?(@.type=="Ready")].mes
 check "a node without the memory controller says so, and what mends it, in its Ready" soon lacks
 on n3 "${show[@]}"
 agent_with n3
-check "  and no more when it is there" not lacks
+check "  and no more when it is there" soon not lacks
