@@ -24,6 +24,8 @@ check "  theirs stay" others
 since() { node '.status.conditions[?(@.type=="DiskPressure")].lastTransitionTime'; }
 was=$(since) beat=$(node '.status.conditions[?(@.type=="Ready")].lastHeartbeatTime')
 $cluster stop agent-n3
+# heartbeats are of whole seconds
+sleep 1.1
 $cluster start agent-n3
 beats() { [ "$(node '.status.conditions[?(@.type=="Ready")].lastHeartbeatTime')" != "$beat" ] && ready n3; }
 check "  an agent that starts again writes its own" until_true 20 beats

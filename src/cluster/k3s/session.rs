@@ -176,11 +176,17 @@ async fn handle(shared: &Shared, connections: &mut BTreeMap<i64, Held>, frame: F
                 return shared.send(Frame::Error(id, "too much data while paused".to_owned())).await;
             }
             shared.waiting.fetch_add(length, Ordering::Relaxed);
-            let waiting = held.waiting.fetch_add(length, Ordering::Relaxed) + length;
+            let waiting = held.waiting.fetch_add(length, Ordering::SeqCst) + length;
             if held.bytes.send(bytes).is_err() {
                 shared.waiting.fetch_sub(length, Ordering::Relaxed);
-            } else if waiting > PAUSE_AT && !held.pausing.swap(true, Ordering::Relaxed) {
-                return shared.send(Frame::Pause(id)).await;
+            } else if waiting > PAUSE_AT && !held.pausing.load(Ordering::SeqCst) {
+                // on its way before anybody may ask to go on: the other way round the server would pause for ever
+                shared.send(Frame::Pause(id)).await?;
+                held.pausing.store(true, Ordering::SeqCst);
+                // and all may be written by now, with nothing left that would ask
+                if held.waiting.load(Ordering::SeqCst) < RESUME_AT && held.pausing.swap(false, Ordering::SeqCst) {
+                    return shared.send(Frame::Resume(id)).await;
+                }
             }
         }
         // what has arrived still goes to the target
@@ -254,7 +260,7 @@ impl Down {
     async fn carry(&mut self, to: &mut (impl AsyncWrite + Unpin)) -> Result<(), String> {
         while let Some(bytes) = self.arrived.recv().await {
             let written = to.write_all(&bytes).await;
-            if self.count(bytes.len()) < RESUME_AT && self.pausing.swap(false, Ordering::Relaxed) {
+            if self.count(bytes.len()) < RESUME_AT && self.pausing.swap(false, Ordering::SeqCst) {
                 self.shared.send(Frame::Resume(self.id)).await?;
             }
             written.map_err(|e| e.to_string())?;
@@ -266,7 +272,7 @@ impl Down {
     fn count(&self, length: usize) -> usize {
         self.shared.waiting.fetch_sub(length, Ordering::Relaxed);
         self.shared.drained.notify_waiters();
-        self.waiting.fetch_sub(length, Ordering::Relaxed) - length
+        self.waiting.fetch_sub(length, Ordering::SeqCst) - length
     }
 
     /// Gives up what is left.
