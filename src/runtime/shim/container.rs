@@ -16,7 +16,7 @@ use nix::unistd::{Pid, Uid, chdir, fchown, pipe2, read, write};
 use serde_json::{Value, json};
 
 use super::console::ConsoleSocket;
-use super::devices;
+use super::devices::{self, DeviceProgram};
 use super::executor::{Confinement, ProgramExecutor};
 use super::filter::Filter;
 use super::mapped_mounts::Staged;
@@ -49,6 +49,8 @@ pub struct Pod {
     pub held: Held,
     /// The shim's own process.
     pub process: Process,
+    /// What its containers' device rules have become.
+    pub device_program: DeviceProgram,
 }
 
 /// A container whose process exists or existed.
@@ -83,7 +85,7 @@ struct Output {
 
 impl Pod {
     /// Creates a container, stopped before its program. After an error nothing of it is left.
-    pub fn create(&self, spec: ContainerSpec) -> Result<Container, String> {
+    pub fn create(&mut self, spec: ContainerSpec) -> Result<Container, String> {
         let id = &spec.id;
         if id.is_empty() || !id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_') {
             return Err(format!("container id {id:?}: only letters, digits, - and _ are allowed"));
@@ -94,7 +96,7 @@ impl Pod {
         })
     }
 
-    fn try_create(&self, spec: ContainerSpec) -> Result<Container, String> {
+    fn try_create(&mut self, spec: ContainerSpec) -> Result<Container, String> {
         let bundle = store::container_dir(&self.dir, &spec.id);
         // Left over when an earlier attempt was cut short: the directory is made first and goes last.
         if bundle.exists() {
@@ -129,7 +131,7 @@ impl Pod {
             staged = Some(Staged::new(seen.insert(spec.clone()), &user_namespace)?);
         }
         let mut config = oci_config(seen.as_ref().unwrap_or(&spec), &around)?;
-        devices::restrict(&self.hierarchies, &cgroup, &config)?;
+        self.device_program.restrict(&self.hierarchies, &cgroup, &config)?;
         write_document(&bundle, PROCESS, &config["process"])?;
         let confinement = self.confine(&mut config, &bundle)?;
         write_document(&bundle, "config.json", &config)?;

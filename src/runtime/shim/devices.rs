@@ -22,7 +22,10 @@ use crate::runtime::cgroup::Hierarchies;
 const LICENSE: &CStr = c"Apache-2.0";
 
 /// Kinds of access as the kernel names them to the program (`BPF_DEVCG_ACC_*`), by their letters in rules.
-const ACCESS: [(char, i32); 3] = [('m', 1), ('r', 2), ('w', 4)];
+const ACCESS: [(char, i32); 3] = [('m', MAKE), ('r', READ), ('w', WRITE)];
+const MAKE: i32 = 1;
+const READ: i32 = 2;
+const WRITE: i32 = 4;
 /// Kinds of devices (`BPF_DEVCG_DEV_*`).
 const BLOCK: i32 = 1;
 const CHARACTER: i32 = 2;
@@ -44,6 +47,7 @@ const MOVE_REGISTER: u8 = 0xbc;
 const AND: u8 = 0x54;
 const SHIFT_RIGHT: u8 = 0x74;
 /// 64 bit wide comparisons: those of 32 bits are younger, and all values here are zero-extended.
+const JUMP: u8 = 0x05;
 const JUMP_EQUAL: u8 = 0x15;
 const JUMP_NOT_EQUAL: u8 = 0x55;
 const EXIT: u8 = 0x95;
@@ -63,25 +67,34 @@ const fn with(operation: u8, register: u8, number: i32) -> Instruction {
     Instruction { operation, registers: register, offset: 0, number }
 }
 
-/// What every container may do (the set of runc and crun): make any node, and use those each container has of its own.
-fn defaults() -> impl Iterator<Item = Rule> {
-    let make =
-        [BLOCK, CHARACTER].map(|kind| Rule { allow: true, kind: Some(kind), major: None, minor: None, access: 1 });
-    // null, zero, full, random, urandom, tty, console, ptmx, and all of pts
-    let minors = [
-        (1, Some(3)),
-        (1, Some(5)),
-        (1, Some(7)),
-        (1, Some(8)),
-        (1, Some(9)),
-        (5, Some(0)),
-        (5, Some(1)),
-        (5, Some(2)),
-        (136, None),
-    ];
-    let own =
-        minors.map(|(major, minor)| Rule { allow: true, kind: Some(CHARACTER), major: Some(major), minor, access: 7 });
-    make.into_iter().chain(own)
+/// What every container may do (the set of runc and crun): make any node, and use those each container has of its own. It
+/// falls off the end when that does not decide. Nothing is asked twice, which the kernel's verifier would follow up.
+fn defaults() -> Vec<Instruction> {
+    // where these jumps go is known when all is written
+    const ALLOW: i16 = -1;
+    const END: i16 = -2;
+    // null, zero, full, random and urandom; tty, console and ptmx; all of pts
+    let own: [(i32, &[i32]); 3] = [(1, &[3, 5, 7, 8, 9]), (5, &[0, 1, 2]), (136, &[])];
+    let jump = |operation, register, number, offset| Instruction { offset, ..with(operation, register, number) };
+    let mut out = vec![with(AND, WANTED, READ | WRITE), jump(JUMP_EQUAL, WANTED, 0, ALLOW)];
+    out.push(jump(JUMP_NOT_EQUAL, KIND, CHARACTER, END));
+    for (major, minors) in own {
+        out.push(jump(JUMP_NOT_EQUAL, MAJOR, major, minors.len() as i16 + 1));
+        out.extend(minors.iter().map(|&minor| jump(JUMP_EQUAL, MINOR, minor, ALLOW)));
+        out.push(jump(JUMP, 0, 0, if minors.is_empty() { ALLOW } else { END }));
+    }
+    out.push(jump(JUMP, 0, 0, END));
+    let length = out.len();
+    for (at, instruction) in out.iter_mut().enumerate() {
+        let behind = (length - at - 1) as i16;
+        match instruction.offset {
+            ALLOW => instruction.offset = behind,
+            END => instruction.offset = behind + 2,
+            _ => {}
+        }
+    }
+    out.extend([with(MOVE, RESULT, 1), with(EXIT, 0, 0)]);
+    out
 }
 
 /// An OCI rule in the kernel's numbers; `None` stands for any.
@@ -161,7 +174,8 @@ fn program(rules: &[LinuxDeviceCgroup]) -> Result<Option<Vec<Instruction>>, Stri
         load(MINOR, 8),
     ];
     // the defaults come on top, as on version 1
-    out.extend(defaults().chain(latest_first).flat_map(|rule| rule.instructions()));
+    out.extend(defaults());
+    out.extend(latest_first.into_iter().flat_map(|rule| rule.instructions()));
     out.extend([with(MOVE, RESULT, 0), with(EXIT, 0, 0)]);
     Ok(Some(out))
 }
@@ -196,20 +210,36 @@ const ATTACH_TYPE_CGROUP_DEVICE: u32 = 6;
 /// Programs of cgroups above and below are asked as well.
 const ALLOW_MULTI: u32 = 2;
 
-/// On version 2, limits the cgroup `path` to the devices that the OCI configuration and the defaults allow. To be called
-/// before any process is in it. libcontainer would ignore those rules.
-pub fn restrict(hierarchies: &Hierarchies, path: &str, config: &Value) -> Result<(), String> {
-    if !hierarchies.unified() {
-        return Ok(());
+/// The program of the latest container. The kernel takes as long to check one as all else about a container's cgroup takes,
+/// and a pod's containers mostly have the same.
+#[derive(Default)]
+pub struct DeviceProgram(Option<(Vec<Instruction>, OwnedFd)>);
+
+impl DeviceProgram {
+    /// On version 2, limits the cgroup `path` to the devices that the OCI configuration and the defaults allow. To be called
+    /// before any process is in it. libcontainer would ignore those rules.
+    pub fn restrict(&mut self, hierarchies: &Hierarchies, path: &str, config: &Value) -> Result<(), String> {
+        if !hierarchies.unified() {
+            return Ok(());
+        }
+        let rules = Vec::deserialize(&config["linux"]["resources"]["devices"]);
+        let rules: Vec<LinuxDeviceCgroup> = rules.map_err(context("reading the device rules"))?;
+        let Some(program) = program(&rules)? else { return Ok(()) };
+        for dir in hierarchies.dirs(path) {
+            let attached = File::open(&dir).and_then(|cgroup| attach(self.loaded(&program)?, &cgroup));
+            attached.map_err(|e| refused(&dir, &e))?;
+        }
+        Ok(())
     }
-    let rules = Vec::deserialize(&config["linux"]["resources"]["devices"]);
-    let rules: Vec<LinuxDeviceCgroup> = rules.map_err(context("reading the device rules"))?;
-    let Some(program) = program(&rules)? else { return Ok(()) };
-    for dir in hierarchies.dirs(path) {
-        let attached = File::open(&dir).and_then(|cgroup| attach(&load_unlimited(&program)?, &cgroup));
-        attached.map_err(|e| refused(&dir, &e))?;
+
+    fn loaded(&mut self, program: &[Instruction]) -> io::Result<&OwnedFd> {
+        let known = self.0.take_if(|(instructions, _)| instructions == program);
+        let loaded = match known {
+            Some(loaded) => loaded,
+            None => (program.to_vec(), load_unlimited(program)?),
+        };
+        Ok(&self.0.insert(loaded).1)
     }
-    Ok(())
 }
 
 /// On version 1 libcgroups lets every container use `/dev/net/tun`: takes that away again. To be called before the program
@@ -309,15 +339,12 @@ mod tests {
                         at += usize::try_from(offset).unwrap();
                     }
                 }
+                JUMP => at += usize::try_from(offset).unwrap(),
                 EXIT => return registers[0] == 1,
                 other => panic!("operation {other:#x}"),
             }
         }
     }
-
-    const MAKE: i32 = 1;
-    const READ: i32 = 2;
-    const WRITE: i32 = 4;
 
     #[test]
     fn a_container_has_the_usual_devices_only() {

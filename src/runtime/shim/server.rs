@@ -15,6 +15,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use super::container::{Container, Pod};
+use super::devices::DeviceProgram;
 use super::exec;
 use super::namespaces::Held;
 use super::process::Process;
@@ -95,7 +96,14 @@ impl Server {
         let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
         let children = SignalFd::with_flags(&mask, flags).map_err(context("watching for ended processes"))?;
         Ok(Self {
-            pod: Pod { dir, sandbox, hierarchies, held, process: Process::own()? },
+            pod: Pod {
+                dir,
+                sandbox,
+                hierarchies,
+                held,
+                process: Process::own()?,
+                device_program: DeviceProgram::default(),
+            },
             listener,
             children,
             clients: BTreeMap::new(),
