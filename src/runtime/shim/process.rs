@@ -29,6 +29,9 @@ impl Process {
         if let Err(e) = ProcfsHandle::new() {
             tracing::warn!("opening a /proc for libcontainer: {e}; containers start more slowly");
         }
+        // asked of the processor once, which a virtual machine's host answers, rather than by each process that is forked
+        #[cfg(target_arch = "x86_64")]
+        std::hint::black_box(std::arch::is_x86_feature_detected!("avx2"));
         Ok(Self { oom_score, capabilities })
     }
 
