@@ -1,18 +1,16 @@
-//! One container in its shim: creation by libcontainer, output, end.
+//! One container in its shim: creation by libcontainer, start, signals, end.
 
 use std::error::Error;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use libcontainer::container::Container as OciContainer;
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::Signal;
-use nix::unistd::{Pid, Uid, chdir, fchown, pipe2, read, write};
+use nix::unistd::{Pid, chdir};
 use serde_json::{Value, json};
 
 use super::console::ConsoleSocket;
@@ -21,12 +19,12 @@ use super::executor::{Confinement, ProgramExecutor};
 use super::filter::Filter;
 use super::mapped_mounts::Staged;
 use super::namespaces::{Held, send};
+use super::output::Output;
 use super::process::Process;
 use super::setup::context;
 use crate::runtime::cgroup::Hierarchies;
-use crate::runtime::cri_log::{LineSplitter, LogFile, Stream, timestamp};
+use crate::runtime::cri_log::Stream;
 use crate::runtime::device_nodes::{granted, host_devices};
-use crate::runtime::protocol::Wanted;
 use crate::runtime::rooted;
 use crate::runtime::spec::{PidNamespace, Surroundings, oci_config};
 use crate::runtime::store::{self, SandboxFile};
@@ -60,27 +58,8 @@ pub struct Container {
     /// libcontainer's handle, until it is started.
     oci: Option<OciContainer>,
     cgroup: String,
-    outputs: Vec<Output>,
-    log: LogFile,
-    /// Write end kept open so that the program sees no end of its standard input.
-    stdin: Option<OwnedFd>,
-    viewers: Vec<Viewer>,
-}
-
-/// Somebody attached to the container's output.
-struct Viewer {
-    session: u64,
-    stdout: Option<OwnedFd>,
-    stderr: Option<OwnedFd>,
-}
-
-/// What libcontainer has made, and the shim's ends of its streams.
-type Built = (OciContainer, Vec<Output>, Option<OwnedFd>);
-
-struct Output {
-    fd: OwnedFd,
-    lines: LineSplitter,
-    open: bool,
+    /// Its streams.
+    pub output: Output,
 }
 
 impl Pod {
@@ -103,8 +82,7 @@ impl Pod {
             self.discard(&spec.id)?;
         }
         fs::create_dir_all(&bundle).map_err(context("creating the container's directory"))?;
-        let log = LogFile::open(&spec.log_path, spec.log_rotation)
-            .map_err(|e| format!("opening the container's log {}: {e}", spec.log_path.display()))?;
+        let mut output = Output::new(&spec)?;
         let owner = self.sandbox.spec.user_namespace.map_or(0, |ids| ids.first);
         if let Err(e) = rooted::create_dir_all(&spec.rootfs, &spec.cwd, owner) {
             tracing::warn!("creating the working directory {} in the container: {e}", spec.cwd);
@@ -137,7 +115,7 @@ impl Pod {
         write_document(&bundle, "config.json", &config)?;
         let log_file = self.dir.join(store::LOG);
         let logged = fs::metadata(&log_file).map_or(0, |m| m.len());
-        let built = self.build(&spec, &bundle, ProgramExecutor { confinement });
+        let built = self.build(&spec, &bundle, ProgramExecutor { confinement }, &mut output);
         let was_staged = staged.take().is_some();
         self.process.restore(&self.dir);
         if was_staged {
@@ -145,7 +123,7 @@ impl Pod {
             config["root"]["path"] = json!(spec.rootfs);
             write_document(&bundle, "config.json", &config)?;
         }
-        let (oci, outputs, stdin) = built.map_err(|e| match logged_cause(&log_file, logged) {
+        let oci = built.map_err(|e| match logged_cause(&log_file, logged) {
             Some(cause) if !e.starts_with("exec: ") && !e.contains(&cause) => format!("{e}: {cause}"),
             _ => e,
         })?;
@@ -155,7 +133,7 @@ impl Pod {
         }
         let info = ContainerInfo { spec, pid, started_at: None, created_at: store::now(), exit: None };
         store::write_info(&self.dir, &info).map_err(context("writing info.json"))?;
-        Ok(Container { info, oci: Some(oci), cgroup, outputs, log, stdin, viewers: Vec::new() })
+        Ok(Container { info, oci: Some(oci), cgroup, output })
     }
 
     /// The host's id of a container's user.
@@ -183,41 +161,37 @@ impl Pod {
         Confinement::new(Some(filter), None, &mut config["process"])
     }
 
-    fn build(&self, spec: &ContainerSpec, bundle: &Path, executor: ProgramExecutor) -> Result<Built, String> {
+    fn build(
+        &self,
+        spec: &ContainerSpec,
+        bundle: &Path,
+        executor: ProgramExecutor,
+        output: &mut Output,
+    ) -> Result<OciContainer, String> {
         let state = self.dir.join("youki");
         fs::create_dir_all(&state).map_err(context("creating the runtime's state directory"))?;
         let mut builder = ContainerBuilder::new(spec.id.clone(), SyscallType::default())
             .with_root_path(state)
             .map_err(|e| root_cause(&e))?
             .with_executor(executor);
-        let (mut outputs, mut stdin, mut console) = (Vec::new(), None, None);
+        let mut console = None;
         if spec.tty {
             let socket = ConsoleSocket::listen(&self.dir, &spec.id)?;
             builder = builder.with_console_socket(Some(socket.path()));
             console = Some(socket);
         } else {
             let owner = self.owner_of(&spec.user);
-            let (out, out_write) = output(Stream::Stdout, owner)?;
-            let (err, err_write) = output(Stream::Stderr, owner)?;
-            outputs = vec![out, err];
-            let input: OwnedFd = if spec.stdin {
-                let (input, write) = pipe2(OFlag::O_CLOEXEC).map_err(context("creating a pipe"))?;
-                give(&input, owner)?;
-                stdin = Some(write);
-                input
-            } else {
-                File::open("/dev/null").map_err(context("opening /dev/null"))?.into()
-            };
-            builder = builder.with_stdin(input).with_stdout(out_write).with_stderr(err_write);
+            builder = builder
+                .with_stdin(output.stdin(spec.stdin, owner)?)
+                .with_stdout(output.pipe(Stream::Stdout, owner)?)
+                .with_stderr(output.pipe(Stream::Stderr, owner)?);
         }
         let built =
             builder.as_init(bundle).with_systemd(false).with_detach(true).build().map_err(|e| root_cause(&e))?;
         if let Some(socket) = console {
-            let fd = socket.receive()?;
-            set_nonblocking(&fd)?;
-            outputs.push(Output { fd, lines: LineSplitter::new(Stream::Stdout), open: true });
+            output.terminal(socket.receive()?)?;
         }
-        Ok((built, outputs, stdin))
+        Ok(built)
     }
 
     /// Lets the program run.
@@ -264,7 +238,7 @@ impl Pod {
         if container.info.spec.target.is_some() || self.held.pid != PidNamespace::New {
             self.hierarchies.signal_all(&container.cgroup, Signal::SIGKILL);
         }
-        container.drain(buffer);
+        container.output.drain(buffer);
         let exit = ExitRecord { code, signal, oom_killed, finished_at: store::now() };
         container.info.exit = Some(exit.clone());
         self.save(container);
@@ -295,118 +269,9 @@ impl Pod {
     }
 }
 
-impl Container {
-    /// Descriptors to wait for, with their number for [`Container::pump`].
-    pub fn readable(&self) -> impl Iterator<Item = (usize, BorrowedFd<'_>)> {
-        self.outputs.iter().enumerate().filter(|(_, o)| o.open).map(|(i, o)| (i, o.fd.as_fd()))
-    }
-
-    /// Copies what one output holds (at most one buffer of it) to the log; false when there was nothing.
-    pub fn pump(&mut self, index: usize, buffer: &mut [u8]) -> bool {
-        let Some(output) = self.outputs.get_mut(index).filter(|o| o.open) else { return false };
-        let mut lines = Vec::new();
-        let more = match read(&output.fd, buffer) {
-            Ok(count) if count > 0 => {
-                show(&mut self.viewers, output.lines.stream(), &buffer[..count]);
-                output.lines.push(&buffer[..count], &timestamp(), &mut lines);
-                true
-            }
-            Err(Errno::EAGAIN | Errno::EINTR) => return false,
-            // End of file; EIO is a terminal's.
-            _ => {
-                output.lines.finish(&timestamp(), &mut lines);
-                output.open = false;
-                false
-            }
-        };
-        if let Err(e) = self.log.append(&lines) {
-            tracing::warn!("writing the log of container {}: {e}; lines are lost", self.info.spec.id);
-        }
-        more
-    }
-
-    fn drain(&mut self, buffer: &mut [u8]) {
-        for index in 0..self.outputs.len() {
-            while self.pump(index, buffer) {}
-        }
-        let mut lines = Vec::new();
-        for output in self.outputs.drain(..).filter(|o| o.open) {
-            let mut splitter = output.lines;
-            splitter.finish(&timestamp(), &mut lines);
-        }
-        // Reported when it first failed.
-        let _ = self.log.append(&lines);
-    }
-
-    /// Lets a session see the output from now on; returns the terminal, or the way to the program's standard input.
-    pub fn attach(&mut self, session: u64, wanted: Wanted, ends: Vec<OwnedFd>) -> Result<Option<OwnedFd>, String> {
-        let mut ends = ends.into_iter();
-        let stdout = if wanted.stdout { ends.next() } else { None };
-        let stderr = if wanted.stderr { ends.next() } else { None };
-        for end in [&stdout, &stderr].into_iter().flatten() {
-            set_nonblocking(end)?;
-        }
-        let way_in = match self.outputs.first().filter(|_| self.info.spec.tty) {
-            Some(terminal) => Some(&terminal.fd),
-            None => self.stdin.as_ref().filter(|_| wanted.stdin),
-        };
-        let way_in = way_in.map(OwnedFd::try_clone).transpose().map_err(context("attaching"))?;
-        self.viewers.push(Viewer { session, stdout, stderr });
-        Ok(way_in)
-    }
-
-    /// Forgets a session.
-    pub fn detach(&mut self, session: u64) {
-        self.viewers.retain(|v| v.session != session);
-    }
-
-    /// The sessions that see the output, which end with the container.
-    pub fn take_viewers(&mut self) -> Vec<u64> {
-        self.viewers.drain(..).map(|v| v.session).collect()
-    }
-
-    /// An attached standard input has ended: the program sees that if it was promised only one (`stdinOnce`).
-    pub fn close_stdin(&mut self, session: u64) {
-        if self.info.spec.stdin_once && self.viewers.iter().any(|v| v.session == session) {
-            self.stdin = None;
-        }
-    }
-}
-
-/// Copies output to those attached. One that does not keep up misses output rather than holding up the program.
-fn show(viewers: &mut [Viewer], stream: Stream, bytes: &[u8]) {
-    for viewer in viewers {
-        let end = match stream {
-            Stream::Stdout => &mut viewer.stdout,
-            Stream::Stderr => &mut viewer.stderr,
-        };
-        let Some(fd) = end else { continue };
-        match write(fd, bytes) {
-            Ok(_) | Err(Errno::EAGAIN | Errno::EINTR) => {}
-            Err(_) => *end = None,
-        }
-    }
-}
-
 fn write_document(bundle: &Path, name: &str, document: &Value) -> Result<(), String> {
     let written = serde_json::to_vec(document).map_err(io::Error::from).and_then(|t| fs::write(bundle.join(name), t));
     written.map_err(|e| format!("writing {name}: {e}"))
-}
-
-/// Lets a user open a pipe again by `/dev/stdout` and the like.
-pub(super) fn give(pipe: &OwnedFd, owner: u32) -> Result<(), String> {
-    fchown(pipe, Some(Uid::from_raw(owner)), None).map_err(context("giving a pipe to its user"))
-}
-
-fn output(stream: Stream, owner: u32) -> Result<(Output, OwnedFd), String> {
-    let (fd, write) = pipe2(OFlag::O_CLOEXEC).map_err(context("creating a pipe"))?;
-    give(&write, owner)?;
-    set_nonblocking(&fd)?;
-    Ok((Output { fd, lines: LineSplitter::new(stream), open: true }, write))
-}
-
-pub(super) fn set_nonblocking(fd: &OwnedFd) -> Result<(), String> {
-    fcntl(fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map(drop).map_err(context("making an output non-blocking"))
 }
 
 /// The innermost error: the outer ones only say in which step of libcontainer it happened.

@@ -2,24 +2,19 @@
 //!
 //! Version 1 has files for them, which libcontainer writes. On version 2 the kernel asks a program at every `mknod` and
 //! `open` of a device (kernel: cgroup-v2 "Device controller", `bpf(2)`). Attached to a cgroup it stays as long as that.
-#![allow(unsafe_code)]
 
-use std::ffi::CStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use libcontainer::oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
-use nix::sys::resource::{RLIM_INFINITY, Resource::RLIMIT_MEMLOCK, getrlimit, setrlimit};
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::bpf::{Instruction, attach, load};
 use super::setup::context;
 use crate::runtime::cgroup::Hierarchies;
-
-/// Written into the program; it calls nothing that asks for a certain one.
-const LICENSE: &CStr = c"Apache-2.0";
 
 /// Kinds of access as the kernel names them to the program (`BPF_DEVCG_ACC_*`), by their letters in rules.
 const ACCESS: [(char, i32); 3] = [('m', MAKE), ('r', READ), ('w', WRITE)];
@@ -46,22 +41,11 @@ const MOVE: u8 = 0xb4;
 const MOVE_REGISTER: u8 = 0xbc;
 const AND: u8 = 0x54;
 const SHIFT_RIGHT: u8 = 0x74;
-/// 64 bit wide comparisons: those of 32 bits are younger, and all values here are zero-extended.
 const JUMP: u8 = 0x05;
+/// 64 bit wide comparisons: those of 32 bits are younger, and all values here are zero-extended.
 const JUMP_EQUAL: u8 = 0x15;
 const JUMP_NOT_EQUAL: u8 = 0x55;
 const EXIT: u8 = 0x95;
-
-/// One instruction as the kernel reads it (`struct bpf_insn`).
-#[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Instruction {
-    operation: u8,
-    /// Target in the lower half, source in the upper.
-    registers: u8,
-    offset: i16,
-    number: i32,
-}
 
 const fn with(operation: u8, register: u8, number: i32) -> Instruction {
     Instruction { operation, registers: register, offset: 0, number }
@@ -180,36 +164,6 @@ fn program(rules: &[LinuxDeviceCgroup]) -> Result<Option<Vec<Instruction>>, Stri
     Ok(Some(out))
 }
 
-/// `union bpf_attr` for loading a program.
-#[repr(C)]
-struct Load {
-    kind: u32,
-    instruction_count: u32,
-    instructions: u64,
-    license: u64,
-    log_level: u32,
-    log_size: u32,
-    log: u64,
-    kernel_version: u32,
-    flags: u32,
-}
-
-/// `union bpf_attr` for attaching one.
-#[repr(C)]
-struct Attach {
-    target: u32,
-    program: u32,
-    kind: u32,
-    flags: u32,
-}
-
-const PROG_LOAD: libc::c_int = 5;
-const PROG_ATTACH: libc::c_int = 8;
-const PROG_TYPE_CGROUP_DEVICE: u32 = 15;
-const ATTACH_TYPE_CGROUP_DEVICE: u32 = 6;
-/// Programs of cgroups above and below are asked as well.
-const ALLOW_MULTI: u32 = 2;
-
 /// The program of the latest container. The kernel takes as long to check one as all else about a container's cgroup takes,
 /// and a pod's containers mostly have the same.
 #[derive(Default)]
@@ -236,7 +190,7 @@ impl DeviceProgram {
         let known = self.0.take_if(|(instructions, _)| instructions == program);
         let loaded = match known {
             Some(loaded) => loaded,
-            None => (program.to_vec(), load_unlimited(program)?),
+            None => (program.to_vec(), load(program)?),
         };
         Ok(&self.0.insert(loaded).1)
     }
@@ -258,55 +212,6 @@ fn refused(dir: &Path, e: &io::Error) -> String {
         ),
         _ => format!("limiting the container's devices by a BPF program on {}: {e}", dir.display()),
     }
-}
-
-/// Loads a program. Before Linux 5.11 it counts against the memory that root may lock, which is little.
-fn load_unlimited(program: &[Instruction]) -> io::Result<OwnedFd> {
-    match load(program) {
-        Err(e) if e.raw_os_error() == Some(libc::EPERM) => {
-            let (soft, hard) = getrlimit(RLIMIT_MEMLOCK)?;
-            setrlimit(RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY)?;
-            let loaded = load(program);
-            // containers inherit it
-            setrlimit(RLIMIT_MEMLOCK, soft, hard)?;
-            loaded
-        }
-        other => other,
-    }
-}
-
-fn load(program: &[Instruction]) -> io::Result<OwnedFd> {
-    let attributes = Load {
-        kind: PROG_TYPE_CGROUP_DEVICE,
-        instruction_count: program.len() as u32,
-        instructions: program.as_ptr() as u64,
-        license: LICENSE.as_ptr() as u64,
-        log_level: 0,
-        log_size: 0,
-        log: 0,
-        kernel_version: 0,
-        flags: 0,
-    };
-    // SAFETY: the kernel only reads: the attributes, of the size given, and the instructions and the license they point
-    // to, which live until the call returns.
-    let fd = unsafe { libc::syscall(libc::SYS_bpf, PROG_LOAD, &raw const attributes, size_of::<Load>()) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel has just opened it for us (close-on-exec) and nobody else knows of it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
-}
-
-fn attach(program: &OwnedFd, cgroup: &File) -> io::Result<()> {
-    let attributes = Attach {
-        target: cgroup.as_raw_fd() as u32,
-        program: program.as_raw_fd() as u32,
-        kind: ATTACH_TYPE_CGROUP_DEVICE,
-        flags: ALLOW_MULTI,
-    };
-    // SAFETY: the kernel only reads the attributes, of the size given.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, PROG_ATTACH, &raw const attributes, size_of::<Attach>()) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 #[cfg(test)]

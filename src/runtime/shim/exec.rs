@@ -10,9 +10,10 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use super::console::ConsoleSocket;
-use super::container::{Container, PROCESS, Pod, give, root_cause, set_nonblocking};
+use super::container::{Container, PROCESS, Pod, root_cause};
 use super::executor::{Confinement, PodUser, ProgramExecutor};
 use super::filter::Filter;
+use super::output::{give, set_nonblocking};
 use super::setup::context;
 use crate::runtime::protocol::Wanted;
 use crate::runtime::store;

@@ -3,6 +3,8 @@
 //! libcontainer clones its caller, changes its working directory and its OOM score: all of that must happen in a
 //! process without threads, which is this one. It outlives the agent.
 
+mod bpf;
+mod client;
 mod console;
 mod container;
 mod devices;
@@ -11,6 +13,7 @@ mod executor;
 mod filter;
 mod mapped_mounts;
 mod namespaces;
+mod output;
 mod process;
 mod server;
 mod setup;

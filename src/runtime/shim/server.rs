@@ -1,9 +1,9 @@
 //! The shim's only loop: requests of agents, output and ends of containers.
 
 use std::collections::BTreeMap;
-use std::io::{ErrorKind, Write};
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
+use super::client::Client;
 use super::container::{Container, Pod};
 use super::devices::DeviceProgram;
 use super::exec;
@@ -30,8 +31,6 @@ use crate::runtime::types::SandboxInfo;
 const BUFFER: usize = 32 * 1024;
 /// Connections at a time: an agent's own, and one for every exec and attach.
 const MAX_CLIENTS: usize = 72;
-/// Unsent bytes at which a client that does not read is dropped.
-const MAX_UNSENT: usize = 8 << 20;
 /// Memory that making a container took is given back when that was so long ago.
 const TRIM_AFTER: Duration = Duration::from_secs(1);
 /// poll(2) counts whole milliseconds.
@@ -61,15 +60,6 @@ struct Exec {
     session: u64,
     /// It must not outlive its session.
     bound: bool,
-}
-
-struct Client {
-    stream: UnixStream,
-    received: Vec<u8>,
-    descriptors: Vec<OwnedFd>,
-    session: bool,
-    unsent: Vec<u8>,
-    dead: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -125,7 +115,7 @@ impl Server {
                     Source::Children => self.reap(),
                     Source::Output(container, index) => {
                         if let Some(container) = self.containers.get_mut(container) {
-                            container.pump(index, &mut self.buffer);
+                            container.output.pump(index, &mut self.buffer);
                         }
                     }
                     Source::Client(id) => self.serve(id, flags),
@@ -145,7 +135,7 @@ impl Server {
     fn wait(&self) -> Result<Vec<(Source, PollFlags)>, String> {
         let mut waiting: Vec<(Source, BorrowedFd<'_>, PollFlags)> = Vec::new();
         for (number, container) in self.containers.iter().enumerate() {
-            let outputs = container.readable();
+            let outputs = container.output.readable();
             waiting.extend(outputs.map(|(i, fd)| (Source::Output(number, i), fd, PollFlags::POLLIN)));
         }
         waiting.push((Source::Children, self.children.as_fd(), PollFlags::POLLIN));
@@ -174,17 +164,9 @@ impl Server {
                     tracing::warn!("accepting a connection: {e}");
                     return;
                 }
-                let client = Client {
-                    stream,
-                    received: Vec::new(),
-                    descriptors: Vec::new(),
-                    session: false,
-                    unsent: Vec::new(),
-                    dead: false,
-                };
                 let id = self.next_client;
                 self.next_client += 1;
-                self.clients.insert(id, client);
+                self.clients.insert(id, Client::new(stream));
                 self.send(id, &ShimMessage::Hello { version: protocol::VERSION });
             }
             Err(e) if e.kind() == ErrorKind::WouldBlock => {}
@@ -232,7 +214,7 @@ impl Server {
                 }
                 Ok(Some(ClientMessage::CloseStdin)) => {
                     for container in &mut self.containers {
-                        container.close_stdin(id);
+                        container.output.close_stdin(id);
                     }
                 }
                 Ok(Some(ClientMessage::Request { id: request_id, request })) => {
@@ -262,7 +244,7 @@ impl Server {
             StreamRequest::Attach { container, wanted } => {
                 self.find(&container).and_then(|number| match &mut self.containers[number] {
                     ended if ended.info.exit.is_some() => Err(format!("container {container} has ended")),
-                    running => running.attach(id, wanted, ends),
+                    running => running.output.attach(id, wanted, ends),
                 })
             }
         };
@@ -291,7 +273,7 @@ impl Server {
                 let _ = nix::sys::signal::kill(exec.pid, Signal::SIGKILL);
             }
             for container in &mut self.containers {
-                container.detach(id);
+                container.output.detach(id);
             }
         }
     }
@@ -404,7 +386,7 @@ impl Server {
             let ended = |c: &&mut Container| c.info.pid == pid.as_raw() && c.info.exit.is_none();
             let Some(container) = self.containers.iter_mut().find(ended) else { continue };
             let exit = self.pod.finish(container, code, signal, &mut self.buffer);
-            let viewers = container.take_viewers();
+            let viewers = container.output.take_viewers();
             let message = ShimMessage::Exited { container: container.info.spec.id.clone(), exit };
             for id in viewers {
                 self.send(id, &ShimMessage::Ended { code });
@@ -414,41 +396,5 @@ impl Server {
                 self.send(id, &message);
             }
         }
-    }
-}
-
-impl Client {
-    /// Sends a frame together with a descriptor.
-    fn send_with(&mut self, frame: &[u8], descriptor: Option<&OwnedFd>) {
-        let descriptors: Vec<BorrowedFd<'_>> = descriptor.iter().map(|d| d.as_fd()).collect();
-        self.flush();
-        match descriptors::send(self.stream.as_fd(), frame, &descriptors) {
-            Ok(sent) => self.send(&frame[sent..]),
-            Err(_) => self.dead = true,
-        }
-    }
-
-    fn send(&mut self, frame: &[u8]) {
-        self.unsent.extend_from_slice(frame);
-        self.flush();
-        if self.unsent.len() > MAX_UNSENT {
-            tracing::warn!("dropping an agent that does not read");
-            self.dead = true;
-        }
-    }
-
-    fn flush(&mut self) {
-        while !self.dead && !self.unsent.is_empty() {
-            match self.stream.write(&self.unsent) {
-                Ok(count) => drop(self.unsent.drain(..count)),
-                Err(e) if e.kind() == ErrorKind::WouldBlock => return,
-                Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                Err(_) => self.dead = true,
-            }
-        }
-        if self.dead {
-            self.unsent.clear();
-        }
-        self.unsent.shrink_to(4096);
     }
 }
