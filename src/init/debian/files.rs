@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use super::access::Wifi;
 use crate::init::settings::{Fixed, Found, host_and_port};
 
 /// The folder of what multi-user.target wants.
@@ -14,77 +15,53 @@ const TIME: &str = "/etc/systemd/timesyncd.conf.d/card.conf";
 const WATCHDOG: &str = "/etc/systemd/system.conf.d/card-watchdog.conf";
 const SUPPLICANT: &str = "/etc/wpa_supplicant/wpa_supplicant-wlan0.conf";
 const KEYS: &str = "/root/.ssh/authorized_keys";
-/// What is there only when a setting asks for it: it goes first at each start, as what is changed may outlive one.
-pub const PATHS: [&str; 10] = [
-    REGISTRIES,
-    ETHERNET,
-    WIRELESS,
-    TIME,
-    WATCHDOG,
-    SUPPLICANT,
-    KEYS,
-    "/etc/systemd/system/multi-user.target.wants/pikelet.service",
-    "/etc/systemd/system/multi-user.target.wants/ssh.service",
-    "/etc/systemd/system/multi-user.target.wants/wpa_supplicant@wlan0.service",
-];
 /// Seconds until the hardware restarts a board that is stuck; the Raspberry Pi's can count to 15.
 const STUCK: u32 = 15;
 
-/// A file to write.
+/// A file that the card's settings make.
 #[derive(Debug, PartialEq, Eq)]
 pub struct File {
     /// Where.
     pub path: &'static str,
     /// For whom.
     pub mode: u32,
-    /// What it says.
-    pub text: String,
+    /// What it says; without that there is none, also where one was kept from an earlier start.
+    pub text: Option<String>,
 }
 
-/// The files; `node` is the machine's name.
+/// All the files there may be; `node` is the machine's name.
 pub fn of(found: &Found, node: &str) -> Result<Vec<File>, serde_json::Error> {
     let board = &found.board;
     let all = |path, text| File { path, mode: 0o644, text };
     let root = |path, text| File { path, mode: 0o600, text };
-    let mut files = vec![
-        all("/etc/hostname", format!("{node}\n")),
-        all("/etc/hosts", format!("127.0.0.1 localhost\n::1 localhost\n127.0.1.1 {node}\n")),
-        root(crate::init::agent::SETTINGS, found.agent.clone()),
-    ];
     // which of the two a fixed address is for
     let by_air = board.network.interface.as_deref().is_some_and(|name| name.starts_with("wl"));
     let other = Fixed { name_servers: board.network.name_servers.clone(), ..Fixed::default() };
     let (wire, air) = if by_air { (&other, &board.network) } else { (&board.network, &other) };
     let own_time = !board.time_servers.is_empty();
-    files.push(all(ETHERNET, network(wire, "Type=ether\nKind=!*", own_time)));
-    if let Some(wifi) = &found.wifi {
-        files.push(root(SUPPLICANT, wifi.supplicant()));
-        files.push(all(WIRELESS, network(air, "Type=wlan", own_time)));
-    }
-    if own_time {
-        let servers: Vec<_> = board.time_servers.iter().map(|s| host_and_port(s).0).collect();
-        files.push(all(TIME, format!("[Time]\nNTP={}\n", servers.join(" "))));
-    }
-    if board.watchdog.unwrap_or(true) {
-        files.push(all(WATCHDOG, format!("[Manager]\nRuntimeWatchdogSec={STUCK}\nRebootWatchdogSec={STUCK}\n")));
-    }
-    if let Some(registries) = &board.registries {
-        files.push(root(REGISTRIES, serde_json::to_string(registries)?));
-    }
-    if !found.keys.is_empty() {
-        files.push(root(KEYS, found.keys.join("\n") + "\n"));
-    }
-    Ok(files)
+    let servers: Vec<_> = board.time_servers.iter().map(|s| host_and_port(s).0).collect();
+    let watched = board.watchdog.unwrap_or(true);
+    Ok(vec![
+        all("/etc/hostname", Some(format!("{node}\n"))),
+        all("/etc/hosts", Some(format!("127.0.0.1 localhost\n::1 localhost\n127.0.1.1 {node}\n"))),
+        root(crate::init::agent::SETTINGS, Some(found.agent.clone())),
+        all(ETHERNET, Some(network(wire, "Type=ether\nKind=!*", own_time))),
+        root(SUPPLICANT, found.wifi.as_ref().map(Wifi::supplicant)),
+        all(WIRELESS, found.wifi.as_ref().map(|_| network(air, "Type=wlan", own_time))),
+        all(TIME, own_time.then(|| format!("[Time]\nNTP={}\n", servers.join(" ")))),
+        all(WATCHDOG, watched.then(|| format!("[Manager]\nRuntimeWatchdogSec={STUCK}\nRebootWatchdogSec={STUCK}\n"))),
+        root(REGISTRIES, board.registries.as_ref().map(serde_json::to_string).transpose()?),
+        root(KEYS, (!found.keys.is_empty()).then(|| found.keys.join("\n") + "\n")),
+    ])
 }
 
-/// Units that are started beside those that always are.
-pub fn units(found: &Found) -> Vec<&'static str> {
-    let units = [
-        (found.mistakes.is_empty(), "pikelet.service"),
-        (!found.keys.is_empty(), "ssh.service"),
-        (found.wifi.is_some(), "wpa_supplicant@wlan0.service"),
-    ];
-    units.into_iter().filter(|(wanted, _)| *wanted).map(|(_, unit)| unit).collect()
+/// Units that the settings decide about, and whether they are started.
+pub fn units(found: &Found) -> [(&'static str, bool); 3] {
+    [
+        ("pikelet.service", found.mistakes.is_empty()),
+        ("ssh.service", !found.keys.is_empty()),
+        ("wpa_supplicant@wlan0.service", found.wifi.is_some()),
+    ]
 }
 
 /// For systemd-networkd.
@@ -126,7 +103,7 @@ mod tests {
         let found =
             understand(&format!("server: https://s:6443\ntoken: abcdef.0123456789abcdef\n{settings}"), Variant::Debian);
         assert_eq!(found.mistakes, Vec::<String>::new());
-        of(&found, "pi").unwrap().into_iter().find(|f| f.path == path).map(|f| f.text)
+        of(&found, "pi").unwrap().into_iter().find(|f| f.path == path).and_then(|f| f.text)
     }
 
     #[test]
@@ -158,9 +135,7 @@ mod tests {
     #[test]
     fn with_a_mistake_all_but_the_agent_is_started() {
         let found = understand(&format!("servr: s\nsshKey: {KEY}\n"), Variant::Debian);
-        assert_eq!(units(&found), ["ssh.service"]);
-        for unit in ["pikelet.service", "ssh.service", "wpa_supplicant@wlan0.service"] {
-            assert!(PATHS.contains(&format!("{WANTED}/{unit}").as_str()));
-        }
+        let started: Vec<_> = units(&found).into_iter().filter(|(_, wanted)| *wanted).collect();
+        assert_eq!(started, [("ssh.service", true)]);
     }
 }

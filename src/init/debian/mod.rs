@@ -10,6 +10,7 @@ pub(super) mod watch;
 
 use std::convert::Infallible;
 use std::fs;
+use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt, symlink};
 use std::path::Path;
 
@@ -76,34 +77,39 @@ fn settle() -> Result<(), Failure> {
         console::say(&format!("MISTAKE   {mistake}"));
     }
     mounts::kept_logs()?;
-    // those of settings that are no more there
-    for path in files::PATHS {
-        match fs::remove_file(path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(format!("{path}: {error}").into()),
-            _ => {}
-        }
-    }
     for file in files::of(&found, &crate::machine::hostname())? {
-        file.write().map_err(|e| format!("writing {}: {e}", file.path))?;
+        file.settle().map_err(|e| format!("{}: {e}", file.path))?;
     }
-    for unit in files::units(&found) {
+    fs::create_dir_all(files::WANTED)?;
+    for (unit, wanted) in files::units(&found) {
         let link = format!("{}/{unit}", files::WANTED);
-        fs::create_dir_all(files::WANTED)?;
         // an instance is that of its template
         let of = unit.split_once('@').map_or_else(|| unit.to_owned(), |(name, _)| format!("{name}@.service"));
-        symlink(format!("/usr/lib/systemd/system/{of}"), &link).map_err(|e| format!("{link}: {e}"))?;
+        let made = || {
+            remove(Path::new(&link))?;
+            if wanted { symlink(format!("/usr/lib/systemd/system/{of}"), &link) } else { Ok(()) }
+        };
+        made().map_err(|e| format!("{link}: {e}"))?;
     }
     Ok(())
 }
 
+/// Removes a file of an earlier start, as what is changed may outlive one.
+fn remove(path: &Path) -> io::Result<()> {
+    fs::remove_file(path).or_else(|e| if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) })
+}
+
 impl files::File {
-    fn write(&self) -> std::io::Result<()> {
+    /// Makes it what the settings say.
+    fn settle(&self) -> io::Result<()> {
         let path = Path::new(self.path);
+        remove(path)?;
+        let Some(text) = &self.text else { return Ok(()) };
         if let Some(folder) = path.parent() {
             let mode = if self.mode == 0o600 { 0o700 } else { 0o755 };
             fs::DirBuilder::new().recursive(true).mode(mode).create(folder)?;
         }
-        fs::write(path, &self.text)?;
+        fs::write(path, text)?;
         fs::set_permissions(path, fs::Permissions::from_mode(self.mode))
     }
 }
