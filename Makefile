@@ -90,6 +90,7 @@ boards: setup
 	tests/image_debian.sh
 	for board in rpi2 rpi0; do tests/board32.sh $$board || exit 1; done
 	for board in rpi5 rpi2 rpi0; do tests/image.sh $$board || exit 1; done
+	tests/image.sh rpi5 debian
 
 cluster: setup
 	cargo build
