@@ -62,6 +62,18 @@ check "  before anything is written" cmp -s -n 44040192 /dev/zero "$dir/to"
 printf 'server: s\nwifi: {ssid: a}\n' >"$dir/own.yaml"
 check "  so is a settings file with one" refused --yes --settings "$dir/own.yaml" "$dir/card.img" "$dir/to"
 check "  with its reason" said 'this image has no WiFi'
+# the root of Debian's system is between the two partitions
+cp "$dir/card.img" "$dir/debian.img"
+truncate -s 43M "$dir/debian.img"
+printf 'label: dos\nstart=1MiB, size=40MiB, type=c\nstart=41MiB, size=1MiB, type=83\nstart=42MiB, type=83\n' |
+  sfdisk -q "$dir/debian.img"
+printf 'server: https://s:6443\ntoken: abcdef.0123456789abcdef\nwifi: {ssid: a, password: "12345678"}\n' >"$dir/own.yaml"
+check "  which one with Debian's system has" flash --yes --settings "$dir/own.yaml" "$dir/debian.img" "$dir/to"
+check "  and is told of" setting 'ssid: a'
+fresh
+echo 'upgradeTimeout: 5m' >>"$dir/own.yaml"
+check "  it has no upgrades" refused --yes --settings "$dir/own.yaml" "$dir/debian.img" "$dir/to"
+check "  with its reason" said 'this image is not upgraded by pikelet: use apt'
 check "nobody to ask: nothing is written" refused "$dir/card.img" "$dir/to" </dev/null
 check "  and it says what to do" said '--yes'
 check "  and the card is as it was" cmp -s -n 44040192 /dev/zero "$dir/to"
