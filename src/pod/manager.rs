@@ -281,11 +281,12 @@ impl Manager {
 
     async fn order(&mut self, order: Order) {
         match order {
-            Order::Drain(done) => {
+            Order::Drain { for_restart, done } => {
                 self.draining = Some(done);
                 let uids: Vec<_> = self.workers.keys().cloned().collect();
                 for uid in uids {
-                    self.tell(&uid, Message::Removed { forced: false }).await;
+                    let message = if for_restart { Message::Halt } else { Message::Removed { forced: false } };
+                    self.tell(&uid, message).await;
                 }
             }
             Order::Stop { uid, containers, grace } => self.tell(&uid, Message::Stop { containers, grace }).await,

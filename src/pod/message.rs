@@ -19,6 +19,8 @@ pub enum Message {
         /// Somebody took it from the API server while it still runs here.
         forced: bool,
     },
+    /// The machine is about to go down: end all processes, and keep the rest for when it is back.
+    Halt,
     /// Somebody deleted the API server's copy of this static pod.
     MirrorChanged,
     /// A container ended.

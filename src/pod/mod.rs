@@ -35,6 +35,7 @@ mod create;
 mod deadline;
 mod ending;
 mod evict;
+mod halt;
 mod health;
 mod hook;
 mod host_ports;

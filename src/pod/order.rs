@@ -13,8 +13,13 @@ use super::{PodExt, is_sidecar};
 /// An order to the manager.
 #[derive(Debug)]
 pub enum Order {
-    /// Stop every pod and then the agent; answered when none is left.
-    Drain(oneshot::Sender<()>),
+    /// Stop every pod and then the agent.
+    Drain {
+        /// They go on when the machine has been restarted (`halt.rs`).
+        for_restart: bool,
+        /// Told when none is left.
+        done: oneshot::Sender<()>,
+    },
     /// Stop runs of containers of a pod. Its restart policy decides what comes then.
     Stop {
         /// The pod.

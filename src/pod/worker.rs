@@ -18,6 +18,7 @@ use super::backoff::{Backoff, RESET_AFTER};
 use super::container::{ContainerState, Containers};
 use super::ending::Ending;
 use super::evict::Evicted;
+use super::halt::Halt;
 use super::message::Message;
 use super::shared::Shared;
 use super::stop::Stopping;
@@ -54,6 +55,8 @@ pub struct Worker {
     /// Its containers are being ended, for the pod's own reasons or for its deletion.
     pub(super) ending: Option<Ending>,
     pub(super) removed: bool,
+    /// It ends with the machine.
+    pub(super) halt: Option<Halt>,
     /// It was removed by force: somebody may count on it being gone.
     pub(super) forced: bool,
     /// Somebody waits for the sandbox to be removed.
@@ -132,6 +135,7 @@ impl Worker {
             stopping: None,
             ending: None,
             removed,
+            halt: None,
             forced: false,
             renewal: None,
             failed: None,
@@ -157,9 +161,14 @@ impl Worker {
         loop {
             // boxed, and so gone while the worker waits: it is large, and there are hundreds of workers
             let wake = Box::pin(self.sync()).await;
-            self.publish();
+            if self.halt.is_none() || self.stopping.is_some() {
+                self.publish();
+            }
             if self.stopping.as_ref().is_some_and(Stopping::finished) {
                 break;
+            }
+            if self.halt == Some(Halt::Done) {
+                return;
             }
             let sleep = async {
                 match wake {
@@ -206,6 +215,7 @@ impl Worker {
                 self.removed = true;
                 self.forced = forced;
             }
+            Message::Halt => self.halt = self.halt.or(Some(Halt::Asked)),
             Message::MirrorChanged => self.writer.mirror_changed(),
             Message::Exited { container, exit } => self.exited(&container, &exit),
             Message::SandboxLost { sandbox } => self.sandbox_lost(&sandbox),
@@ -282,6 +292,9 @@ impl Worker {
     async fn sync(&mut self) -> Option<Instant> {
         if self.deleted() || self.stopping.is_some() {
             return self.stop().await;
+        }
+        if self.halt.is_some() {
+            return self.end_with_machine().await;
         }
         if self.terminal() {
             self.end_of_life().await;

@@ -56,9 +56,10 @@ fn running(pod: &Pod) -> impl Iterator<Item = (&str, &str)> {
     runs.filter_map(|s| Some((s.name.as_str(), s.container_id.as_deref()?.strip_prefix("pikelet://")?)))
 }
 
-async fn drain(State(orders): State<Orders>) -> Result<(), Refused> {
+async fn drain(State(orders): State<Orders>, Query(query): Query<Words>) -> Result<(), Refused> {
     let (done, gone) = oneshot::channel();
-    orders.give(Order::Drain(done)).await?;
+    let for_restart = query.get("forRestart").is_some_and(|asked| asked == "true");
+    orders.give(Order::Drain { for_restart, done }).await?;
     gone.await.map_err(|_| (StatusCode::INTERNAL_SERVER_ERROR, "the agent ended before every pod had".to_owned()))
 }
 
