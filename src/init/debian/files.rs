@@ -16,7 +16,7 @@ const WATCHDOG: &str = "/etc/systemd/system.conf.d/card-watchdog.conf";
 const SUPPLICANT: &str = "/etc/wpa_supplicant/wpa_supplicant-wlan0.conf";
 const KEYS: &str = "/root/.ssh/authorized_keys";
 /// Seconds until the hardware restarts a board that is stuck; the Raspberry Pi's can count to 15.
-const STUCK: u32 = 15;
+const STUCK: &str = "15";
 
 /// A file that the card's settings make.
 #[derive(Debug, PartialEq, Eq)]
@@ -40,7 +40,8 @@ pub fn of(found: &Found, node: &str) -> Result<Vec<File>, serde_json::Error> {
     let (wire, air) = if by_air { (&other, &board.network) } else { (&board.network, &other) };
     let own_time = !board.time_servers.is_empty();
     let servers: Vec<_> = board.time_servers.iter().map(|s| host_and_port(s).0).collect();
-    let watched = board.watchdog.unwrap_or(true);
+    // systemd's own habit is to arm it for a restart
+    let stuck = if board.watchdog.unwrap_or(true) { STUCK } else { "off" };
     Ok(vec![
         all("/etc/hostname", Some(format!("{node}\n"))),
         all("/etc/hosts", Some(format!("127.0.0.1 localhost\n::1 localhost\n127.0.1.1 {node}\n"))),
@@ -49,7 +50,7 @@ pub fn of(found: &Found, node: &str) -> Result<Vec<File>, serde_json::Error> {
         root(SUPPLICANT, found.wifi.as_ref().map(Wifi::supplicant)),
         all(WIRELESS, found.wifi.as_ref().map(|_| network(air, "Type=wlan", own_time))),
         all(TIME, own_time.then(|| format!("[Time]\nNTP={}\n", servers.join(" ")))),
-        all(WATCHDOG, watched.then(|| format!("[Manager]\nRuntimeWatchdogSec={STUCK}\nRebootWatchdogSec={STUCK}\n"))),
+        all(WATCHDOG, Some(format!("[Manager]\nRuntimeWatchdogSec={stuck}\nRebootWatchdogSec={stuck}\n"))),
         root(REGISTRIES, board.registries.as_ref().map(serde_json::to_string).transpose()?),
         root(KEYS, (!found.keys.is_empty()).then(|| found.keys.join("\n") + "\n")),
     ])
@@ -127,7 +128,7 @@ mod tests {
             "[Time]\nNTP=a 10.0.0.1 fd00::123\n"
         );
         assert!(text("", WATCHDOG).unwrap().contains("RebootWatchdogSec=15\n"));
-        assert_eq!(text("watchdog: false", WATCHDOG), None);
+        assert!(text("watchdog: false", WATCHDOG).unwrap().contains("RebootWatchdogSec=off\n"));
         assert_eq!(text("", KEYS), None);
         assert_eq!(text(&format!("sshKey: {KEY}"), KEYS).unwrap(), format!("{KEY}\n"));
     }
