@@ -9,6 +9,8 @@ fn main() -> ExitCode {
     match args.first() {
         // the kernel calls the initramfs' first program by its path only
         _ if called == "/init" => pikelet::init::main(&args),
+        // and systemd the last one
+        _ if called == "/shutdown" => pikelet::init::shutdown(&args),
         Some(role) if role == "init" => pikelet::init::main(&args.split_off(1)),
         Some(role) if role == "shim" => pikelet::runtime::shim::main(args.split_off(1)),
         _ => pikelet::cli::main(),

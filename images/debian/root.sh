@@ -120,6 +120,9 @@ debian_root() {
   cp "$root/usr/share/base-files/dot.profile" "$root/root/.profile"
   cp "$root/usr/share/base-files/profile" "$root/etc/profile"
   mkdir -p "$root/boot" "$root/var/lib/pikelet" "$root/etc/apt/sources.list.d"
+  # where systemd goes at its end (src/init/debian/off.rs)
+  mkdir "$root/oldroot"
+  ln -s usr/bin/pikelet "$root/shutdown"
   cp -r images/debian/files/. "$root/"
   ln -sf ../run/systemd/resolve/resolv.conf "$root/etc/resolv.conf"
   ln -sf /usr/share/zoneinfo/UTC "$root/etc/localtime"

@@ -48,6 +48,15 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 /// The argument with which it tells how Debian's system is.
 const WATCH: &str = "watch";
 
+/// Runs as the last program of Debian's system; returns only when it is not that.
+pub fn shutdown(args: &[OsString]) -> ExitCode {
+    if std::process::id() == 1 {
+        debian::off::main(args.first().map(OsString::as_os_str));
+    }
+    eprintln!("pikelet: /shutdown is the last program of the images for cards: shutdown -h now turns the board off");
+    ExitCode::from(2)
+}
+
 /// Runs as the first process; returns only when it is not that.
 pub fn main(args: &[OsString]) -> ExitCode {
     if std::process::id() != 1 {

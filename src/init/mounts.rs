@@ -36,6 +36,11 @@ pub fn move_to(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<(), Failu
     change(from.as_ref(), to.as_ref(), MsFlags::MS_MOVE)
 }
 
+/// Shows what is at one place at another one as well.
+pub fn bind(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<(), Failure> {
+    change(from.as_ref(), to.as_ref(), MsFlags::MS_BIND)
+}
+
 /// Makes a mounted file system writable, or no longer so.
 pub fn remount(target: &str, writable: bool, flags: MsFlags) -> Result<(), Failure> {
     let read_only = if writable { MsFlags::empty() } else { MsFlags::MS_RDONLY };
@@ -128,7 +133,7 @@ pub fn kept_logs() -> Result<(), Failure> {
         for dir in [source, target] {
             fs::create_dir_all(dir).map_err(|e| format!("creating {dir}: {e}"))?;
         }
-        change(Path::new(source), Path::new(target), MsFlags::MS_BIND)?;
+        bind(source, target)?;
     }
     Ok(())
 }

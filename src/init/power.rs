@@ -49,29 +49,59 @@ fn end_all(watchdog: Option<&Watchdog>) {
     }
 }
 
-/// Takes away every mount on the card, the last one first; then the kernel has written all there is to write.
-fn unmount() {
-    log::close();
+/// Takes away every mount below these folders; then the kernel has written all there is to write.
+pub(super) fn unmount(folders: &[&str]) {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let places: Vec<&str> = mounts.lines().filter_map(|l| l.split(' ').nth(4)).collect();
-    for place in places.iter().rev().filter(|p| ["/var", BOOT].iter().any(|card| Path::new(p).starts_with(card))) {
-        if let Err(error) = umount2(*place, MntFlags::empty()) {
+    for place in below(&mounts, folders) {
+        if let Err(error) = umount2(place, MntFlags::empty()) {
             console::say(&format!("pikelet: {place} is still in use: {error}"));
         }
     }
     nix::unistd::sync();
 }
 
+/// The mounts that `mountinfo` has below these folders, each before what it is mounted on.
+fn below<'a>(mountinfo: &'a str, folders: &[&str]) -> Vec<&'a str> {
+    let places = mountinfo.lines().filter_map(|l| l.split(' ').nth(4));
+    let mut places: Vec<&str> = places.filter(|p| folders.iter().any(|f| Path::new(p).starts_with(f))).collect();
+    // a path is longer than those it is in; the kernel's order is of no use, as mounts are moved
+    places.sort_unstable_by(|a, b| b.cmp(a));
+    places
+}
+
 /// Ends all programs, leaves the card as it should be, then restarts the board or turns it off.
 pub fn off(mode: RebootMode, watchdog: Option<&Watchdog>) -> ! {
     end_all(watchdog);
-    unmount();
-    console::say(if mode == RebootMode::RB_POWER_OFF { "pikelet: off" } else { "pikelet: restarting" });
+    log::close();
+    unmount(&["/var", BOOT]);
+    end(mode)
+}
+
+/// Restarts the board, or turns it off, as it is.
+pub(super) fn end(mode: RebootMode) -> ! {
+    let off = [RebootMode::RB_POWER_OFF, RebootMode::RB_HALT_SYSTEM].contains(&mode);
+    console::say(if off { "pikelet: off" } else { "pikelet: restarting" });
     match reboot(mode) {
         Ok(never) => match never {},
         Err(error) => console::say(&format!("pikelet: the kernel does not restart: {error}: pull the plug")),
     }
     loop {
         std::thread::park();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_mounted_on_another_goes_first() {
+        let mountinfo = "21 1 0:5 / / rw - overlay root rw\n20 21 0:4 / /oldroot/dev rw - devtmpfs dev rw\n\
+            22 21 0:6 / /oldroot rw - overlay root rw\n23 20 0:7 / /oldroot/dev/pts rw - devpts pts rw\n\
+            24 21 0:8 / /oldroots rw - tmpfs x rw\n25 22 0:9 / /oldroot/var rw - ext4 a rw\n\
+            26 25 0:9 / /oldroot/var rw - ext4 b rw\n";
+        let places = ["/oldroot/var", "/oldroot/var", "/oldroot/dev/pts", "/oldroot/dev", "/oldroot"];
+        assert_eq!(below(mountinfo, &["/oldroot"]), places);
+        assert_eq!(below(mountinfo, &["/oldroots", "/boot"]), ["/oldroots"]);
     }
 }

@@ -2,10 +2,12 @@
 //!
 //! From the initramfs `start` makes a root of the card's read-only one and an overlay, writes what the card's settings mean as
 //! Debian's own files (`files.rs`), and becomes systemd, which so finds all as if it had always been there. Later a unit
-//! runs `watch.rs`: the consoles' screen, and `pikelet-status.txt`. Rules about keys and `WiFi` are in `access.rs`.
+//! runs `watch.rs`: the consoles' screen, and `pikelet-status.txt`. At the end systemd becomes `off.rs`. Rules about keys and
+//! `WiFi` are in `access.rs`.
 
 pub(super) mod access;
 mod files;
+pub(crate) mod off;
 pub(super) mod watch;
 
 use std::convert::Infallible;
@@ -54,6 +56,9 @@ pub(super) fn start(card: &Card, root: &Path) -> Result<Infallible, Failure> {
     let options = format!("lowerdir={LOWER},upperdir={},workdir={}", upper.display(), work.display());
     mounts::mount("root", early::ROOT, "overlay", MsFlags::empty(), &options)?;
     mounts::mount("run", "/run", "tmpfs", MsFlags::MS_NOSUID | MsFlags::MS_NODEV, "mode=0755,size=20%")?;
+    // takes no memory
+    fs::create_dir_all(off::ROOT)?;
+    mounts::bind(LOWER, off::ROOT)?;
     for dir in ["proc", "sys", "dev", "run", "boot"] {
         mounts::move_to(Path::new("/").join(dir), new.join(dir))?;
     }
