@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The image with Debian's system (VARIANT=debian): what is in it, and an emulated Raspberry Pi 3 that it is booted on, with
 # a pod from a manifest and an archive on its FAT partition, and no control plane: wrong and right settings, login by key,
-# restart, changes that are kept and that are not.
+# restarts that leave a clean card, changes that are kept and that are not, a power cut.
 #
 # PIKELET_IMAGE: an image to test [default: images/build.sh makes one]. Prints a line per case, and `N passed, N failed`.
 set -uo pipefail
@@ -16,7 +16,7 @@ soon() { until_true "$patience" "$@"; }
 not() { ! "$@" >/dev/null 2>&1; }
 
 needed=()
-for pair in qemu-system-aarch64:qemu-system-arm mcopy:mtools sfdisk:fdisk unsquashfs:squashfs-tools ssh:openssh-client e2fsck:e2fsprogs; do
+for pair in qemu-system-aarch64:qemu-system-arm mcopy:mtools sfdisk:fdisk unsquashfs:squashfs-tools ssh:openssh-client e2fsck:e2fsprogs curl:curl; do
   PATH=$PATH:/usr/sbin command -v "${pair%:*}" >/dev/null || needed+=("${pair#*:}")
 done
 [ ${#needed[@]} = 0 ] || tests/scripts/setup.sh "${needed[@]}"
@@ -32,7 +32,7 @@ completed=""
 finish() {
   [ -n "$completed" ] || check "every case was run" false
   proc_stop "$work/pids" board
-  rm -f "$work"/{card.img,system}
+  rm -f "$work"/{card.img,data.img,system}
   if [ $failed = 0 ]; then rm -rf "$work"; else say "console and logs are kept in $work"; fi
   verdict || exit 1
   exit 0
@@ -95,27 +95,32 @@ apiVersion: v1
 kind: Pod
 metadata: {name: hello}
 spec:
-  terminationGracePeriodSeconds: 1
+  terminationGracePeriodSeconds: 20
+  volumes: [{name: kept, hostPath: {path: /var/lib/pikelet/test, type: DirectoryOrCreate}}, {name: scratch, emptyDir: {}}]
   containers:
   - name: c
     image: card/busybox:1
-    command: [sh, -c, 'echo up and running; trap "exit 0" TERM; sleep 100000 & wait']
+    command: [sh, -c, 'echo up and running; echo started | tee -a /kept/starts >>/kept/scratch/starts; sync; trap "sleep 3; echo gently >>/kept/ends; exit 0" TERM;
+      httpd -f -p 80 -h /kept & wait']
+    ports: [{containerPort: 80, hostPort: 8080}]
+    volumeMounts: [{name: kept, mountPath: /kept}, {name: scratch, mountPath: /kept/scratch}]
 YAML
 mmd -i "$boot" ::manifests ::images
 mcopy -i "$boot" "$work/pod.yaml" ::manifests/
 mcopy -i "$boot" "$work/busybox.tar" ::images/
 
-# a port that nobody has
-port=$((20000 + $$ % 10000))
+# ports that nobody has
+port=$((20000 + $$ % 10000)) http=$((30000 + $$ % 10000))
 boots=0
 power_on() {
   proc_start "$work/pids" "$work/logs" board qemu-system-aarch64 -M raspi3b \
     -kernel "$work/firmware/kernel" -initrd "$work/firmware/initramfs" -dtb "$work/firmware/dtb" \
     -append "$(tr -d '\r\n' <"$work/firmware/cmdline.txt")" -drive "if=sd,format=raw,file=$card" \
-    -netdev "user,id=n0,hostfwd=tcp:127.0.0.1:$port-:22" -device usb-net,netdev=n0,mac=52:54:00:12:34:56 \
+    -netdev "user,id=n0,hostfwd=tcp:127.0.0.1:$port-:22,hostfwd=tcp:127.0.0.1:$http-:8080" -device usb-net,netdev=n0,mac=52:54:00:12:34:56 \
     -serial null -serial "file:$work/logs/console.$((boots += 1))" -display none -no-reboot
   since=$SECONDS
 }
+power_cut() { proc_stop "$work/pids" board KILL; }
 is_off() { gone "$work/pids" board; }
 shows() { tr -d '\r' <"$work/logs/console.$boots" | grep -q "$1"; }
 file_says() { mtype -i "$boot" ::pikelet-status.txt | grep -q "$1"; }
@@ -123,6 +128,13 @@ on() {
   timeout 120 ssh -q -F none -i "$work/key" -p "$port" -o BatchMode=yes -o UserKnownHostsFile="$work/known" -o ConnectTimeout=20 \
     -o StrictHostKeyChecking=accept-new root@127.0.0.1 "$@"
 }
+# kept FILE: how many lines the pod's file has, by the pod
+kept() { curl -sf -m 60 "http://127.0.0.1:$http/$1" | wc -l; }
+has() { [ "$(kept "$1")" = "$2" ]; }
+# data: the data partition, as the board left it
+data() { rm -f "$work/data.img"; dd if="$card" of="$work/data.img" bs=1M skip="$(($(field 3 start) / 2048))" conv=sparse status=none; }
+# unmounted: its journal has nothing that is not written yet
+unmounted() { data; dumpe2fs -h "$work/data.img" 2>&1 | grep '^Filesystem features:' | not grep -w needs_recovery; }
 complain() { tail -n 40 "$work/logs/console.$boots" 2>/dev/null; }
 
 good="staticPodPath: /boot/manifests
@@ -178,28 +190,52 @@ check "  and the address" address
 on 'echo first >/etc/changed'
 on reboot
 check "it restarts when it is told to" until_true 180 is_off
-dd if="$card" of="$work/data.img" bs=1M skip="$(($(field 3 start) / 2048))" conv=sparse status=none
-check "  with a file system that is whole once its journal was replayed" fsck_clean "$work/data.img"
-rm -f "$work/data.img"
+check "  nothing was still in use" not shows 'Failed unmounting\|still in use'
+check "  not even at the very end" shows 'pikelet: restarting'
+check "  so the data partition was unmounted" unmounted
+check "  and is whole" fsck_clean "$work/data.img"
 
 # ---- again, and what is changed is to be kept ----
 settings "$good
 keepChanges: true"
 power_on
 check "the second boot comes back, with the same host key" soon on true
-check "  and the pod" soon running
-say "pod Running at most $((SECONDS - since)) s after power on"
+check "  and the pod, which answers" soon has starts 2
+say "the pod answers $((SECONDS - since)) s after power on"
+check "  it had ended in its own time" has ends 1
+check "  and has what was in its volume" has scratch/starts 2
 check "  with no failed unit" test "$(on 'systemctl --failed --plain --no-legend && echo none')" = none
 check "  what was changed was in memory" test "$(on 'test -e /etc/changed || echo gone')" = gone
 on 'echo second >/etc/changed'
 on reboot
 check "with keepChanges it restarts" until_true 180 is_off
+check "  nothing was still in use" not shows 'Failed unmounting\|still in use'
+check "  the data partition, where its root is, was unmounted" unmounted
+check "  and is whole" fsck_clean "$work/data.img"
 power_on
-check "  comes back" soon on true
-check "  and what was changed is as it was left" test "$(on cat /etc/changed)" = second
+check "  it comes back" soon on true
+check "  what was changed is as it was left" test "$(on cat /etc/changed)" = second
+check "  and the pod answers, having ended in its own time" eval 'soon has starts 3 && has ends 2'
+
+# ---- a power cut, and no warning ----
+on 'echo third >/etc/changed; sync'
+power_cut
+check "the power is cut while the pod runs" not unmounted
+check "  the data partition is whole once its journal was replayed" fsck_clean "$work/data.img"
+power_on
+check "  the board comes back, and its agent is up" soon shows 'state .*running'
+say "agent up after $((SECONDS - since)) s"
+check "  the pod answers" soon has starts 4
+say "the pod answers $((SECONDS - since)) s after power on"
+check "  it had no time to end" has ends 2
+check "  and has what was in its volume" has scratch/starts 4
+check "  what was changed is as it was written" eval 'soon on true && test "$(on cat /etc/changed)" = third'
+check "  with no failed unit" test "$(on 'systemctl --failed --plain --no-legend && echo none')" = none
+
+# ---- pods that nobody ends before ----
+on systemctl stop pikelet
 on systemctl poweroff
-check "  it turns itself off" until_true 180 is_off
-dd if="$card" of="$work/data.img" bs=1M skip="$(($(field 3 start) / 2048))" conv=sparse status=none
-check "  with a file system that is whole once its journal was replayed" fsck_clean "$work/data.img"
-rm -f "$work/data.img"
+check "without an agent it turns itself off" until_true 180 is_off
+check "  the data partition was unmounted all the same" unmounted
+check "  and is whole" fsck_clean "$work/data.img"
 completed=1
