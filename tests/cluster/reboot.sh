@@ -91,3 +91,32 @@ k delete pod whole done --timeout=60s >/dev/null; k delete pod -l app=many --tim
 k delete pvc rebooted --timeout=30s >/dev/null; k delete pv rebooted --timeout=30s >/dev/null
 forgotten() { ! ls "$dir/n1/lib/objects" | grep -qE '^(configmap|secret|token|persistent)'; }
 check "what no pod uses is no longer kept" soon forgotten
+
+# ---- the machine is told to restart: what the unit of systemd does then ----
+k apply -f - >/dev/null <<YAML
+apiVersion: v1
+kind: Pod
+metadata: {name: polite}
+spec:
+  nodeName: n1
+  terminationGracePeriodSeconds: 10
+  volumes: [{name: v, emptyDir: {}}]
+  containers:
+  - name: c
+    image: "$image"
+    command: [sh, -c, 'echo run >>/v/said; trap "echo bye >>/v/said; exit 0" TERM; while :; do sleep 1 & wait \$!; done']
+    volumeMounts: [{name: v, mountPath: /v}]
+    lifecycle: {preStop: {exec: {command: [sh, -c, "echo hook >>/v/said"]}}}
+YAML
+k wait --for=condition=Ready pod/polite --timeout=60s >/dev/null
+uid=$(field polite .metadata.uid) before=$(field polite "$container")
+check "drain-local --for-restart ends pods and agent" on n1 "$(cat "$dir/pikelet")" drain-local --for-restart --state-dir "$dir/n1/run"
+check "  no sandbox is left" not ls "$dir/n1/run/sandboxes/"*/
+check "  nobody is told that its pods ended" is polite "$container" "$before"
+check "  nor that one is not Running" is polite .status.phase Running
+$cluster stop agent-n1
+$cluster start agent-n1
+said() { [ "$(k exec polite -- cat /v/said | xargs)" = "run hook bye run" ] && [ "$(field polite .metadata.uid)" = "$uid" ]; }
+check "  after it the same pod goes on, with its volume, hooks and signals came before" soon said
+check "  as after any restart of the machine" soon is polite "$restarts" 1
+k delete pod polite --timeout=30s >/dev/null
