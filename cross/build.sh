@@ -65,9 +65,8 @@ replace() {
 
 # build TARGET...: side by side
 build() {
-  local target sysroot library flags registry remaps=$remap arguments=()
-  # a crate's files are called by its own name, whatever the registry's folder is called here
-  for registry in "${CARGO_HOME:-$HOME/.cargo}"/registry/src/*; do remaps+=" --remap-path-prefix=$registry/="; done
+  local target sysroot library flags remaps arguments=()
+  remaps=$remap$(registry_remaps)
   for target; do
     sysroot=$(std "$target")
     library=$(seccomp "$target")

@@ -10,6 +10,12 @@ export ZIG_GLOBAL_CACHE_DIR=$cache/zig
 # no path of this machine in the program, so that it is the same bytes wherever it is built
 remap=--remap-path-prefix=$cache=/cross
 
+# registry_remaps: a crate's files are called by its own name, whatever the registry's folder is called here
+registry_remaps() {
+  local registry
+  for registry in "${CARGO_HOME:-$HOME/.cargo}"/registry/src/*; do printf ' --remap-path-prefix=%s/=' "$registry"; done
+}
+
 # tools: zig as the C compiler and linker, and cargo-zigbuild
 tools() { kept "tools-$(sha256sum <"$here/requirements.txt" | cut -c 1-12)" make_tools; }
 make_tools() {
@@ -33,7 +39,7 @@ std() {
   if compgen -G "$own/lib/rustlib/$1/lib/libstd-*.rlib" >/dev/null; then echo "$own"; return; fi
   [ "$(rustc --version | cut -d ' ' -f 2)" = "$rust" ] ||
     fail "$(rustc --version) has no standard library for $1: run rustup target add $1, or use Rust $rust"
-  kept "std-$rust_src_version-abort-small/$1" make_std "$1"
+  kept "std-$rust_src_version-abort-small-mapped/$1" make_std "$1"
 }
 # Without unwinding and backtraces: the program aborts when it panics, and the tables would be a sixth of it. Sorting, and
 # writing numbers, is the smaller way.
@@ -46,7 +52,7 @@ make_std() {
   printf '[package]\nname = "empty"\nedition = "2024"\n[profile.release]\npanic = "abort"\n' >Cargo.toml
   # __CARGO_TESTS_ONLY_SRC_ROOT: how cargo's own tests say where the source is
   RUSTC_BOOTSTRAP=1 __CARGO_TESTS_ONLY_SRC_ROOT=$source/library CARGO_TARGET_DIR=target \
-    RUSTFLAGS="-Cembed-bitcode=yes -Cforce-unwind-tables=no $remap --remap-path-prefix=$source=/rustc" \
+    RUSTFLAGS="-Cembed-bitcode=yes -Cforce-unwind-tables=no $remap$(registry_remaps) --remap-path-prefix=$source=/rustc" \
     cargo build --release --target "$target" -Zbuild-std=std,panic_abort -Zbuild-std-features=optimize_for_size
   mv "target/$target/release/deps/"*.rlib "$dir/lib/rustlib/$target/lib/"
   rm -r "$dir/build" "$dir/lib/rustlib/$target/lib"/libempty-*
