@@ -78,9 +78,22 @@ impl Shared {
 /// The end of a connection that the session holds.
 struct Held {
     bytes: mpsc::UnboundedSender<Bytes>,
-    waiting: Arc<AtomicUsize>,
+    flow: Arc<Flow>,
     paused: watch::Sender<bool>,
-    pausing: Arc<AtomicBool>,
+}
+
+/// What waits to be written to one target, and whether the server was asked to pause for it.
+#[derive(Default)]
+struct Flow {
+    waiting: AtomicUsize,
+    pausing: AtomicBool,
+}
+
+impl Flow {
+    /// Whether the server is to be asked to go on: once for each time it was asked to pause.
+    fn resumes(&self) -> bool {
+        self.waiting.load(Ordering::SeqCst) < RESUME_AT && self.pausing.swap(false, Ordering::SeqCst)
+    }
 }
 
 /// Serves a tunnel until it breaks.
@@ -176,15 +189,15 @@ async fn handle(shared: &Shared, connections: &mut BTreeMap<i64, Held>, frame: F
                 return shared.send(Frame::Error(id, "too much data while paused".to_owned())).await;
             }
             shared.waiting.fetch_add(length, Ordering::Relaxed);
-            let waiting = held.waiting.fetch_add(length, Ordering::SeqCst) + length;
+            let waiting = held.flow.waiting.fetch_add(length, Ordering::SeqCst) + length;
             if held.bytes.send(bytes).is_err() {
                 shared.waiting.fetch_sub(length, Ordering::Relaxed);
-            } else if waiting > PAUSE_AT && !held.pausing.load(Ordering::SeqCst) {
+            } else if waiting > PAUSE_AT && !held.flow.pausing.load(Ordering::SeqCst) {
                 // on its way before anybody may ask to go on: the other way round the server would pause for ever
                 shared.send(Frame::Pause(id)).await?;
-                held.pausing.store(true, Ordering::SeqCst);
+                held.flow.pausing.store(true, Ordering::SeqCst);
                 // and all may be written by now, with nothing left that would ask
-                if held.waiting.load(Ordering::SeqCst) < RESUME_AT && held.pausing.swap(false, Ordering::SeqCst) {
+                if held.flow.resumes() {
                     return shared.send(Frame::Resume(id)).await;
                 }
             }
@@ -205,10 +218,10 @@ async fn handle(shared: &Shared, connections: &mut BTreeMap<i64, Held>, frame: F
 fn open(shared: Arc<Shared>, id: i64, address: SocketAddr) -> (Held, impl Future<Output = i64> + Send + use<>) {
     let (bytes, arrived) = mpsc::unbounded_channel();
     let (paused, pauses) = watch::channel(false);
-    let held = Held { bytes, waiting: Arc::default(), paused, pausing: Arc::default() };
-    let (waiting, pausing) = (held.waiting.clone(), held.pausing.clone());
+    let held = Held { bytes, flow: Arc::default(), paused };
+    let flow = held.flow.clone();
     let task = async move {
-        let mut down = Down { shared: shared.clone(), id, arrived, waiting, pausing };
+        let mut down = Down { shared: shared.clone(), id, arrived, flow };
         let outcome = carry(&shared, id, address, pauses, &mut down).await;
         down.forget();
         let text = outcome.err().unwrap_or_else(|| "EOF".to_owned());
@@ -252,15 +265,15 @@ struct Down {
     shared: Arc<Shared>,
     id: i64,
     arrived: mpsc::UnboundedReceiver<Bytes>,
-    waiting: Arc<AtomicUsize>,
-    pausing: Arc<AtomicBool>,
+    flow: Arc<Flow>,
 }
 
 impl Down {
     async fn carry(&mut self, to: &mut (impl AsyncWrite + Unpin)) -> Result<(), String> {
         while let Some(bytes) = self.arrived.recv().await {
             let written = to.write_all(&bytes).await;
-            if self.count(bytes.len()) < RESUME_AT && self.pausing.swap(false, Ordering::SeqCst) {
+            self.count(bytes.len());
+            if self.flow.resumes() {
                 self.shared.send(Frame::Resume(self.id)).await?;
             }
             written.map_err(|e| e.to_string())?;
@@ -268,11 +281,11 @@ impl Down {
         to.shutdown().await.map_err(|e| e.to_string())
     }
 
-    /// Bytes that no longer wait; returns those that do.
-    fn count(&self, length: usize) -> usize {
+    /// Bytes that no longer wait.
+    fn count(&self, length: usize) {
         self.shared.waiting.fetch_sub(length, Ordering::Relaxed);
         self.shared.drained.notify_waiters();
-        self.waiting.fetch_sub(length, Ordering::SeqCst) - length
+        self.flow.waiting.fetch_sub(length, Ordering::SeqCst);
     }
 
     /// Gives up what is left.
