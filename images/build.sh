@@ -37,12 +37,7 @@ debian)
 *) fail "VARIANT=$variant: there are appliance and debian" ;;
 esac
 
-needed=()
-for pair in mkfs.vfat:dosfstools mcopy:mtools mkfs.ext4:e2fsprogs sfdisk:fdisk modprobe:kmod xz:xz-utils zstd:zstd busybox:busybox-static mksquashfs:squashfs-tools systemd-sysusers:systemd; do
-  PATH=$PATH:/usr/sbin:/sbin command -v "${pair%:*}" >/dev/null || needed+=("${pair#*:}")
-done
-[ ${#needed[@]} = 0 ] || tests/scripts/setup.sh "${needed[@]}"
-PATH=$PATH:/usr/sbin:/sbin
+programs mkfs.vfat:dosfstools mcopy:mtools mkfs.ext4:e2fsprogs sfdisk:fdisk modprobe:kmod xz:xz-utils zstd:zstd busybox:busybox-static mksquashfs:squashfs-tools systemd-sysusers:systemd
 
 out=${CARGO_TARGET_DIR:-target}/images
 bin=${PIKELET_BIN:-${CARGO_TARGET_DIR:-target}/$target/release/pikelet}

@@ -24,12 +24,7 @@ completed=""
 soon() { until_true "$patience" "$@"; }
 not() { ! "$@" >/dev/null 2>&1; }
 
-packages=()
-for pair in qemu-system-aarch64:qemu-system-arm mcopy:mtools mkfs.vfat:dosfstools sfdisk:fdisk dnsmasq:dnsmasq-base tune2fs:e2fsprogs; do
-  PATH=$PATH:/usr/sbin command -v "${pair%:*}" >/dev/null || packages+=("${pair#*:}")
-done
-[ ${#packages[@]} = 0 ] || tests/scripts/setup.sh "${packages[@]}"
-PATH=$PATH:/usr/sbin
+programs qemu-system-aarch64:qemu-system-arm mcopy:mtools mkfs.vfat:dosfstools sfdisk:fdisk dnsmasq:dnsmasq-base tune2fs:e2fsprogs
 if [ -z "${PIKELET_IMAGE:-}" ]; then
   images/build.sh rpi appliance
   PIKELET_IMAGE=${CARGO_TARGET_DIR:-target}/images/pikelet-appliance-rpi.img

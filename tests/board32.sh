@@ -32,12 +32,7 @@ esac
 completed=""
 soon() { until_true "$patience" "$@"; }
 
-packages=()
-for pair in qemu-system-arm:qemu-system-arm mcopy:mtools mkfs.vfat:dosfstools sfdisk:fdisk e2fsck:e2fsprogs; do
-  PATH=$PATH:/usr/sbin command -v "${pair%:*}" >/dev/null || packages+=("${pair#*:}")
-done
-[ ${#packages[@]} = 0 ] || tests/scripts/setup.sh "${packages[@]}"
-PATH=$PATH:/usr/sbin
+programs qemu-system-arm:qemu-system-arm mcopy:mtools mkfs.vfat:dosfstools sfdisk:fdisk e2fsck:e2fsprogs
 if [ -z "${PIKELET_IMAGE:-}" ]; then
   images/build.sh "$board" appliance || exit 1
   PIKELET_IMAGE=${CARGO_TARGET_DIR:-target}/images/pikelet-appliance-$board.img

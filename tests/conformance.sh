@@ -28,11 +28,7 @@ skip=${SKIP:-}
 [ "${1:-}" != --short ] || skip='\[Slow\]|\[Serial\]|Probing|SidecarContainers|NodeLease|Lifecycle'
 
 # a shell that keeps every name in the environment, and what tests call in containers
-packages=()
-for program in bash-static:bash-static nc.openbsd:netcat-openbsd openssl:openssl; do
-  command -v "${program%:*}" >/dev/null || packages+=("${program#*:}")
-done
-[ ${#packages[@]} = 0 ] || scripts/setup.sh "${packages[@]}" || exit 1
+programs bash-static:bash-static nc.openbsd:netcat-openbsd openssl:openssl || exit 1
 bin=$(scripts/controlplane.sh conformance) || exit 1
 
 nodes=${NODES:-2}

@@ -5,12 +5,7 @@ cd "$(dirname "$0")"
 . harness/common.sh
 . harness/check.sh
 bin=$(pikelet_bin) || exit 1
-packages=()
-for pair in mkfs.vfat:dosfstools mkfs.ext4:e2fsprogs mcopy:mtools sfdisk:fdisk zstd:zstd; do
-  PATH=$PATH:/usr/sbin command -v "${pair%:*}" >/dev/null || packages+=("${pair#*:}")
-done
-[ ${#packages[@]} = 0 ] || scripts/setup.sh "${packages[@]}"
-PATH=$PATH:/usr/sbin
+programs mkfs.vfat:dosfstools mkfs.ext4:e2fsprogs mcopy:mtools sfdisk:fdisk zstd:zstd
 dir=$(mktemp -d /tmp/pikelet-flash.XXXXXX)
 loop=
 cleanup() {

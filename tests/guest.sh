@@ -26,11 +26,7 @@ first=(virtio_pci 9p 9pnet_virtio overlay)
 . tests/harness/modules.sh
 [ "$(uname -m)" = x86_64 ] || { say "skipped: it runs this machine's programs, which have to be for x86_64"; exit 0; }
 
-packages=()
-for pair in qemu-system-x86_64:qemu-system-x86 modprobe:kmod xz:xz-utils; do
-  command -v "${pair%:*}" >/dev/null || packages+=("${pair#*:}")
-done
-[ ${#packages[@]} = 0 ] || tests/scripts/setup.sh "${packages[@]}"
+programs qemu-system-x86_64:qemu-system-x86 modprobe:kmod xz:xz-utils
 
 work=$(mktemp -d /tmp/pikelet-guest.XXXXXX)
 machine=

@@ -32,12 +32,7 @@ check() {
   local name=$1; shift
   if "$@" >/dev/null 2>&1; then passed=$((passed + 1)); echo "ok   $name"; else failed=$((failed + 1)); echo "FAIL $name"; fi
 }
-packages=()
-for pair in mcopy:mtools dtc:device-tree-compiler modinfo:kmod busybox:busybox-static zstd:zstd readelf:binutils sfdisk:fdisk unsquashfs:squashfs-tools; do
-  PATH=$PATH:/usr/sbin:/sbin command -v "${pair%:*}" >/dev/null || packages+=("${pair#*:}")
-done
-[ ${#packages[@]} = 0 ] || tests/scripts/setup.sh "${packages[@]}"
-PATH=$PATH:/usr/sbin:/sbin
+programs mcopy:mtools dtc:device-tree-compiler modinfo:kmod busybox:busybox-static zstd:zstd readelf:binutils sfdisk:fdisk unsquashfs:squashfs-tools
 if [ -z "${PIKELET_IMAGE:-}" ]; then
   images/build.sh "$board" "$variant" || exit 1
   PIKELET_IMAGE=${CARGO_TARGET_DIR:-target}/images/pikelet-$variant-$board.img

@@ -15,12 +15,7 @@ patience=${PIKELET_BOARD_TIMEOUT:-600}
 soon() { until_true "$patience" "$@"; }
 not() { ! "$@" >/dev/null 2>&1; }
 
-needed=()
-for pair in qemu-system-aarch64:qemu-system-arm mcopy:mtools sfdisk:fdisk unsquashfs:squashfs-tools ssh:openssh-client e2fsck:e2fsprogs curl:curl; do
-  PATH=$PATH:/usr/sbin command -v "${pair%:*}" >/dev/null || needed+=("${pair#*:}")
-done
-[ ${#needed[@]} = 0 ] || tests/scripts/setup.sh "${needed[@]}"
-PATH=$PATH:/usr/sbin
+programs qemu-system-aarch64:qemu-system-arm mcopy:mtools sfdisk:fdisk unsquashfs:squashfs-tools ssh:openssh-client e2fsck:e2fsprogs curl:curl
 if [ -z "${PIKELET_IMAGE:-}" ]; then
   images/build.sh rpi debian || exit 1
   PIKELET_IMAGE=${CARGO_TARGET_DIR:-target}/images/pikelet-debian-rpi.img

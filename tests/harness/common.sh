@@ -5,6 +5,14 @@ checkout=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 say() { echo "${0##*/}: $*" >&2; }
 fail() { say "$*"; exit 1; }
 
+# programs PROGRAM:PACKAGE...: installs the packages of those that are missing; those for root are found from then on
+programs() {
+  local pair packages=()
+  PATH=$PATH:/usr/sbin:/sbin
+  for pair; do command -v "${pair%:*}" >/dev/null || packages+=("${pair#*:}"); done
+  [ ${#packages[@]} = 0 ] || "$checkout/tests/scripts/setup.sh" "${packages[@]}"
+}
+
 # pikelet_bin: the program under test
 pikelet_bin() {
   local bin=${PIKELET_BIN:-${CARGO_TARGET_DIR:-$checkout/target}/${PROFILE_DIR:-debug}/pikelet}

@@ -11,11 +11,7 @@ cache=${PIKELET_CACHE:-$HOME/.cache/pikelet}/boards
 . tests/harness/common.sh
 . tests/harness/modules.sh
 
-packages=()
-for pair in qemu-system-arm:qemu-system-arm modprobe:kmod xz:xz-utils; do
-  command -v "${pair%:*}" >/dev/null || packages+=("${pair#*:}")
-done
-[ ${#packages[@]} = 0 ] || tests/scripts/setup.sh "${packages[@]}"
+programs qemu-system-arm:qemu-system-arm modprobe:kmod xz:xz-utils
 
 # unpacked NEW PACKAGE MEMBER...: of that Debian package, only these members
 unpacked() {
