@@ -125,7 +125,9 @@ impl Hierarchies {
         let mut refused = Vec::new();
         let files = if resources.hugepage_limits.is_some() { self.files(path) } else { Vec::new() };
         for setting in settings(resources, &files, self.unified) {
-            let Some(target) = self.dirs(path).map(|d| d.join(&setting.file)).find(|f| f.exists()) else {
+            let controller = setting.file.split('.').next().unwrap_or_default();
+            let target = self.dir_of(controller, path).map(|dir| dir.join(&setting.file));
+            let Some(target) = target.filter(|file| file.exists()) else {
                 if setting.expected {
                     tracing::warn!(
                         "cgroup {path}: no {}; this machine's kernel does not offer that limit",
@@ -236,8 +238,15 @@ fn delegate(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Version 1: a new cpuset is empty and takes no process until it has its parent's values.
+/// Version 1: a new cpuset is empty and takes no process until it has its parent's values. Those below get them from the
+/// kernel, cpusets(7).
 fn inherit_cpuset(parent: &Path, dir: &Path) {
+    if fs::read_to_string(dir.join("cpuset.mems")).is_ok_and(|own| !own.trim().is_empty()) {
+        return;
+    }
+    if let Err(e) = fs::write(dir.join("cgroup.clone_children"), "1") {
+        tracing::warn!("{}: cgroup.clone_children: {e}", dir.display());
+    }
     for file in ["cpuset.cpus", "cpuset.mems"] {
         let Ok(own) = fs::read_to_string(dir.join(file)) else { continue };
         if own.trim().is_empty()
