@@ -42,6 +42,7 @@ looks() {
   check "  it runs" eval 'emulated "$target" --version | grep -q "linux/$architecture\$"'
   emulated "$target" check >"$work/check" 2>&1
   check "  pikelet check looks at the machine" grep -qE '^ok +page size' "$work/check"
+  [ $architecture != amd64 ] || check "  a pod runs by it" eval 'tests/demo.sh "$program" >"$work/demo" 2>&1 || { tail "$work/demo"; false; }'
 }
 aligned() {
   case $1 in x86_64-*) return 0 ;; esac
