@@ -3,14 +3,21 @@
 # single containers (bench/containers.sh), of hundreds of pods (bench/pods.sh), of membership (bench/membership.rs) and of
 # the tunnel of k3s (bench/tunnel.sh). Takes ten minutes.
 #
-#   tests/bench.sh [PART...]           the release build, all figures, or those of: images containers pods node membership tunnel
+#   tests/bench.sh [PART...]           all figures of the released program (cross/build.sh), or where there is none of the
+#                                      release build; or those of: images containers pods node membership tunnel
 #   tests/bench.sh --short [PART...]   the debug build, few pods: whether every figure can be measured
 set -euo pipefail
 cd "$(dirname "$0")"
 . harness/common.sh
 . harness/bootstrap.sh
 export PIKELET_CLUSTER_ID=${PIKELET_CLUSTER_ID:-b$(($$ % 9999))} PROFILE_DIR=release
-[ "${1:-}" != --short ] || { export PROFILE_DIR=debug BENCH_SHORT=1; shift; }
+released=${CARGO_TARGET_DIR:-$checkout/target}/$(uname -m)-unknown-linux-musl/release/pikelet
+if [ "${1:-}" = --short ]; then
+  export PROFILE_DIR=debug BENCH_SHORT=1; shift
+elif [ -x "$released" ]; then
+  export PIKELET_BIN=${PIKELET_BIN:-$(readlink -f "$released")}
+  say "measured is $PIKELET_BIN"
+fi
 # wanted PART...: whether one of them is measured
 asked=${*:-images containers pods node membership tunnel}
 wanted() { local part; for part in "$@"; do [[ " $asked " == *" $part "* ]] && return; done; return 1; }
