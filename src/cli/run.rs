@@ -40,7 +40,6 @@ pub fn run(args: Args) -> Outcome {
     let logs = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let logs = if config.json_logs { logs.json().boxed() } else { logs.with_ansi(false).with_target(false).boxed() };
     tracing_subscriber::registry().with(logs.with_filter(asked.unwrap_or_else(|| levels(config.verbosity)))).init();
-    crate::allocator::bound();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .max_blocking_threads(BLOCKING_THREADS)
