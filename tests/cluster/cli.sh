@@ -14,6 +14,8 @@ spec:
   - name: busy
     image: "$image"
     command: [sh, -c, "trap 'echo bye; exit 0' TERM; while true; do :; done"]
+    # else it has next to no CPU on a machine that has other things to do, and looks calm
+    resources: {requests: {cpu: 500m}}
     volumeMounts: [{name: shared, mountPath: /shared}]
   - {name: calm, image: "$image", command: [sh, -c, "trap 'exit 0' TERM; sleep 1000 & wait"]}
 ---
