@@ -9,6 +9,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 . tests/harness/common.sh
+. tests/harness/check.sh
 board=${1:-} variant=${2:-appliance}
 # what the firmware asks for, with the board that the device tree is for
 case $board in
@@ -27,11 +28,6 @@ appliance) system=a ;;
 debian) system=. ;;
 *) fail "VARIANT=$variant: there are appliance and debian" ;;
 esac
-passed=0 failed=0
-check() {
-  local name=$1; shift
-  if "$@" >/dev/null 2>&1; then passed=$((passed + 1)); echo "ok   $name"; else failed=$((failed + 1)); echo "FAIL $name"; fi
-}
 programs mcopy:mtools dtc:device-tree-compiler modinfo:kmod busybox:busybox-static zstd:zstd readelf:binutils sfdisk:fdisk unsquashfs:squashfs-tools
 if [ -z "${PIKELET_IMAGE:-}" ]; then
   images/build.sh "$board" "$variant" || exit 1
@@ -122,5 +118,4 @@ check "  and so is e2fsck" of "$work/root/sbin/e2fsck"
 [ "$board" != rpi0 ] || for file in bin/pikelet sbin/e2fsck; do
   check "  $file runs on ARMv6 and older" eval 'readelf -A "$work/root/$file" | grep -qE "Tag_CPU_arch: v(4|5|6)"'
 done
-echo "$passed passed, $failed failed"
-[ $failed = 0 ]
+verdict
