@@ -30,9 +30,8 @@ zig_cc() {
   echo "$tools/ziglang/zig cc -target $(zig_target "$1") $cpu"
 }
 
-# tree: a folder beside the products with the manifest, and what the patches of cross/ change: libcontainer, because the
-# registry's does not compile for 32-bit musl, and what a regular expression can do, because it weighs 300 KB. Nothing else in
-# Cargo.lock changes.
+# tree: a folder beside the products with the manifest, and what the patches of cross/ change (README.md says why). Nothing
+# else in Cargo.lock changes.
 tree() {
   local tree=$out/cross metadata change name source changed=
   mkdir -p "$tree"

@@ -151,6 +151,8 @@ appliance_files() {
   device_trees "$files/a"
   cp "images/$board.cmdline.txt" "$files/a/cmdline.txt"
   versions "$files/a/image.txt"
+  # an older image is no upgrade: src/init/upgrade/install.rs
+  echo "made $made" >>"$files/a/image.txt"
   cp "images/$board.config.txt" "$files/config.txt"
   # of one sector, as src/init/upgrade/choice.rs has it
   printf '# Which system of this card is started, a/ or b/. Upgrades change it.\nos_prefix=a/\n' >"$files/choice.txt"

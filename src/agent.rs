@@ -18,26 +18,29 @@ use tracing::{info, warn};
 
 use crate::cluster::{self, EventRecorder, Given, Kept, NodeSeen, NodeSettings, NodeState, Objects, Services};
 use crate::config::Config;
+use crate::files;
 use crate::image::ImageStore;
 use crate::machine;
 use crate::machine::apparmor::AppArmor;
 use crate::machine::board::Board;
 use crate::machine::clock;
 use crate::machine::devices::Devices;
-use crate::membership::{host_ips, member};
-use crate::network::{Network, NetworkConfig};
+use crate::membership::{self, host_ips, member};
+use crate::network::{self, Network, NetworkConfig};
 use crate::pod::allocation::Allocations;
 use crate::pod::allocation::fit::{Allocatable, NodeView};
 use crate::pod::eviction::storage::Places;
 use crate::pod::eviction::threshold::Signal;
 use crate::pod::eviction::{Evictions, Pressures};
 use crate::pod::manager::{Inputs, Manager};
+use crate::pod::node_allocatable::{self, NodeAllocatable, max_pids};
 use crate::pod::order::Order;
+use crate::pod::pulse::Pulse;
 use crate::pod::shared::Shared;
 use crate::pod::shutdown::Shutdown;
 use crate::pod::table::PodTable;
 use crate::pod::{Gate, IdRanges, Memory, probe, source, weights};
-use crate::runtime::{Runtime, RuntimeConfig};
+use crate::runtime::{Runtime, RuntimeConfig, SandboxInfo};
 use crate::server::access::Access;
 use crate::server::api::{self, Kubelet};
 use crate::server::identity::Identity;
@@ -45,6 +48,8 @@ use crate::server::{local, tls};
 use crate::service;
 use crate::volume::Volumes;
 
+/// By it a person reaches the machine.
+const SSH: u16 = 22;
 /// How often volumes look whether a token nears its end.
 const TOKENS: Duration = Duration::from_mins(1);
 
@@ -53,20 +58,30 @@ type ServingFiles = ((PathBuf, PathBuf), watch::Receiver<()>);
 
 /// Runs the agent until SIGTERM or SIGINT (pods go on) or a drain (pods stop).
 pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
-    for dir in [&config.root_dir, &config.state_dir, &config.logs_dir] {
-        std::fs::create_dir_all(dir).map_err(|e| format!("creating {}: {e} (is the agent root?)", dir.display()))?;
+    for (dir, mode) in [(&config.root_dir, 0o700), (&config.state_dir, 0o700), (&config.logs_dir, 0o750)] {
+        files::dir(dir, mode).map_err(|e| format!("creating {}: {e} (is the agent root?)", dir.display()))?;
     }
+    // `pikelet leave` removes nothing elsewhere
+    for dir in [&config.root_dir, &config.state_dir] {
+        if let Err(error) = files::mark(dir) {
+            warn!(%error, dir = %dir.display(), "not marked as pikelet's: `pikelet leave` will remove nothing there");
+        }
+    }
+    storage::hold(&[&config.root_dir, &config.state_dir]).await?;
     let facts = machine::inspect(&config.root_dir);
     let warnings = machine::check::lasting();
     for warning in &warnings {
         warn!("{warning}");
     }
-    let host_ips = host_ips(&config);
+    let (host_ips_tx, host_ips) = watch::channel(host_ips(&config));
+    let (resolv_conf_tx, resolv_conf) = watch::channel(network::host_resolv_conf());
     let mut config = config;
     let mut given = Given::default();
     let table = PodTable::default();
     let (mut client, mut cluster_ca, mut joined) = (None, None, None);
+    let mut server_port = None;
     if let Some(join) = &config.join {
+        server_port = cluster::server_port(join).await;
         service::status("joining the cluster");
         let member = cluster::join(join, &member(&config, &table)).await?;
         config.complete(&member.given);
@@ -78,6 +93,7 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
         bridge: config.bridge.clone(),
         state_dir: config.state_dir.join("network"),
         mtu: None,
+        kept_ports: [SSH, config.api.port, config.api.healthz_port].into_iter().chain(server_port).collect(),
         cluster_cidrs: config.cluster_cidrs.clone(),
     })
     .await?;
@@ -131,6 +147,7 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
         statuses: Gate::default(),
         node_name: config.node.name.clone(),
         host_ips: host_ips.clone(),
+        resolv_conf,
         pods_dir,
         containers_dir: config.root_dir.join("containers"),
         logs_dir: config.logs_dir.clone(),
@@ -145,8 +162,18 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
     });
 
     let (cidrs_tx, cidrs) = watch::channel(config.pod_cidrs.iter().map(ToString::to_string).collect::<Vec<_>>());
-    let (state_tx, state) = watch::channel(NodeState { devices: devices.counts(), ..NodeState::default() });
-    tokio::spawn(ranges::keep(network.clone(), cidrs, network_tx, state_tx.clone(), kept.clone()));
+    let (state_tx, state) = watch::channel(NodeState {
+        devices: devices.counts(),
+        node_ips: host_ips.borrow().clone(),
+        ..NodeState::default()
+    });
+    tokio::spawn(network::watch_resolv_conf(resolv_conf_tx));
+    tokio::spawn(told::addresses(host_ips.clone(), state_tx.clone()));
+    if config.node.ips.is_empty() {
+        tokio::spawn(membership::follow(network.links_changed(), host_ips_tx));
+    }
+    let told = ranges::Told { ready: network_tx, state: state_tx.clone(), events: shared.events.clone() };
+    tokio::spawn(ranges::keep(network.clone(), cidrs, told, kept.clone()));
     tokio::spawn(ranges::recall(kept, cidrs_tx.clone()));
     tokio::spawn(told::images(images.clone(), state_tx.clone()));
     tokio::spawn(board::count(devices, state_tx.clone()));
@@ -193,14 +220,25 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
             }
         });
     }
+    let events_of_pods = shared.events.clone();
     tokio::spawn(weights::keep(runtime.clone(), table.clone()));
-    let kubelet = kubelet(&config, table, runtime.clone(), probe_counts);
+    if config.node.enforce_allocatable {
+        let left = |name: &str, all: u64| all.saturating_sub(config.node.reserved.get(name).copied().unwrap_or(0));
+        let allocatable = NodeAllocatable {
+            cpu: left("cpu", facts.cpus * 1000),
+            memory: left("memory", facts.memory_bytes),
+            pids: max_pids(),
+        };
+        tokio::spawn(node_allocatable::enforce(runtime.clone(), events_of_pods, allocatable));
+    }
+    let (pulse, pings) = Pulse::new();
+    let kubelet = kubelet(&config, table, runtime.clone(), probe_counts, pulse.clone());
     tokio::spawn(serve_local(config.state_dir.clone(), kubelet.clone(), images_of_commands, orders_tx));
-    serve_api(&config, client.clone(), (cluster_ca, given.serving), kubelet, &host_ips)?;
+    serve_api(&config, client.clone(), (cluster_ca, given.serving), kubelet, host_ips)?;
     let mut manager = Manager::new(shared);
-    let found = runtime.recover().await?;
+    let found = with_addresses(&runtime, &network, runtime.recover().await?).await;
     let live: Vec<String> = found.iter().map(|s| s.spec.id.clone()).collect();
-    network.retain(&live).await?;
+    network.retain(&live).await;
     manager.recover(found).await;
     let (ours_tx, ours) = watch::channel(false);
     if let Some(client) = client.clone() {
@@ -209,7 +247,6 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
             labels: node_labels,
             annotations: given.annotations,
             taints: config.node.taints.clone(),
-            node_ips: host_ips,
             kubelet_port: config.api.port,
             allocatable,
             warnings,
@@ -217,11 +254,13 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
         tokio::spawn(cluster::keep_node(client.clone(), settings, facts, state, cidrs_tx.clone(), seen_tx, ours_tx));
         tokio::spawn(cluster::keep_lease(client, config.node.name.clone(), ours.clone()));
     }
+    pulse.up();
     let inputs = Inputs {
         cluster: client.map(|c| cluster::watch_pods(c, &config.node.name, ours)),
         manifests: source::watch(config.manifests.clone(), &config.node.name),
         runtime: events,
         orders,
+        pings,
     };
     info!(node = config.node.name, version = env!("CARGO_PKG_VERSION"), "agent is up");
     tokio::spawn(async move {
@@ -230,7 +269,7 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
             Some(joined) => joined.await,
             None => service::status(service::UP),
         }
-        service::ready();
+        service::ready(pulse);
     });
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     tokio::select! {
@@ -297,7 +336,7 @@ fn apparmor() -> AppArmor {
 }
 
 /// What the kubelet API answers from.
-fn kubelet(config: &Config, pods: PodTable, runtime: Runtime, probe_counts: probe::Counts) -> Kubelet {
+fn kubelet(config: &Config, pods: PodTable, runtime: Runtime, probe_counts: probe::Counts, pulse: Pulse) -> Kubelet {
     Kubelet {
         pods,
         logs_dir: config.logs_dir.clone(),
@@ -308,6 +347,7 @@ fn kubelet(config: &Config, pods: PodTable, runtime: Runtime, probe_counts: prob
         configuration: Arc::new(config.configuration()),
         last: Arc::default(),
         probe_counts,
+        pulse,
     }
 }
 
@@ -323,15 +363,10 @@ fn serve_api(
     client: Option<kube::Client>,
     (cluster_ca, serving): (Option<PathBuf>, Option<ServingFiles>),
     kubelet: Kubelet,
-    host_ips: &[IpAddr],
+    host_ips: watch::Receiver<Vec<IpAddr>>,
 ) -> Result<(), Box<dyn Error + Send + Sync>> {
     if config.api.healthz_port != 0 {
-        let port = config.api.healthz_port;
-        tokio::spawn(async move {
-            if let Err(error) = api::serve_healthz(port).await {
-                warn!(error, "not served any more");
-            }
-        });
+        tokio::spawn(api::serve_healthz(config.api.healthz_port, kubelet.pulse.clone()));
     }
     if client.is_none() && config.api.client_ca_file.is_none() {
         info!("kubelet API not served: without kubeconfig and client CA nobody could log in");
@@ -343,16 +378,30 @@ fn serve_api(
         client_ca_file: config.api.client_ca_file.clone(),
         cluster_ca,
         names: vec![config.node.name.clone()],
-        ips: host_ips.to_vec(),
+        ips: host_ips.borrow().clone(),
     };
-    let (identity, acceptor) = Identity::new(settings, client.clone())?;
+    let (identity, tls) = Identity::new(settings, host_ips, client.clone())?;
     let changes = serving.map(|(_, changes)| changes);
     tokio::spawn(identity.keep(config.api.server_tls_bootstrap && config.api.certificate.is_none(), changes));
     let access = Access::new(client, config.node.name.clone());
     let address = SocketAddr::new(config.api.address, config.api.port);
     let idle_timeout = config.api.idle_timeout;
-    tokio::spawn(api::serve(address, acceptor, access, kubelet, idle_timeout));
+    tokio::spawn(api::serve(address, tls, access, kubelet, idle_timeout));
     Ok(())
+}
+
+/// Sandboxes whose addresses are known; the others, whose addresses might be given to another pod, are made anew.
+async fn with_addresses(runtime: &Runtime, network: &Network, found: Vec<SandboxInfo>) -> Vec<SandboxInfo> {
+    let (known, lost): (Vec<_>, Vec<_>) =
+        found.into_iter().partition(|s| s.spec.host_network || network.holds(&s.spec.id));
+    for sandbox in lost {
+        let (id, pod) = (&sandbox.spec.id, &sandbox.spec.pod_name);
+        warn!(sandbox = id, pod, "addresses of this sandbox are not known any more: it is made anew");
+        if let Err(error) = runtime.remove_sandbox(id).await {
+            warn!(sandbox = id, %error, "sandbox not removed");
+        }
+    }
+    known
 }
 
 /// What pods use of the API on disk, if that is wanted and can be.

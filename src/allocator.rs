@@ -28,3 +28,9 @@ pub fn trim_soon() {
         });
     }
 }
+
+/// From now on nothing is left in memory that is given back: for a process whose memory, and so that of what it forks, others
+/// may come to see.
+pub fn erase() {
+    heap::ERASING.store(true, Ordering::Relaxed);
+}

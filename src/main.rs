@@ -13,6 +13,7 @@ fn main() -> ExitCode {
         _ if called == "/shutdown" => pikelet::init::shutdown(&args),
         Some(role) if role == "init" => pikelet::init::main(&args.split_off(1)),
         Some(role) if role == "shim" => pikelet::runtime::shim::main(args.split_off(1)),
+        Some(role) if role == "mount-nfs" => pikelet::volume::nfs::main(&args[1..]),
         _ => pikelet::cli::main(),
     }
 }

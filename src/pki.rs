@@ -1,14 +1,15 @@
 //! Certificates and keys on disk: how long they hold, and files only root can read that are there whole or not at all.
 
-use std::fs;
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
 use base64::Engine;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use x509_parser::extensions::GeneralName;
+
+use crate::files::{self, Durability};
 
 /// The longest time slept at once before a certificate is looked at again: the clock may be set meanwhile.
 pub const LOOK_AGAIN: Duration = Duration::from_mins(10);
@@ -62,6 +63,22 @@ pub fn stands(leaf: &[u8], now: jiff::Timestamp) -> Result<Standing, String> {
     Ok(Standing::Valid { renew_in: Duration::from_secs(u64::try_from(renew - now).unwrap_or(0)) })
 }
 
+/// The addresses the first certificate of a file is for.
+pub fn addresses(file: &Path) -> Result<Vec<IpAddr>, String> {
+    let chain = certificates(file)?;
+    let leaf = chain.first().map(AsRef::as_ref).unwrap_or_default();
+    let failed = |e: &dyn std::fmt::Display| format!("{}: {e}", file.display());
+    let (_, parsed) = x509_parser::parse_x509_certificate(leaf).map_err(|e| failed(&e))?;
+    let names = parsed.subject_alternative_name().map_err(|e| failed(&e))?;
+    let names = names.iter().flat_map(|n| &n.value.general_names);
+    Ok(names.filter_map(|name| if let GeneralName::IPAddress(ip) = name { address(ip) } else { None }).collect())
+}
+
+fn address(bytes: &[u8]) -> Option<IpAddr> {
+    let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
+    v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok()
+}
+
 /// What is in `der`, in PEM; `label` says what that is, such as `CERTIFICATE`.
 pub fn pem(label: &str, der: &[u8]) -> String {
     let text = base64::engine::general_purpose::STANDARD.encode(der);
@@ -72,13 +89,9 @@ pub fn pem(label: &str, der: &[u8]) -> String {
 /// Replaces a file readable by root only.
 pub fn write_secret(path: &Path, text: &str) -> std::io::Result<()> {
     if let Some(dir) = path.parent() {
-        fs::create_dir_all(dir)?;
+        files::dir_kept(dir, 0o700)?;
     }
-    let temporary = path.with_extension("new");
-    let mut file = fs::OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&temporary)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(temporary, path)
+    files::write(path, text.as_bytes(), 0o600, Durability::Synced)
 }
 
 #[cfg(test)]

@@ -3,6 +3,8 @@
 use sd_notify::NotifyState;
 use tracing::warn;
 
+use crate::pod::pulse::Pulse;
+
 fn tell(state: NotifyState<'_>) {
     if let Err(error) = sd_notify::notify(&[state]) {
         warn!(%error, "the service manager was not told");
@@ -18,15 +20,22 @@ pub fn status(text: &str) {
 pub const UP: &str = "running";
 
 /// The agent is up, and a member of its cluster. From now on the service manager hears that it lives, if it wants to.
-pub fn ready() {
+/// `pulse`: asked first whether the manager of the pods still turns.
+pub fn ready(pulse: Pulse) {
     tell(NotifyState::Ready);
     if let Some(limit) = sd_notify::watchdog_enabled() {
         tokio::spawn(async move {
-            // by a task of the runtime: it falls silent when that is stuck
+            // by a task of the runtime, and only while the manager turns: it falls silent when one of them is stuck
             let mut tick = tokio::time::interval(limit / 3);
             loop {
                 tick.tick().await;
-                tell(NotifyState::Watchdog);
+                if pulse.beats().await {
+                    tell(NotifyState::Watchdog);
+                } else {
+                    warn!(
+                        "the manager of the pods does not turn: the service manager is not told that the agent lives"
+                    );
+                }
             }
         });
     }

@@ -117,6 +117,9 @@ YAML
   k create clusterrolebinding approve --clusterrole=system:certificates.k8s.io:certificatesigningrequests:nodeclient --group=system:bootstrappers
 } >/dev/null
 
+openssl genpkey -algorithm ed25519 -out "$work/upgrade.pem" 2>/dev/null
+openssl pkey -in "$work/upgrade.pem" -pubout -out "$work/upgrade.pub"
+
 good="server: https://$server:6443
 token: $token
 caCertHash: [$hash]
@@ -131,6 +134,7 @@ timeServers: [time.board.test]
 # the emulator restarts as soon as it is armed
 watchdog: false
 keepSecretsOnCard: false
+upgradeKey: $(sed '/-----/d' "$work/upgrade.pub")
 registries:
   mirrors:
     $server:5000: {endpoint: [http://$server:5000]}"
@@ -252,7 +256,7 @@ check "the card's file system is whole" fsck_clean "$work/data.img"
 image() {
   rm -rf "$work/new"; mkdir -p "$work/new/a"
   mcopy -i "$PIKELET_IMAGE@@1M" '::a/*' "$work/new/a/"
-  echo "system $1" >"$work/new/a/image.txt"
+  sed -i "1s/.*/system $1/" "$work/new/a/image.txt"
   [ -z "${2:-}" ] || cp "$2" "$work/new/a/initrd.zst"
   small_image "$work/new/a" "$work/new/img"
   zstd -q -1 "$work/new/img" -o "$work/new/$1.img.zst"
@@ -268,7 +272,12 @@ initramfs() {
   (cd "$work/initramfs" && zstd -qdc ../initrd.zst | busybox cpio -idm 2>/dev/null && eval "$2" &&
     find . | busybox cpio -o -H newc -R 0:0 2>/dev/null | zstd -q -1 -f -o "$1")
 }
-upgrade() { k annotate node $node --overwrite "pikelet.io/upgrade=$1" >/dev/null; }
+# upgrade IMAGE: asks for it, signed
+upgrade() {
+  printf %s "${1#*#}" >"$work/said"
+  annotate "$1,ed25519:$(openssl pkeyutl -sign -inkey "$work/upgrade.pem" -rawin -in "$work/said" | base64 -w0)"
+}
+annotate() { k annotate node $node --overwrite "pikelet.io/upgrade=$1" >/dev/null; }
 choice() { mtype -i "$boot" ::choice.txt | tr -d '\r' | awk '/^(os_prefix=|#trial=)/' | xargs; }
 chosen() { [ "$(choice)" = "$1" ]; }
 told() { k get events -A --field-selector "reason=$1" -o 'jsonpath={.items[*].message}' | grep -q "$2"; }

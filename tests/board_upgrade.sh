@@ -5,6 +5,8 @@ mkdir "$work/www"
 proc_start "$work/pids" "$work/logs" www ip netns exec "$cp" python3 -m http.server --bind $server --directory "$work/www" 8099
 echo no image >"$work/www/none"
 none=http://$server:8099/none#sha256:$(sha256sum <"$work/www/none" | cut -d ' ' -f 1)
+annotate "$none"
+check "an upgrade that nobody signed: refused, in an Event" soon told UpgradeRefused 'it is not signed'
 upgrade "${none%?????}00000"
 check "an upgrade to what has another digest: refused, in an Event" soon told UpgradeFailed 'another image, or damaged'
 upgrade "$none"

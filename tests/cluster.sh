@@ -35,7 +35,7 @@ trap finish EXIT
 field() { k get pod "$1" -o "jsonpath={$2}"; }
 is() { [ "$(field "$1" "$2" 2>/dev/null)" = "$3" ]; }
 soon() { until_true 60 "$@"; }
-event() { k get events --field-selector "involvedObject.name=$1" | grep -q "$2"; }
+event() { k get events --field-selector "involvedObject.name=$1" | found "$2"; }
 not() { ! "$@" >/dev/null 2>&1; }
 # on NODE COMMAND...: in the node's mount and network namespaces
 on() {
@@ -64,7 +64,7 @@ agent_with() {
 # nodes that join in a way of their own: what NODE's agent said, a text in it, its flags from now on, the agent stopped and
 # started with an empty log, Ready, a node with an /etc of its own
 log() { cat "$dir/logs/agent-$1.log"; }
-says() { log "$1" | grep -qF "$2"; }
+says() { log "$1" | found -F "$2"; }
 flags() { local node=$1; shift; printf '%s\n' "$@" >"$dir/$node/way"; }
 again() { $cluster stop "agent-$1"; : >"$dir/logs/agent-$1.log"; $cluster start "agent-$1"; }
 ready() { [ "$(k get node "$1" -o 'jsonpath={.status.conditions[?(@.type=="Ready")].status}')" = True ]; }

@@ -33,13 +33,13 @@ looks() {
   local target=$1 program=$out/$1/release/pikelet
   local most=$((10 * 1000 * 1000)) architecture=arm
   case $target in aarch64-*) architecture=arm64 ;; x86_64-*) architecture=amd64 ;; esac
-  check "$target: static" eval '! readelf -lW "$program" | grep -qE "INTERP|DYNAMIC"'
-  check "  stripped" eval '! readelf -SW "$program" | grep -qE "symtab|debug"'
+  check "$target: static" eval '! readelf -lW "$program" | found -E "INTERP|DYNAMIC"'
+  check "  stripped" eval '! readelf -SW "$program" | found -E "symtab|debug"'
   # that of most boards, and of the images
   [ $architecture != arm64 ] || check "  at most 10 MB: $(stat -c %s "$program")" [ "$(stat -c %s "$program")" -le $most ]
   check "  segments as a kernel with 16 KiB or 64 KiB pages can load them" aligned "$target" "$program"
   check "  no path of this machine in it" eval '! grep -aqF -e "$PWD" -e "${PIKELET_CACHE:-$HOME/.cache/pikelet}" -e "$HOME/.cargo" "$program"'
-  check "  it runs" eval 'emulated "$target" --version | grep -q "linux/$architecture\$"'
+  check "  it runs" eval 'emulated "$target" --version | found "linux/$architecture\$"'
   emulated "$target" check >"$work/check" 2>&1
   check "  pikelet check looks at the machine" grep -qE '^ok +page size' "$work/check"
   [ $architecture != amd64 ] || check "  a pod runs by it" eval 'tests/demo.sh "$program" >"$work/demo" 2>&1 || { tail "$work/demo"; false; }'

@@ -33,10 +33,11 @@ gzip -k "$dir/card.img"
 
 flash() { "$bin" flash "$@" >"$dir/said" 2>&1; }
 said() { grep -qF -- "$1" "$dir/said"; }
+unsaid() { ! said "$1"; }
 refused() { ! flash "$@"; }
 fresh() { rm -f "$dir/to"; truncate -s 64M "$dir/to"; }
 same() { cmp -s -n 44040192 "$dir/card.img" "$dir/to"; }
-setting() { mtype -i "$dir/to@@1M" ::pikelet.yaml | tr -d '\r' | grep -qF -- "$1"; }
+setting() { mtype -i "$dir/to@@1M" ::pikelet.yaml | tr -d '\r' | found -F -- "$1"; }
 
 for form in img img.zst img.gz; do
   fresh
@@ -69,6 +70,50 @@ fresh
 echo 'upgradeTimeout: 5m' >>"$dir/own.yaml"
 check "  it has no upgrades" refused --yes --settings "$dir/own.yaml" "$dir/debian.img" "$dir/to"
 check "  with its reason" said 'this image is not upgraded by pikelet: use apt'
+umask 077; echo abcdef.0123456789abcdef >"$dir/token"; umask 022
+for way in file variable input; do
+  fresh
+  case $way in
+  file) check "a token from a file" flash --yes --server https://s:6443 --token-file "$dir/token" "$dir/card.img" "$dir/to" ;;
+  variable) K3S_TOKEN=$(cat "$dir/token") check "  from the environment" flash --yes --server https://s:6443 "$dir/card.img" "$dir/to" ;;
+  input) check "  from standard input" flash --yes --server https://s:6443 --token-file - "$dir/card.img" "$dir/to" <"$dir/token" ;;
+  esac
+  check "  is on the card" setting abcdef.0123456789abcdef
+done
+fresh
+# asked COMMAND: it is run while a person is asked, who then says yes
+asked() {
+  python3 - "$bin" "$dir" "$1" >"$dir/said" <<'PYTHON'
+import os, pty, subprocess, sys, select, time
+program, folder, command = sys.argv[1:]
+pid, terminal = pty.fork()
+if pid == 0:
+    os.execv(program, [program, "flash", "-t", "abcdef.0123456789abcdef", "-s", "https://s:6443", folder + "/card.img", folder + "/link"])
+said, deadline = b"", time.monotonic() + 60
+while b"[yes/no]" not in said and time.monotonic() < deadline:
+    if select.select([terminal], [], [], 1)[0]:
+        said += os.read(terminal, 4096)
+print(open(f"/proc/{pid}/cmdline").read().replace("\0", " "))
+subprocess.run(["sh", "-c", command], check=True)
+os.write(terminal, b"yes\n")
+while True:
+    try:
+        said += os.read(terminal, 4096)
+    except OSError:
+        break
+print(said.decode())
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+PYTHON
+}
+truncate -s 64M "$dir/another"; ln -s to "$dir/link"
+check "what was asked about is written, whatever its name means by then" asked "ln -sfn another '$dir/link'"
+check "  byte for byte" cmp -s -n 1048576 "$dir/card.img" "$dir/to"
+check "  and the other is as it was" cmp -s -n 44040192 /dev/zero "$dir/another"
+check "  and the process list has no token" unsaid abcdef.0123456789abcdef
+check "  but its flag" said '-t ***********************'
+rm "$dir/another" "$dir/link"; fresh
+check "what is no disk is refused" refused --yes "$dir/card.img" /dev/null
+check "  with its reason" said 'is no disk'
 check "nobody to ask: nothing is written" refused "$dir/card.img" "$dir/to" </dev/null
 check "  and it says what to do" said '--yes'
 check "  and the card is as it was" cmp -s -n 44040192 /dev/zero "$dir/to"

@@ -1,7 +1,7 @@
 //! Containers confined by `AppArmor`. Needs root, a kernel that enforces it, securityfs, `apparmor_parser` and
 //! `/bin/busybox`: `tests/guest.sh` has them all. Says so and passes without doing anything where one is missing.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
 #[path = "harness/node.rs"]
 #[allow(dead_code)]

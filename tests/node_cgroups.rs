@@ -1,7 +1,7 @@
 //! Limits, device access and statistics, on the cgroup version of the machine the test runs on. `tests/guest.sh` runs it
 //! on version 2. Needs what `node_runtime.rs` needs.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
 #[path = "harness/node.rs"]
 mod node;

@@ -1,7 +1,7 @@
 //! The runtime on a real machine: shims, containers, their ends and their removal. Needs root and `/bin/busybox`
 //! (a static one); says so and passes without doing anything where either is missing.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
 #[path = "harness/node.rs"]
 mod node;

@@ -1,7 +1,7 @@
 //! Containers that ask for much: output as fast as it goes, many processes at once, a full disk. Needs root,
 //! `/bin/busybox` and, for the disk, a loop device; says so and passes without doing anything where one is missing.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
 #[path = "harness/node.rs"]
 #[allow(dead_code)]
@@ -10,11 +10,13 @@ mod node;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
-use node::{Node, exit_of};
-use pikelet::runtime::{ContainerSpec, Mount, Propagation, Runtime, Wanted};
+use node::{LIMIT, Node, exit_of};
+use pikelet::runtime::{ContainerSpec, Mount, Propagation, Runtime, User, Wanted};
 use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
 
@@ -89,6 +91,59 @@ async fn output_as_fast_as_it_goes_holds_up_nobody() {
     runtime.remove_sandbox("s1").await.unwrap();
 }
 
+/// Log in bytes that is written at once, and in a second from then on (`src/runtime/shim/pace.rs`).
+const BURST: u64 = 64 << 20;
+const RATE: u64 = 4 << 20;
+
+#[tokio::test]
+async fn output_without_end_is_paced_and_nothing_of_it_is_lost() {
+    let Some(node) = Node::new("pace") else { return };
+    let (runtime, mut events) = Runtime::open(node.config.clone()).unwrap();
+    runtime.create_sandbox(node.sandbox("s1")).await.unwrap();
+    // short lines, of which the log makes six times as much
+    let (first, last) = (1_000_000, 2_900_000);
+    let mut flood = node.shell("flood", &format!("busybox seq {first} {last}; exit 4"));
+    flood.log_rotation.max_size = u64::MAX;
+    let quiet = node.shell("quiet", "while true; do sleep 0.1; echo tick; done");
+    let start = Instant::now();
+    for spec in [quiet, flood] {
+        let id = spec.id.clone();
+        runtime.create_container("s1", spec).await.unwrap();
+        runtime.start_container("s1", &id).await.unwrap();
+    }
+    let size = || fs::metadata(node.log("flood")).unwrap().len();
+    let mut rounds = 0;
+    let exit = loop {
+        for container in ["quiet", "flood"] {
+            // the flood may have ended meanwhile
+            let args = ["sh", "-c", "exit 3"].map(str::to_owned).to_vec();
+            let begun = runtime.exec("s1", container, args, false, Wanted::default()).await;
+            assert!(begun.is_ok() || container == "flood");
+            if let Ok(mut streams) = begun {
+                let code = timeout(Duration::from_mins(1), streams.ending.wait()).await.expect("no end").unwrap();
+                assert!(code == 3 || container == "flood", "{code}");
+            }
+        }
+        rounds += 1;
+        // the clock is read last: a test that is held up allows for more
+        let (written, time) = (size(), start.elapsed().as_millis() as u64);
+        assert!(written < BURST + (2 << 20) + RATE * time / 1000, "{written} bytes of log in {time} ms");
+        let exit = runtime.inspect("s1").await.unwrap().containers.into_iter().find_map(|c| c.exit);
+        if exit.is_some() {
+            break exit_of(&mut events, "flood").await;
+        }
+    };
+    assert_eq!(exit.code, 4);
+    assert!(rounds >= 3 && node.output("quiet").len() >= 3, "{rounds} rounds");
+    let (text, mut next) = (fs::read_to_string(node.log("flood")).unwrap(), first);
+    for line in text.lines() {
+        assert_eq!(line.split_once(' ').unwrap().1, format!("stdout F {next}"));
+        next += 1;
+    }
+    assert_eq!(next, last + 1, "lines are lost");
+    runtime.remove_sandbox("s1").await.unwrap();
+}
+
 /// A small ext4 file system on a loop device, unmounted when dropped.
 struct SmallDisk(PathBuf);
 
@@ -145,7 +200,7 @@ async fn a_full_disk_stops_nothing_and_is_recovered_from() {
     let mut until = async |seen: &mut Vec<u8>, text: &str| {
         let stdout = streams.stdout.as_mut().unwrap();
         while !String::from_utf8_lossy(seen).contains(text) {
-            assert_ne!(timeout(Duration::from_secs(30), stdout.read(seen)).await.expect("it hangs").unwrap(), 0);
+            assert_ne!(timeout(LIMIT, stdout.read(seen)).await.expect("it hangs").unwrap(), 0);
         }
     };
     until(&mut seen, "fill 1").await;
@@ -174,5 +229,188 @@ async fn a_full_disk_stops_nothing_and_is_recovered_from() {
     let _ = runtime.remove_container("s1", "c2").await;
     let spec = ContainerSpec { log_path: disk.0.join("logs/c2/0.log"), ..node.shell("c2", "exit 6") };
     assert_eq!(node::run(&runtime, &mut events, "s1", spec).await.code, 6);
+    runtime.remove_sandbox("s1").await.unwrap();
+}
+
+/// Stops the shim of a sandbox as a hanging disk would, and everything it does with it.
+fn freeze(shim: i32) {
+    assert!(Command::new("kill").args(["-STOP", &shim.to_string()]).status().unwrap().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stuck_shim_is_not_waited_for() {
+    let Some(node) = Node::new("stuck") else { return };
+    let (runtime, mut events) = Runtime::open(node.config.clone()).unwrap();
+    let mut pids = Vec::new();
+    for sandbox in ["s1", "s2", "s3"] {
+        runtime.create_sandbox(node.sandbox(sandbox)).await.unwrap();
+        let spec = node.shell(&format!("c-{sandbox}"), "trap 'exit 3' TERM; while true; do sleep 0.1; done");
+        pids.push(runtime.create_container(sandbox, spec).await.unwrap());
+        runtime.start_container(sandbox, &format!("c-{sandbox}")).await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let shims: Vec<i32> = ["s1", "s2"].map(|s| runtime.shim(s).unwrap()).into();
+    freeze(shims[0]);
+    let began = Instant::now();
+    // signals reach the program all the same
+    runtime.kill_container("s1", "c-s1", 15, false).await.unwrap();
+    let usual = Instant::now();
+    runtime.inspect("s3").await.unwrap();
+    assert!(usual.elapsed() < Duration::from_secs(2), "the others answer as before");
+    let gone = async {
+        while node::alive(pids[0]) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(Duration::from_secs(5), gone).await.expect("the program did not hear of its end");
+    runtime.abandon("s1").await;
+    let event = timeout(Duration::from_secs(5), events.recv()).await.expect("no event");
+    assert!(matches!(event, Some(pikelet::runtime::RuntimeEvent::SandboxLost { sandbox, .. }) if sandbox == "s1"));
+    runtime.remove_sandbox("s1").await.unwrap();
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    ended(&[shims[0]]).await;
+    assert!(!node.cgroups().iter().any(|d| d.ends_with("pods1")));
+    // an agent that comes adopts the others, and that one counts as lost
+    freeze(shims[1]);
+    let (runtime, _events) = Runtime::open(node.config.clone()).unwrap();
+    let found = timeout(LIMIT, runtime.recover()).await.expect("held up").unwrap();
+    let alive: Vec<_> = found.iter().map(|s| (s.spec.id.as_str(), s.alive)).collect();
+    assert_eq!(alive, [("s2", false), ("s3", true)]);
+    ended(&[pids[1], shims[1]]).await;
+    assert!(node::alive(pids[2]));
+    for sandbox in ["s2", "s3"] {
+        runtime.remove_sandbox(sandbox).await.unwrap();
+    }
+}
+
+/// What was killed is gone a moment later.
+async fn ended(pids: &[i32]) {
+    let gone = async {
+        while pids.iter().any(|pid| node::alive(*pid)) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(LIMIT, gone).await.expect("it goes on");
+}
+
+/// How many processes come and go: `PIKELET_STRESS` of them, or few.
+fn count() -> usize {
+    std::env::var("PIKELET_STRESS").ok().and_then(|n| n.parse().ok()).unwrap_or(60)
+}
+
+fn files(dir: &Path) -> usize {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.map(|e| if e.file_type().unwrap().is_dir() { 1 + files(&e.path()) } else { 1 }).sum()
+}
+
+#[tokio::test]
+async fn nothing_is_left_of_what_came_and_went() {
+    let Some(node) = Node::new("left") else { return };
+    let (runtime, _events) = Runtime::open(node.config.clone()).unwrap();
+    runtime.create_sandbox(node.sandbox("s1")).await.unwrap();
+    runtime.create_container("s1", node.container("c1", &["sleep", "100000"])).await.unwrap();
+    runtime.start_container("s1", "c1").await.unwrap();
+    let shim = runtime.shim("s1").unwrap();
+    let sandbox = node.config.state_dir.join("sandboxes/s1");
+    let round = async |times: usize| {
+        for _ in 0..times {
+            assert_eq!(exec(&runtime, "c1", "exit 3").await, 3);
+            let args = vec!["no-such-program".to_owned()];
+            let error = runtime.exec("s1", "c1", args, false, Wanted::default()).await.unwrap_err().to_string();
+            assert_eq!(error, "exec: \"no-such-program\": executable file not found in $PATH");
+        }
+        for _ in 0..times / 6 {
+            let error = runtime.create_container("s1", node.container("c2", &["foo"])).await.unwrap_err().to_string();
+            assert_eq!(error, "exec: \"foo\": executable file not found in $PATH");
+        }
+    };
+    let now = || {
+        let descriptors = fs::read_dir(format!("/proc/{shim}/fd")).unwrap().count();
+        let children = fs::read_to_string(format!("/proc/{shim}/task/{shim}/children")).unwrap();
+        (descriptors, files(&node.config.state_dir), children)
+    };
+    round(6).await;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let (before, before_memory) = (now(), memory(shim));
+    round(count()).await;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert_eq!(now(), before, "descriptors, files, children");
+    let grown = memory(shim).saturating_sub(before_memory);
+    assert!(grown < 256, "the shim has grown by {grown} KiB");
+    let log = fs::metadata(sandbox.join("shim.log")).unwrap().len();
+    assert!(log < 70 << 10, "a log of {log} bytes");
+    runtime.remove_sandbox("s1").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_shim_stays_what_it_is_while_it_makes_others() {
+    let Some(node) = Node::new("same") else { return };
+    let (runtime, mut events) = Runtime::open(node.config.clone()).unwrap();
+    runtime.create_sandbox(node.sandbox("s1")).await.unwrap();
+    let shim = runtime.shim("s1").unwrap();
+    let state = move || {
+        let read = |file: &str| fs::read_to_string(format!("/proc/{shim}/{file}")).unwrap();
+        let groups = read("status").lines().find_map(|l| l.strip_prefix("Groups:")).unwrap().trim().to_owned();
+        (read("oom_score_adj"), groups, fs::read_link(format!("/proc/{shim}/cwd")).unwrap())
+    };
+    let before = state();
+    assert_eq!(before.1, "", "groups");
+    let ended = Arc::new(AtomicBool::new(false));
+    let watched = std::thread::spawn({
+        let (before, ended) = (before.clone(), ended.clone());
+        move || {
+            let mut seen = None;
+            while !ended.load(Ordering::Relaxed) {
+                seen = seen.or_else(|| Some(state()).filter(|now| *now != before));
+            }
+            seen
+        }
+    });
+    let spec = ContainerSpec { oom_score_adj: 1000, ..node.container("c1", &["sleep", "1000"]) };
+    let pid = runtime.create_container("s1", spec).await.unwrap();
+    runtime.start_container("s1", "c1").await.unwrap();
+    assert_eq!(fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap().trim(), "1000");
+    let script = "test $(cat /proc/self/oom_score_adj) = 1000 && test \"$(id -G)\" = 0 && test $HOME = /";
+    for _ in 0..20 {
+        assert_eq!(exec(&runtime, "c1", script).await, 0);
+    }
+    let groups = ContainerSpec {
+        user: User { uid: 7, gid: 8, additional_gids: vec![9] },
+        ..node.shell("c2", "test \"$(id -G)\" = '8 9' && test $(id -u) = 7")
+    };
+    assert_eq!(node::run(&runtime, &mut events, "s1", groups).await.code, 0);
+    ended.store(true, Ordering::Relaxed);
+    assert_eq!(watched.join().unwrap(), None, "score, groups or directory of the shim have changed");
+    runtime.remove_sandbox("s1").await.unwrap();
+}
+
+#[tokio::test]
+async fn an_image_whose_files_are_traps_harms_nobody() {
+    let Some(node) = Node::new("traps") else { return };
+    let (runtime, mut events) = Runtime::open(node.config.clone()).unwrap();
+    runtime.create_sandbox(node.sandbox("s1")).await.unwrap();
+    // whoever opens these to read waits for one who writes
+    for file in ["rootfs/etc/passwd", "rootfs/etc/group"] {
+        assert!(Command::new("mkfifo").arg(node.dir.join(file)).status().unwrap().success());
+    }
+    let made = timeout(Duration::from_secs(20), node::run(&runtime, &mut events, "s1", node.shell("c1", "exit 4")));
+    assert_eq!(made.await.expect("it hangs").code, 4);
+    runtime.create_container("s1", node.container("c2", &["sleep", "1000"])).await.unwrap();
+    runtime.start_container("s1", "c2").await.unwrap();
+    assert_eq!(exec(&runtime, "c2", "exit 5").await, 5);
+    // what every container has is mounted and made there
+    let victim = node.dir.join("victim");
+    fs::create_dir(&victim).unwrap();
+    fs::write(victim.join("ptmx"), "kept").unwrap();
+    let rootfs = node.dir.join("other");
+    fs::create_dir(&rootfs).unwrap();
+    std::os::unix::fs::symlink(&victim, rootfs.join("dev")).unwrap();
+    let spec = ContainerSpec { rootfs, ..node.shell("c3", "true") };
+    let error = runtime.create_container("s1", spec).await.unwrap_err().to_string();
+    assert!(error.contains("/dev of the image is a link"), "{error}");
+    let left: Vec<_> = fs::read_dir(&victim).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(left, ["ptmx"]);
+    assert_eq!(fs::read_to_string(victim.join("ptmx")).unwrap(), "kept");
+    assert_eq!(exec(&runtime, "c2", "exit 6").await, 6);
     runtime.remove_sandbox("s1").await.unwrap();
 }

@@ -1,7 +1,7 @@
 //! Pods with user namespaces of their own (`hostUsers: false`): what a container is on the host, and what it sees of the
 //! host's files. Needs root.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
 #[path = "harness/node.rs"]
 #[allow(dead_code)]
@@ -138,14 +138,16 @@ async fn containers_of_a_pod_share_its_users() {
         assert!(of(&said).is_some() && of(&said) == of(&own), "{name}: {said} {own}");
     };
     ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp:"].into_iter().for_each(same);
-    assert!(said.contains("Uid:\t1000\t1000\t1000\t1000") && said.contains("Groups:\t1002"), "{said}");
+    assert!(said.contains("Uid:\t1000\t1000\t1000\t1000") && said.contains("Groups:\t1001 1002"), "{said}");
     // a neighbour sees its processes, may signal them as root, and has a terminal
-    let script = "grep -w Seccomp: /proc/self/status; ps -o pid,user,args; tty; mount -t tmpfs t /tmp && echo mounted; \
-                  for p in $(busybox pidof sleep); do kill -9 $p; done; exit 5";
+    let script =
+        "grep -w Seccomp: /proc/self/status; ps -o pid,user,args; tty; mount -t tmpfs t /tmp && echo mounted; \
+                  for p in $(busybox pidof sleep); do kill -9 $p; done
+                  busybox ls /proc/1/root/ 2>&1 | grep -o denied; busybox ls /proc/1/fd 2>&1 | grep -o denied; exit 5";
     let neighbour = ContainerSpec {
         tty: true,
         seccomp: Seccomp::RuntimeDefault,
-        capabilities_add: vec!["SYS_ADMIN".into()],
+        capabilities_add: vec!["SYS_ADMIN".into(), "SYS_PTRACE".into()],
         ..node.shell("c2", script)
     };
     let exit = run(&runtime, &mut events, "s1", neighbour).await;
@@ -154,6 +156,8 @@ async fn containers_of_a_pod_share_its_users() {
     for part in ["Seccomp:\t2", "1000     sleep 1000", "pikelet", "/dev/pts/0", "mounted"] {
         assert!(output.contains(part), "{part}: {output}");
     }
+    // the pod's first process shows nothing of the host, also to its root
+    assert_eq!(output.matches("denied").count(), 2, "{output}");
     runtime.remove_sandbox("s1").await.unwrap();
 }
 

@@ -1,18 +1,52 @@
-//! Puts what containers write, and their logs, into memory where the settings say so: a tmpfs on the folder itself, so
-//! that every path stays as it is. Where containers run the folder stays what it is until they have ended.
+//! Holds the agent's folders. Puts what containers write, and their logs, into memory where the settings say so: a tmpfs on
+//! the folder itself, so that every path stays as it is. Where containers run the folder stays what it is until they have
+//! ended.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::Duration;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use tracing::{info, warn};
 
 use crate::config::{Config, Place};
+use crate::files;
 use crate::image::{ImageStore, probe_mount};
 
 /// What the mount table names as the source of these mounts.
 const SOURCE: &str = "pikelet";
+
+/// How often, and how long after the other, one looks whether an agent that was to end has ended.
+const TRIES: u32 = 30;
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Takes the folders for this agent, before it changes anything there: two would run every pod twice.
+pub async fn hold(dirs: &[&Path]) -> Result<(), String> {
+    for dir in dirs {
+        let mut tries = 0;
+        loop {
+            let other = match files::hold(dir) {
+                Ok(Ok(())) => break,
+                Ok(Err(other)) => other,
+                Err(error) => {
+                    warn!(%error, dir = %dir.display(), "not held: a second agent would not be refused");
+                    break;
+                }
+            };
+            tries += 1;
+            if tries > TRIES {
+                let other = other.map_or_else(|| "another agent".to_owned(), |pid| format!("the agent with pid {pid}"));
+                return Err(format!(
+                    "{} is used by {other}: end that one, or give this one folders of its own (--root-dir, --state-dir)",
+                    dir.display()
+                ));
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+    Ok(())
+}
 
 /// Whether `table` (proc(5), `mountinfo`) has a tmpfs of ours on `dir`, and nothing on top of it.
 fn is_ours(table: &str, dir: &Path) -> bool {
@@ -57,7 +91,7 @@ pub async fn prepare(config: &Config, images: &ImageStore) -> Result<(), String>
                 warn!(dir = %dir.display(), "containers run: it moves between disk and memory at a start with none, such as the next boot");
             }
             (Place::Memory, false) => {
-                fs::create_dir_all(dir).map_err(|e| format!("creating {}: {e}", dir.display()))?;
+                files::dir(dir, 0o700).map_err(|e| format!("creating {}: {e}", dir.display()))?;
                 if layers {
                     sweep(dir, images).await?;
                 } else if fs::read_dir(dir).is_ok_and(|mut dir| dir.next().is_some()) {

@@ -1,5 +1,7 @@
 //! What the Node is told beside the board: what it runs short of, that it is going to be switched off, its images.
 
+use std::net::IpAddr;
+
 use tokio::sync::watch;
 use tracing::warn;
 
@@ -12,6 +14,14 @@ pub async fn pressures(mut seen: watch::Receiver<Pressures>, state: watch::Sende
     while seen.changed().await.is_ok() {
         let names = seen.borrow_and_update().iter().map(|p| p.name()).collect();
         state.send_modify(|s| s.pressures = names);
+    }
+}
+
+/// Tells the Node what addresses it has.
+pub async fn addresses(mut ips: watch::Receiver<Vec<IpAddr>>, state: watch::Sender<NodeState>) {
+    while ips.changed().await.is_ok() {
+        let now = ips.borrow_and_update().clone();
+        state.send_modify(|s| s.node_ips = now);
     }
 }
 

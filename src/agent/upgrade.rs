@@ -1,7 +1,8 @@
 //! Upgrades of the appliance that the Node's annotation asks for, and what came of them, as Events.
 //!
-//! Who may write the annotation may write the Node, which is more than to make pods. An image is tried once: what was tried
-//! is on record, until the annotation is taken away.
+//! Who may write the annotation is whoever may patch `nodes` or `nodes/status`; that is no right to change a board's system,
+//! which the card's settings give (`init/upgrade/permit.rs`). An image is tried once: what was tried is on record, until the
+//! annotation is taken away.
 
 use std::path::Path;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use tokio::sync::watch;
 use tracing::warn;
 
 use crate::cluster::{EventRecorder, NodeSeen};
-use crate::init::upgrade::{self, FOLDER, Record, Source, State};
+use crate::init::upgrade::{self, FOLDER, Permit, Record, Source, State, UNFIT};
 
 /// How often the end of a trial is looked for; that is minutes.
 const LOOK: Duration = Duration::from_secs(5);
@@ -81,7 +82,7 @@ fn forget() {
     }
 }
 
-/// Begins the upgrade, unless that image was tried; true when it failed, and may not another time. The board is restarted
+/// Begins the upgrade, unless it is not allowed or that image was tried; true when it failed, and may not another time. The board is restarted
 /// by the command.
 async fn begin(image: &str, events: &EventRecorder) -> bool {
     let failed = |why: String| events.node_event("Warning", "UpgradeFailed", format!("{image}: {why}"));
@@ -93,16 +94,23 @@ async fn begin(image: &str, events: &EventRecorder) -> bool {
             return false;
         }
     };
+    // before anything is opened or fetched
+    if let Err(why) = Permit::of_card().allows(&source) {
+        events.node_event("Warning", "UpgradeRefused", format!("{source}: {why}"));
+        return false;
+    }
     if Record::read(Path::new(FOLDER)).is_some_and(|record| source.sha256() == record.asked.as_deref()) {
         return false;
     }
-    events.node_event("Normal", "UpgradeStarted", image.to_owned());
-    let ended = Command::new("/proc/self/exe").args(["upgrade", "--asked", image]).kill_on_drop(true).output().await;
+    events.node_event("Normal", "UpgradeStarted", source.to_string());
+    let command = ["upgrade", "--asked", "--", image];
+    let ended = Command::new("/proc/self/exe").args(command).kill_on_drop(true).output().await;
+    let again = !ended.as_ref().is_ok_and(|ended| ended.status.code() == Some(UNFIT.into()));
     let why = match ended {
         Ok(ended) if ended.status.success() => return false,
         Ok(ended) => String::from_utf8_lossy(&ended.stderr).lines().last().unwrap_or_default().to_owned(),
         Err(error) => error.to_string(),
     };
     failed(why);
-    true
+    again
 }

@@ -26,6 +26,9 @@ struct Kernel;
 /// While it is set, the heap has to do with what it has.
 static CLOSED: AtomicBool = AtomicBool::new(false);
 
+/// While it is set, what is given back is overwritten.
+pub static ERASING: AtomicBool = AtomicBool::new(false);
+
 /// A free block that is being held, at its start.
 struct Held {
     next: *mut Held,
@@ -102,11 +105,26 @@ unsafe impl GlobalAlloc for Heap {
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        if ERASING.load(Ordering::Relaxed) {
+            // SAFETY: the block is the caller's, and of that size.
+            unsafe { block.write_bytes(0, layout.size()) };
+        }
         // SAFETY: see above.
         unsafe { self.lock().free(block, layout.size(), layout.align()) }
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        if ERASING.load(Ordering::Relaxed) {
+            // SAFETY: see above; both blocks are at least as large as what is copied, and are not the same.
+            return unsafe {
+                let moved = self.lock().malloc(size, layout.align());
+                if !moved.is_null() {
+                    moved.copy_from_nonoverlapping(block, size.min(layout.size()));
+                    self.dealloc(block, layout);
+                }
+                moved
+            };
+        }
         // SAFETY: see above.
         unsafe { self.lock().realloc(block, layout.size(), layout.align(), size) }
     }

@@ -14,6 +14,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::client::{self, Failure};
 use super::images;
+use crate::files;
 use crate::image::{Exported, Imported};
 use crate::server::images::EXPORTED;
 
@@ -149,8 +150,11 @@ fn export(args: &ExportArgs) -> Result<i32, Failure> {
         let exported: Vec<Exported> = serde_json::from_slice(exported.as_bytes())?;
         let mut body = answer.into_body().into_data_stream();
         let failed = |e: std::io::Error| format!("writing {}: {e}", args.file.display());
-        let mut out: Box<dyn Write> =
-            if to_file { Box::new(File::create(&args.file).map_err(failed)?) } else { Box::new(std::io::stdout()) };
+        let mut out: Box<dyn Write> = if to_file {
+            Box::new(files::create(&args.file, 0o644).map_err(failed)?)
+        } else {
+            Box::new(std::io::stdout())
+        };
         let mut copy = async || -> Result<(), Failure> {
             while let Some(piece) = body.next().await {
                 let broken = |e| format!("the agent broke the export off, its log says why ({e})");

@@ -39,6 +39,7 @@ pub fn run(args: Args) -> Result<ExitCode, Failure> {
 /// What an agent with these settings is going to use.
 pub fn plan(config: &Config) -> Plan {
     Plan {
+        bridge: config.bridge.clone(),
         root_dir: config.root_dir.clone(),
         node_name: config.node.name.clone(),
         state_dir: config.state_dir.clone(),

@@ -16,6 +16,8 @@ use crate::init::image::{fill, open, variant};
 use crate::init::{fat, settings};
 use crate::machine::disk::{self, Disk};
 
+/// Most bytes that are read of a token.
+const MAX_TOKEN: u64 = 64 << 10;
 /// Bytes that are written at once.
 const CHUNK: usize = 4 << 20;
 
@@ -35,9 +37,12 @@ pub struct Args {
     /// Server to join
     #[arg(short, long, value_name = "URL")]
     server: Option<String>,
-    /// Token to join with
+    /// Token to join with; others may see it in the shell's history: better --token-file, or the variable `K3S_TOKEN`
     #[arg(short, long, value_name = "TOKEN")]
     token: Option<String>,
+    /// File the token is in; - is standard input
+    #[arg(long, value_name = "FILE", conflicts_with = "token")]
+    token_file: Option<PathBuf>,
     /// Hash of the public key of the cluster's CA
     #[arg(long = "ca-cert-hash", value_delimiter = ',', value_name = "sha256:HEX")]
     ca_cert_hash: Vec<String>,
@@ -70,6 +75,24 @@ pub struct Args {
 }
 
 impl Args {
+    /// The token, from wherever it comes; `variable` counts for a board that is to join a server.
+    fn token(&self, variable: Option<String>) -> Result<Option<String>, Failure> {
+        let text = match (&self.token, &self.token_file) {
+            (Some(token), _) => token.clone(),
+            (None, Some(path)) if path == Path::new("-") => io::read_to_string(io::stdin().take(MAX_TOKEN))
+                .map_err(|e| format!("reading the token from standard input: {e}"))?,
+            (None, Some(path)) => {
+                std::fs::read_to_string(path).map_err(|e| format!("token file {}: {e}", path.display()))?
+            }
+            (None, None) => variable.filter(|_| self.server.is_some()).unwrap_or_default(),
+        };
+        let token = text.lines().next().unwrap_or_default().trim();
+        if token.is_empty() && self.token_file.is_some() {
+            return Err("the token file has no token in its first line".into());
+        }
+        Ok(Some(token.to_owned()).filter(|token| !token.is_empty()))
+    }
+
     /// What the flags set, as the settings file has it.
     fn chosen(&self) -> Result<String, Failure> {
         let mut all = serde_json::Map::new();
@@ -79,7 +102,7 @@ impl Args {
             }
         };
         set("server", serde_json::json!(self.server));
-        set("token", serde_json::json!(self.token));
+        set("token", serde_json::json!(self.token(super::arguments::token())?));
         set("caCertHash", serde_json::json!(self.ca_cert_hash));
         set("nodeName", serde_json::json!(self.node_name));
         set("nodeLabels", serde_json::json!(self.node_labels));
@@ -202,23 +225,37 @@ fn confirm(disk: &Disk) -> Result<(), Failure> {
     if answer.trim() == "yes" { Ok(()) } else { Err("nothing was written".into()) }
 }
 
+/// Opens the disk so that nobody else uses it meanwhile, and says which one it is. What is written goes to what was opened,
+/// whatever its name means by then.
+fn take_hold(path: &Path) -> Result<(File, Disk), Failure> {
+    let found = std::fs::metadata(path).map_err(|e| format!("{}: {e}", path.display()))?;
+    let disk = Disk::of(path, &found)?;
+    // a disk that somebody uses is not opened so
+    let exclusive = if found.file_type().is_block_device() { nix::libc::O_EXCL } else { 0 };
+    let device = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(exclusive | nix::libc::O_NONBLOCK)
+        .open(path)
+        .map_err(|e| format!("opening {}: {e} (is it in use, or are you not root?)", path.display()))?;
+    if Disk::of(path, &device.metadata()?)? != disk {
+        return Err(format!("{} became another disk while it was opened: nothing was written", path.display()).into());
+    }
+    Ok((device, disk))
+}
+
 /// Runs the command.
 pub fn run(args: &Args) -> Outcome {
     let wanted = args.wanted()?;
     drop(open(&args.image)?);
-    let kind = std::fs::metadata(&args.device).map_err(|e| format!("{}: {e}", args.device.display()))?.file_type();
-    let disk = Disk::of(&args.device, kind.is_block_device())?;
+    let (mut device, disk) = take_hold(&args.device)?;
     if !args.yes {
         confirm(&disk)?;
+        // a person takes time: another card may be in the reader by now
+        if Disk::of(&args.device, &device.metadata()?)? != disk {
+            return Err(format!("{} is another card now: nothing was written", args.device.display()).into());
+        }
     }
-    // a disk that somebody uses is not opened so
-    let exclusive = if kind.is_block_device() { nix::libc::O_EXCL } else { 0 };
-    let mut device = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(exclusive)
-        .open(&args.device)
-        .map_err(|e| format!("opening {}: {e} (is it in use, or are you not root?)", args.device.display()))?;
     let (size, digest) = write(&args.image, &mut device, disk.size)?;
     verify(&mut device, size, &digest)?;
     if let Some(text) = wanted {
@@ -226,7 +263,7 @@ pub fn run(args: &Args) -> Outcome {
             .map_err(|e| format!("writing {} to the card: {e}", settings::FILE))?;
         device.sync_all()?;
     }
-    disk::reread(&device, kind.is_block_device());
+    disk::reread(&device);
     eprintln!("{} written to {} and read back", human(size), args.device.display());
     Ok(())
 }

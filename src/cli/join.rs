@@ -54,6 +54,9 @@ pub fn run(args: Args) -> Result<ExitCode, Failure> {
         print("dry run: nothing was changed\n")?;
         return Ok(ExitCode::SUCCESS);
     }
+    if unit::systemd() {
+        unit::may_start()?;
+    }
     write(&file, &text, given)?;
     print(&format!("wrote {}\n", file.display()))?;
     if unit::systemd() {

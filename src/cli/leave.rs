@@ -11,6 +11,7 @@ use super::join::{read, token_file};
 use super::{Outcome, unit};
 use crate::cluster::{Join, Leaver, member};
 use crate::config::{Config, DEFAULT_FILE, Settings, edit};
+use crate::files;
 use crate::membership;
 use crate::pki::write_secret;
 use crate::pod::table::PodTable;
@@ -129,11 +130,34 @@ fn clear(path: &Path, report: &mut Report) {
     }
 }
 
+/// What is removed below a folder; an error when an agent never ran there, and what is there may be anybody's.
+fn ours(dir: &Path, names: &[&str]) -> Result<Vec<PathBuf>, String> {
+    let found: Vec<PathBuf> =
+        names.iter().map(|name| dir.join(name)).filter(|path| fs::symlink_metadata(path).is_ok()).collect();
+    if found.is_empty() || files::is_marked(dir) {
+        return Ok(found);
+    }
+    let names: Vec<_> =
+        found.iter().filter_map(|path| path.file_name()).map(|name| name.display().to_string()).collect();
+    Err(format!(
+        "{} is not marked as pikelet's (by a file .pikelet, which the agent puts there when it starts): {} in it were not \
+        removed; if they are pikelet's, make that file, and leave again",
+        dir.display(),
+        names.join(", ")
+    ))
+}
+
+/// Removes all of these in a folder that is pikelet's.
+fn clear_all(dir: &Path, names: &[&str], report: &mut Report) {
+    match ours(dir, names) {
+        Ok(found) => found.iter().for_each(|path| clear(path, report)),
+        Err(error) => report.0.push(error),
+    }
+}
+
 fn remove(config: &Config, report: &mut Report) {
     let before = report.0.len();
-    for name in MEMBERSHIP {
-        clear(&config.root_dir.join(name), report);
-    }
+    clear_all(&config.root_dir, &MEMBERSHIP, report);
     for kubeconfig in bootstrapped(config.join.as_ref()) {
         clear(&kubeconfig, report);
     }
@@ -147,13 +171,14 @@ fn remove(config: &Config, report: &mut Report) {
         ));
         return;
     }
-    for name in STATE {
-        clear(&config.root_dir.join(name), report);
-    }
-    for name in VOLATILE {
-        clear(&config.state_dir.join(name), report);
-    }
+    clear_all(&config.root_dir, &STATE, report);
+    clear_all(&config.state_dir, &VOLATILE, report);
     for dir in [&config.root_dir, &config.state_dir] {
+        if report.0.len() == before
+            && let Err(error) = files::unmark(dir)
+        {
+            report.0.push(format!("removing the mark of {}: {error}", dir.display()));
+        }
         // what a person put there keeps it
         let _ = fs::remove_dir(dir);
     }
@@ -179,10 +204,44 @@ fn forget(file: &Path, text: &str) -> Result<(), Failure> {
         let done = if rest.trim().is_empty() { fs::remove_file(file) } else { write_secret(file, &rest) };
         done.map_err(|e| format!("changing {}: {e}", file.display()))?;
     }
-    match fs::remove_file(token_file(file)) {
-        Err(error) if error.kind() != ErrorKind::NotFound => {
+    // a file of that name beside settings that do not name it is somebody else's
+    let kept = edit::token_file(text).map_err(|e| format!("{}: {e}", file.display()))?;
+    match kept.filter(|kept| *kept == token_file(file)).map(fs::remove_file) {
+        Some(Err(error)) if error.kind() != ErrorKind::NotFound => {
             Err(format!("removing {}: {error}", token_file(file).display()).into())
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::folder::Folder;
+
+    #[test]
+    fn only_what_is_marked_is_removed() {
+        let folder = Folder::new();
+        let dir = folder.path();
+        assert_eq!(ours(dir, &STATE), Ok(vec![]));
+        files::dir(&dir.join("containers"), 0o700).unwrap();
+        let error = ours(dir, &STATE).unwrap_err();
+        assert!(error.contains("is not marked") && error.contains("containers in it"), "{error}");
+        files::mark(dir).unwrap();
+        assert_eq!(ours(dir, &STATE), Ok(vec![dir.join("containers")]));
+    }
+
+    #[test]
+    fn a_token_that_the_settings_do_not_name_stays() {
+        let folder = Folder::new();
+        let (settings, token) = (folder.path().join("config.yaml"), folder.path().join("token"));
+        let forget = |text: &str| {
+            files::write(&token, b"x", 0o600, files::Durability::Volatile).unwrap();
+            files::write(&settings, text.as_bytes(), 0o600, files::Durability::Volatile).unwrap();
+            forget(&settings, text).unwrap();
+            token.exists()
+        };
+        assert!(forget("nodeName: pi\n") && forget("server: https://s\ntokenFile: /elsewhere\n"));
+        assert!(!forget(&format!("server: https://s\ntokenFile: {}\n", token.display())));
     }
 }

@@ -37,7 +37,7 @@ pub fn completion(args: &CompletionArgs, mut cli: clap::Command) -> Outcome {
 pub fn man(args: &ManArgs, cli: clap::Command) -> Outcome {
     let mut cli = cli.disable_help_subcommand(true);
     if let Some(dir) = &args.dir {
-        let written = std::fs::create_dir_all(dir).and_then(|()| clap_mangen::generate_to(cli, dir));
+        let written = crate::files::dir_kept(dir, 0o755).and_then(|()| clap_mangen::generate_to(cli, dir));
         return Ok(written.map_err(|e| format!("writing pages to {}: {e}", dir.display()))?);
     }
     cli.build();

@@ -1,6 +1,7 @@
 //! One file per subcommand.
 
 mod archives;
+mod arguments;
 mod check;
 mod client;
 mod drain;
@@ -109,8 +110,8 @@ enum Command {
     ///
     /// The image's system is written beside the one that runs, and the board restarts with it. Once its Node is Ready (without
     /// a cluster: its pods are up) it stays; a system that takes longer than upgradeTimeout (10m), hangs or fails is given up,
-    /// and the board starts the old one again. Of a cluster, kubectl annotate node NAME pikelet.io/upgrade=URL#sha256:HEX
-    /// does the same.
+    /// and the board starts the old one again. Of a cluster, kubectl annotate node NAME
+    /// pikelet.io/upgrade=URL#sha256:HEX,ed25519:SIGNATURE does the same, if upgradeKey in pikelet.yaml is the key.
     Upgrade(upgrade::Args),
     /// Print completions for a shell
     Completion(manual::CompletionArgs),
@@ -123,7 +124,9 @@ type Outcome = Result<(), Box<dyn Error + Send + Sync>>;
 
 /// Runs the command line.
 pub fn main() -> ExitCode {
-    let outcome = match Cli::parse().command {
+    let cli = Cli::parse_from(arguments::take());
+    arguments::forget();
+    let outcome = match cli.command {
         Command::Run(args) => run::run(*args),
         Command::Check(args) => return check::run(*args).unwrap_or_else(fail),
         Command::Join(args) => return join::run(*args).unwrap_or_else(fail),
@@ -136,7 +139,7 @@ pub fn main() -> ExitCode {
         Command::Stop(args) => stop::stop(&args),
         Command::Rm(args) => stop::remove(&args),
         Command::Flash(args) => flash::run(&args),
-        Command::Upgrade(args) => upgrade::run(&args),
+        Command::Upgrade(args) => return upgrade::run(&args).unwrap_or_else(fail),
         Command::Completion(args) => manual::completion(&args, Cli::command()),
         Command::Man(args) => manual::man(&args, Cli::command()),
         Command::Exec(args) => return leave(exec::exec(&args)),

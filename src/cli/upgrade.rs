@@ -1,12 +1,15 @@
 //! `pikelet upgrade`: another system for a board that runs the appliance.
 
-use super::Outcome;
-use crate::init::upgrade::{self, Source};
+use std::process::ExitCode;
+
+use super::client::Failure;
+use crate::init::upgrade::{self, Source, UNFIT, Unfit};
 
 /// Arguments of `pikelet upgrade`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Image, the same as for `flash`: FILE, FILE#sha256:HEX or URL#sha256:HEX
+    /// Image, the same as for `flash`: FILE, FILE#sha256:HEX or URL#sha256:HEX; with ,older behind the digest one that is
+    /// older than the system of now
     image: Source,
     /// Leave the restart to somebody else
     #[arg(long)]
@@ -16,8 +19,8 @@ pub struct Args {
     asked: bool,
 }
 
-/// Runs the command.
-pub fn run(args: &Args) -> Outcome {
+/// Runs the command; the exit code says of an image that it is of no use here.
+pub fn run(args: &Args) -> Result<ExitCode, Failure> {
     if !upgrade::is_possible() {
         return Err(
             "this is no board that runs pikelet's appliance, or its processes are not seen from here (hostPID); where \
@@ -25,11 +28,17 @@ pub fn run(args: &Args) -> Outcome {
                 .into(),
         );
     }
-    let record = upgrade::install(&args.image, args.asked)?;
+    let record = match upgrade::install(&args.image, args.asked) {
+        Err(error) if error.is::<Unfit>() => {
+            eprintln!("pikelet: {error}");
+            return Ok(ExitCode::from(UNFIT));
+        }
+        other => other?,
+    };
     eprintln!("system {}: {}: it is tried at the next start", record.set, record.system);
     if !args.no_restart {
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(1), nix::sys::signal::Signal::SIGTERM)
             .map_err(|e| format!("asking for a restart: {e}"))?;
     }
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }

@@ -20,6 +20,7 @@ use super::complaint::Complaint;
 use super::csr::CsrError;
 use super::discovery::{BootstrapToken, Cluster, Pin, discover};
 use super::link::{Link, Replaced};
+use crate::config::mistake::explain_kubeconfig;
 use crate::machine::clock::Floor;
 use crate::pki::{LOOK_AGAIN, Standing, write_secret};
 
@@ -45,7 +46,7 @@ pub enum Source {
 /// URL of the API server of a kubeconfig.
 pub(super) async fn server_of(file: &Path) -> Result<String, String> {
     let wrong = |e: &dyn std::fmt::Display| format!("kubeconfig {}: {e}", file.display());
-    let read = Kubeconfig::read_from(file).map_err(|e| wrong(&e))?;
+    let read = Kubeconfig::read_from(file).map_err(|e| wrong(&explain_kubeconfig(&e)))?;
     let config = config(read).await.map_err(|e| wrong(&e))?;
     Ok(config.cluster_url.to_string().trim_end_matches('/').to_owned())
 }
@@ -202,7 +203,8 @@ impl Bootstrap {
             Source::Kubeconfig(path) => {
                 let wrong = |e: &dyn std::fmt::Display| format!("bootstrap kubeconfig {}: {e}", path.display());
                 let file = Kubeconfig::read_from(path).map_err(|e| {
-                    format!("{}; this node has no valid certificate, and so no other way to join", wrong(&e))
+                    let why = wrong(&explain_kubeconfig(&e));
+                    format!("{why}; this node has no valid certificate, and so no other way to join")
                 })?;
                 let ca = authority(&file).map_err(|e| wrong(&e))?;
                 let config = config(file).await.map_err(|e| wrong(&e))?;
@@ -277,5 +279,5 @@ fn authority(file: &Kubeconfig) -> Result<Vec<u8>, String> {
 }
 
 pub(super) async fn config(file: Kubeconfig) -> Result<Config, String> {
-    Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.map_err(|e| e.to_string())
+    Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.map_err(|e| explain_kubeconfig(&e))
 }

@@ -14,6 +14,7 @@ use rustls::pki_types::ServerName;
 use tower::{BoxError, ServiceBuilder, ServiceExt};
 
 use super::link::Way;
+use crate::config::mistake::explain_kubeconfig;
 use crate::errors::causes;
 
 /// How long a connection attempt may take.
@@ -25,6 +26,9 @@ const PING_TIME: Duration = Duration::from_secs(15);
 /// What the server may send ahead of us on one stream, and on all: bounds memory.
 const STREAM_WINDOW: u32 = 256 << 10;
 const CONNECTION_WINDOW: u32 = 1 << 20;
+
+/// Characters of what the API server says that are told.
+const MESSAGE: usize = 1000;
 
 /// Errors of the link; messages name what was tried.
 #[derive(Debug, thiserror::Error)]
@@ -47,12 +51,38 @@ pub enum ClusterError {
     },
 }
 
-/// What the API server said, or the whole chain of causes when it could not be asked.
-pub(super) fn said(error: &kube::Error) -> String {
+/// What the API server said, or the whole chain of causes when it could not be asked. Nothing of an answer that cannot be
+/// read: it may hold secrets.
+pub fn said(error: &kube::Error) -> String {
     match error {
-        kube::Error::Api(status) => status.message.clone(),
+        kube::Error::Api(status) if !status.message.is_empty() => without_object(&status.message),
+        // an answer that is no status is taken for an empty one
+        kube::Error::Api(status) if status.code == 0 && status.reason.is_empty() => {
+            "the API server gave an answer that cannot be read".to_owned()
+        }
+        kube::Error::Api(status) => {
+            format!("the API server answered {} {}", status.code, status.reason).trim().to_owned()
+        }
+        // our own, which says nothing of what is in it
+        kube::Error::SerdeError(error) if error.line() == 0 => error.to_string(),
+        kube::Error::SerdeError(error) => {
+            format!("the API server's answer cannot be read at line {}, column {}", error.line(), error.column())
+        }
+        kube::Error::FromUtf8(_) => "the API server's answer is not UTF-8".to_owned(),
         other => causes(other),
     }
+}
+
+/// The API server repeats a whole object where it cannot change it (`Invalid value: "{\"apiVersion\":..."`).
+fn without_object(message: &str) -> String {
+    let shown = match (message.find("\"{"), message.rfind("}\"")) {
+        (Some(from), Some(to)) if from < to => {
+            format!("{}\"{{...{}", message.get(..from).unwrap_or_default(), message.get(to..).unwrap_or_default())
+        }
+        (Some(from), _) => format!("{}\"{{...", message.get(..from).unwrap_or_default()),
+        _ => message.to_owned(),
+    };
+    shown.chars().take(MESSAGE).collect()
 }
 
 /// The same, with what it means for a member and what mends it.
@@ -122,9 +152,9 @@ pub async fn connect(kubeconfig: &Path) -> Result<Client, ClusterError> {
     crate::crypto::install();
     let path = kubeconfig.display().to_string();
     let wrong = |message: String| ClusterError::Kubeconfig { path: path.clone(), message };
-    let file = Kubeconfig::read_from(kubeconfig).map_err(|e| wrong(e.to_string()))?;
+    let file = Kubeconfig::read_from(kubeconfig).map_err(|e| wrong(explain_kubeconfig(&e)))?;
     let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await;
-    let config = config.map_err(|e| wrong(e.to_string()))?;
+    let config = config.map_err(|e| wrong(explain_kubeconfig(&e)))?;
     Ok(ClientBuilder::new(way(&config).map_err(wrong)?, config.default_namespace.clone()).build())
 }
 
@@ -156,4 +186,30 @@ pub(super) fn way(config: &Config) -> Result<Way, String> {
         .layer(config.extra_headers_layer().map_err(|e| e.to_string())?)
         .service(http.map_err(BoxError::from));
     Ok(Way::new(service))
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::core::Status;
+
+    use super::*;
+
+    #[test]
+    fn errors_say_what_is_wrong_and_nothing_of_an_answer() {
+        let api = |text: &str| kube::Error::Api(serde_json::from_str::<Status>(text).unwrap().boxed());
+        // how kube takes an event that it cannot read
+        assert_eq!(said(&api(r#"{"type":"ADDED","object":{}}"#)), "the API server gave an answer that cannot be read");
+        assert_eq!(said(&api(r#"{"code":500,"reason":"InternalError"}"#)), "the API server answered 500 InternalError");
+        assert_eq!(said(&api(r#"{"code":403,"message":"no"}"#)), "no");
+        let status = r#"{"code":422,"message":" \"\" is invalid: patch: Invalid value: \"{\\\"data\\\":{\\\"a\\\":\\\"c2VjcmV0\\\"}}\": parsing time \"10000"}"#;
+        assert_eq!(said(&api(status)), " \"\" is invalid: patch: Invalid value: \"{...}\": parsing time \"10000");
+        assert_eq!(said(&api(r#"{"code":422,"message":"Invalid value: \"{c2VjcmV0"}"#)), "Invalid value: \"{...");
+        let wrong = serde_json::from_str::<u8>(r#""c2VjcmV0""#).unwrap_err();
+        assert_eq!(
+            said(&kube::Error::SerdeError(wrong)),
+            "the API server's answer cannot be read at line 1, column 10"
+        );
+        let wrong = String::from_utf8(b"secret\xff".to_vec()).unwrap_err();
+        assert_eq!(said(&kube::Error::FromUtf8(wrong)), "the API server's answer is not UTF-8");
+    }
 }

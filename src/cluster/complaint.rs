@@ -7,7 +7,7 @@ const AGAIN: Duration = Duration::from_mins(10);
 
 /// What was said last, and when.
 #[derive(Default)]
-pub(super) struct Complaint(Option<(String, Instant)>);
+pub struct Complaint(Option<(String, Instant)>);
 
 impl Complaint {
     /// True when this is new, or was not said for a while.

@@ -7,13 +7,14 @@ use futures::StreamExt;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::Client;
 use kube::api::PostParams;
 use kube::runtime::{WatchStreamExt, watcher};
-use kube::{Api, Client};
 use rcgen::{CertificateParams, DnType, KeyPair, SanType};
 use sha2::{Digest, Sha256};
 use tracing::info;
 
+use super::answer::{Api, Reader};
 use super::client::ClusterError;
 use super::retry::patient;
 use crate::hex::hex;
@@ -94,7 +95,7 @@ pub(super) async fn request(client: Client, wanted: &Wanted<'_>, key: &KeyPair) 
         },
         status: None,
     };
-    match api.create(&PostParams::default(), &csr).await.map_err(ClusterError::api("asking for a certificate")) {
+    match api.create(&PostParams::default(), &csr.into()).await.map_err(ClusterError::api("asking for a certificate")) {
         Err(error) if error.is_unauthorized() => return Err(CsrError::Unauthorized(error.to_string())),
         Err(error) if !error.is_conflict() => return Err(CsrError::Other(error.to_string())),
         Ok(_) | Err(_) => {}
@@ -102,9 +103,11 @@ pub(super) async fn request(client: Client, wanted: &Wanted<'_>, key: &KeyPair) 
     let decided = async {
         let only = watcher::Config::default().fields(&format!("metadata.name={name}"));
         let mut seen = patient(None, watcher(api, only)).applied_objects().boxed();
-        let mut told = false;
+        let (mut told, mut reader) = (false, Reader::default());
         while let Some(csr) = seen.next().await {
-            let Some(status) = csr.ok().map(|c| c.status.unwrap_or_default()) else { continue };
+            let Some(status) = csr.ok().and_then(|c| reader.read(c).ok()).map(|c| c.status.unwrap_or_default()) else {
+                continue;
+            };
             if let Some(refused) = status.conditions.iter().flatten().find(|c| c.type_ != "Approved") {
                 let message = refused.message.clone().unwrap_or_default();
                 return Err(CsrError::Refused { name: name.clone(), kind: refused.type_.clone(), message });

@@ -15,6 +15,8 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 use super::https::{self, Trust};
+use crate::config::mistake::explain_kubeconfig;
+use crate::pki;
 
 const PATH: &str = "/api/v1/namespaces/kube-public/configmaps/cluster-info";
 
@@ -74,7 +76,7 @@ pub(super) struct Cluster {
     pub ca: Vec<u8>,
 }
 
-/// Finds the cluster that `server` (a URL) belongs to; with `pins`, one of its CAs must have one of them.
+/// Finds the cluster that `server` (a URL) belongs to; with `pins`, only CAs that have one of them are believed.
 pub(super) async fn discover(server: &str, token: &BootstrapToken, pins: &[Pin]) -> Result<Cluster, String> {
     let url = format!("{}{PATH}", server.trim_end_matches('/'));
     let answer = https::get(&https::client(Trust::Anybody, None)?, &url).await?;
@@ -89,21 +91,16 @@ pub(super) async fn discover(server: &str, token: &BootstrapToken, pins: &[Pin])
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
             return Err(format!(
                 "{server} does not show kube-public/cluster-info to strangers ({}): bind a role that may \
-                get it to system:unauthenticated, or use --bootstrap-kubeconfig",
+                get it to system:unauthenticated, or use --bootstrap-kubeconfig; of k3s, use a token with the hash of \
+                its CA in it, K10<hash>::...",
                 answer.status
             ));
         }
         other => return Err(format!("GET {url}: {other}: {}", answer.text())),
     }
     let kubeconfig = signed(&answer.body, token)?;
-    let cluster = cluster(&kubeconfig)?;
-    let found = https::bundle(&cluster.ca).map_err(|e| format!("the CA in cluster-info: {e}"))?;
-    if !pins.is_empty() && !found.iter().filter_map(|ca| Pin::of(ca)).any(|pin| pins.contains(&pin)) {
-        return Err(format!(
-            "the CA of {server} has none of the hashes of --ca-cert-hash: it is another cluster, or \
-            somebody is between; nothing was sent"
-        ));
-    }
+    let mut cluster = cluster(&kubeconfig)?;
+    cluster.ca = pinned(&cluster.ca, pins).map_err(|e| format!("the CA of {server}: {e}"))?;
     // what was said by anybody is said again by a server of that CA
     let url = format!("{}{PATH}", cluster.server.trim_end_matches('/'));
     let client = https::client(Trust::Roots(&cluster.ca), None)?;
@@ -112,6 +109,25 @@ pub(super) async fn discover(server: &str, token: &BootstrapToken, pins: &[Pin])
         return Err(format!("{server} and {} do not agree on cluster-info", cluster.server));
     }
     Ok(cluster)
+}
+
+/// Which CAs of a PEM bundle are believed: with `pins` only those that have one of them, as whoever knows the token can put
+/// another one beside.
+fn pinned(ca: &[u8], pins: &[Pin]) -> Result<Vec<u8>, String> {
+    let found = https::bundle(ca).map_err(|e| format!("in cluster-info: {e}"))?;
+    if pins.is_empty() {
+        return Ok(ca.to_vec());
+    }
+    let ours = found.iter().filter(|ca| Pin::of(ca).is_some_and(|pin| pins.contains(&pin)));
+    let believed: String = ours.map(|ca| pki::pem("CERTIFICATE", ca)).collect();
+    if believed.is_empty() {
+        return Err(
+            "it has none of the hashes of --ca-cert-hash: it is another cluster, or somebody is between; nothing \
+                    was sent"
+                .to_owned(),
+        );
+    }
+    Ok(believed.into_bytes())
 }
 
 /// The kubeconfig in a cluster-info, if it is signed with the token.
@@ -156,7 +172,7 @@ fn verifies(jws: &str, content: &str, token: &BootstrapToken) -> bool {
 
 fn cluster(kubeconfig: &str) -> Result<Cluster, String> {
     let wrong = |e: &dyn std::fmt::Display| format!("the kubeconfig of cluster-info: {e}");
-    let file = Kubeconfig::from_yaml(kubeconfig).map_err(|e| wrong(&e))?;
+    let file = Kubeconfig::from_yaml(kubeconfig).map_err(|e| wrong(&explain_kubeconfig(&e)))?;
     let found = file.clusters.into_iter().find_map(|c| c.cluster).ok_or_else(|| wrong(&"no cluster in it"))?;
     let server = found.server.filter(|s| s.starts_with("https://")).ok_or_else(|| wrong(&"no https server in it"))?;
     let data = found.certificate_authority_data.ok_or_else(|| wrong(&"no certificate-authority-data in it"))?;
@@ -186,6 +202,20 @@ mod tests {
         {
             assert!(Pin::parse(wrong).is_none(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_hash_vouches_for_its_own_ca_only() {
+        let made = || rcgen::generate_simple_self_signed(vec![]).unwrap().cert;
+        let (ours, evil) = (made(), made());
+        let text = |cert: &rcgen::Certificate| pki::pem("CERTIFICATE", cert.der());
+        let bundle = format!("{}{}", text(&evil), text(&ours));
+        let pin = Pin::of(ours.der()).unwrap();
+        assert_eq!(pinned(bundle.as_bytes(), &[pin]).unwrap(), text(&ours).into_bytes());
+        assert_eq!(pinned(bundle.as_bytes(), &[]).unwrap(), bundle.into_bytes());
+        let other = Pin::parse(&format!("sha256:{}", "0".repeat(64))).unwrap();
+        assert!(pinned(text(&ours).as_bytes(), &[other]).unwrap_err().contains("none of the hashes"));
+        assert!(pinned(b"", &[]).is_err());
     }
 
     #[test]

@@ -4,14 +4,15 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use kube::Client;
 use kube::api::{Patch, PatchParams, PostParams};
-use kube::{Api, Client};
 use serde_json::json;
 use tokio::sync::mpsc;
 use tracing::{debug, info};
 
+use super::answer::Api;
+use super::client::said;
 use super::event_filter::{Bucket, Correlator, Verdict};
-use crate::errors::causes;
 
 /// Events that may wait; more are dropped, as they are for people only.
 const QUEUE: usize = 512;
@@ -124,7 +125,7 @@ async fn send_all(client: Option<Client>, rate: EventRate, mut events: mpsc::Rec
             tokio::time::sleep(pause).await;
         }
         if let Err(error) = write(client, &event, &verdict, &mut correlator).await {
-            debug!(error = causes(&error), "event not written");
+            debug!(error = said(&error), "event not written");
         }
     }
 }
@@ -146,6 +147,6 @@ async fn write(
             written => return written.map(drop),
         }
     }
-    let created = api.create(&PostParams::default(), event).await;
+    let created = api.create(&PostParams::default(), &event.clone().into()).await;
     created.map(drop).inspect_err(|_| correlator.forget(&own))
 }

@@ -12,7 +12,7 @@ use kube::Client;
 use reqwest::StatusCode;
 use tokio::sync::watch;
 
-use super::bootstrap::{Bootstrap, PAUSE, Source};
+use super::bootstrap::{Bootstrap, PAUSE, Source, server_of};
 use super::client::{ClusterError, connect};
 use super::clock::complain;
 use super::complaint::Complaint;
@@ -135,7 +135,8 @@ pub struct Given {
 pub struct Membership {
     /// Speaks to the API server, as soon as the node is a member.
     pub client: Client,
-    /// The cluster's CA, there once the node is a member; `None`: not known.
+    /// The CA of a cluster joined as kubeadm does, whose clients have the same; there once the node is a member. `None`: its
+    /// clients may have any.
     pub ca_file: Option<PathBuf>,
     /// From the cluster.
     pub given: Given,
@@ -153,7 +154,8 @@ pub async fn join(how: &Join, node: &Node) -> Result<Membership, ClusterError> {
         }
         Join::Bootstrap { source, kubeconfig } => {
             let bootstrap = node.bootstrap(source, kubeconfig);
-            let ca_file = Some(bootstrap.ca_file());
+            // a kubeconfig names the CA of the server, and says nothing about clients
+            let ca_file = matches!(source, Source::Token { .. }).then(|| bootstrap.ca_file());
             let link = bootstrap.begin();
             let client = link.client("default".to_owned());
             let joined = async move { link.led().await }.boxed();
@@ -166,6 +168,17 @@ pub async fn join(how: &Join, node: &Node) -> Result<Membership, ClusterError> {
             Box::pin(join(chosen, node)).await
         }
     }
+}
+
+/// The port of the API server, as far as the settings say it: it may be on this machine.
+pub async fn server_port(how: &Join) -> Option<u16> {
+    let server = match how {
+        Join::Kubeconfig(file) => server_of(file).await.ok()?,
+        Join::Bootstrap { source, .. } => source.server().await.ok()?,
+        Join::K3s { server, .. } => server.clone(),
+        Join::Ask { k3s, .. } => return Box::pin(server_port(k3s)).await,
+    };
+    reqwest::Url::parse(&server).ok()?.port_or_known_default()
 }
 
 /// Whether a server is one of k3s, by what a member of it kept.
@@ -194,5 +207,23 @@ async fn is_k3s(server: &str, node: &Node) -> bool {
                 tokio::time::sleep(PAUSE.mul_f64(1.0 + rand::random::<f64>())).await;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_port_of_the_api_server_is_known_before_it_answers() {
+        let k3s = |server: &str| Join::K3s { server: server.to_owned(), token: None };
+        assert_eq!(server_port(&k3s("https://pi.example:6443")).await, Some(6443));
+        assert_eq!(server_port(&k3s("https://pi.example")).await, Some(443));
+        let source = Source::Token { server: "https://[fd00::1]:16443".to_owned(), token: None, pins: Vec::new() };
+        let bootstrap = Join::Bootstrap { source, kubeconfig: PathBuf::from("/none") };
+        assert_eq!(server_port(&bootstrap).await, Some(16443));
+        let ask = Join::Ask { k3s: Box::new(k3s("https://pi.example:1")), bootstrap: Box::new(bootstrap) };
+        assert_eq!(server_port(&ask).await, Some(1));
+        assert_eq!(server_port(&Join::Kubeconfig("/none".into())).await, None);
     }
 }

@@ -3,9 +3,8 @@
 //!
 //! Written when it changes only. `keepObjects: false` turns it off.
 
-use std::fs::{self, DirBuilder};
+use std::fs;
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,7 +12,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tracing::warn;
 
-use crate::durable::{sync_dir, write_whole};
+use crate::files::{self, sync_dir, write_changed};
 use crate::json;
 
 /// The folder; cheap to clone.
@@ -42,20 +41,14 @@ impl Kept {
     /// # Errors
     /// When it can't be made, or is open to others.
     pub fn open(dir: &Path) -> io::Result<Self> {
-        match DirBuilder::new().mode(0o700).create(dir) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-            _ => fs::set_permissions(dir, std::os::unix::fs::PermissionsExt::from_mode(0o700))?,
-        }
+        files::dir(dir, 0o700)?;
         Ok(Self { dir: Some(Arc::new(dir.to_owned())) })
     }
 
     /// Keeps nothing, and removes what was kept.
     pub fn none(dir: &Path) -> Self {
-        match fs::remove_dir_all(dir) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                warn!(dir = %dir.display(), %error, "objects that are not to be kept were not removed");
-            }
-            _ => {}
+        if let Err(error) = files::remove_tree(dir) {
+            warn!(dir = %dir.display(), %error, "objects that are not to be kept were not removed");
         }
         Self::default()
     }
@@ -65,7 +58,9 @@ impl Kept {
         let Some((dir, file)) = self.dir.clone().and_then(|dir| Some((dir.clone(), slot.file(&dir)?))) else { return };
         let written = match serde_json::to_vec(thing) {
             Ok(text) => {
-                let write = move || write_whole(&file, &text).and_then(|new| if new { sync_dir(&dir) } else { Ok(()) });
+                let write = move || {
+                    write_changed(&file, &text, 0o600).and_then(|new| if new { sync_dir(&dir) } else { Ok(()) })
+                };
                 tokio::task::spawn_blocking(write).await.unwrap_or_else(|e| Err(io::Error::other(e)))
             }
             Err(error) => Err(error.into()),
@@ -79,7 +74,11 @@ impl Kept {
     pub fn get<T: DeserializeOwned>(&self, slot: Slot<'_>) -> Option<T> {
         let text = fs::read(slot.file(self.dir.as_ref()?)?).ok()?;
         let read = json::from_slice(&text);
-        read.inspect_err(|error| warn!(?slot, %error, "what was kept is not readable")).ok()
+        // not what is wrong there: it may be a secret's
+        read.inspect_err(|error| {
+            warn!(?slot, line = error.line(), column = error.column(), "what was kept is not readable");
+        })
+        .ok()
     }
 
     /// Forgets a thing.

@@ -5,13 +5,14 @@ use std::time::Duration;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference};
+use kube::Client;
 use kube::api::{Patch, PatchParams, PostParams};
-use kube::{Api, Client};
 use serde_json::json;
 use tokio::sync::watch;
 use tracing::debug;
 
-use crate::errors::causes;
+use super::answer::{Answer, Api};
+use super::client::said;
 
 const NAMESPACE: &str = "kube-node-lease";
 const RENEW: Duration = Duration::from_secs(10);
@@ -27,7 +28,7 @@ pub async fn keep_lease(client: Client, node: String, mut ours: watch::Receiver<
     loop {
         tick.tick().await;
         if let Err(error) = renew(&client, &node).await {
-            debug!(error = causes(&error), "lease not renewed");
+            debug!(error = said(&error), "lease not renewed");
             tick.reset_after(Duration::from_millis(500 + u64::from(rand::random::<u8>()) * 8));
         }
     }
@@ -37,7 +38,7 @@ pub async fn keep_lease(client: Client, node: String, mut ours: watch::Receiver<
 pub(super) async fn is_renewed(client: &Client, node: &str) -> Result<bool, kube::Error> {
     let api: Api<Lease> = Api::namespaced(client.clone(), NAMESPACE);
     let renewed = async || {
-        let lease = api.get_opt(node).await?;
+        let lease = api.get_opt(node).await?.map(Answer::read).transpose()?;
         Ok::<_, kube::Error>(lease.and_then(|l| l.spec).and_then(|s| s.renew_time))
     };
     let before = renewed().await?;
@@ -53,7 +54,7 @@ async fn renew(client: &Client, node: &str) -> Result<(), kube::Error> {
         Err(kube::Error::Api(status)) if status.code == 404 => {}
         other => return other.map(drop),
     }
-    let owner = Api::<Node>::all(client.clone()).get(node).await?;
+    let owner = Api::<Node>::all(client.clone()).get(node).await?.read()?;
     let lease = Lease {
         metadata: ObjectMeta {
             name: Some(node.to_owned()),
@@ -74,5 +75,5 @@ async fn renew(client: &Client, node: &str) -> Result<(), kube::Error> {
             ..LeaseSpec::default()
         }),
     };
-    api.create(&PostParams::default(), &lease).await.map(drop)
+    api.create(&PostParams::default(), &lease.into()).await.map(drop)
 }

@@ -4,9 +4,10 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{Node as NodeObject, Pod};
 use kube::api::{DeleteParams, EvictParams, ListParams, Patch, PatchParams};
-use kube::{Api, Client};
+use kube::{Client, Resource};
 use serde_json::json;
 
+use super::answer::{self, Answer, Api};
 use super::client::{ClusterError, connect, said};
 use super::join::{Join, Node, was_k3s};
 use super::mirror::mirrored;
@@ -62,9 +63,9 @@ impl Leaver {
             let mut left = Vec::new();
             for pod in pods {
                 let (namespace, name) =
-                    (pod.metadata.namespace.unwrap_or_default(), pod.metadata.name.unwrap_or_default());
+                    (pod.meta().namespace.clone().unwrap_or_default(), pod.meta().name.clone().unwrap_or_default());
                 let mut why = Ok("it has not ended yet".to_owned());
-                if pod.metadata.deletion_timestamp.is_none() {
+                if pod.meta().deletion_timestamp.is_none() {
                     let api: Api<Pod> = Api::namespaced(self.client.clone(), &namespace);
                     why = api.evict(&name, &EvictParams::default()).await.and(why);
                 }
@@ -85,9 +86,8 @@ impl Leaver {
 
     /// Deletes the Node. Clusters allow that to nodes only if somebody gave them the right. One that is gone is no error.
     pub async fn delete_node(&self) -> Result<(), String> {
-        let api: Api<NodeObject> = Api::all(self.client.clone());
-        match api.delete(&self.node, &DeleteParams::default()).await {
-            Ok(_) => Ok(()),
+        match answer::delete::<NodeObject>(&self.client, None, &self.node, &DeleteParams::default()).await {
+            Ok(()) => Ok(()),
             Err(kube::Error::Api(answer)) if answer.code == 404 => Ok(()),
             Err(error) => Err(format!(
                 "the Node {0} was not deleted: {1}; where you may: kubectl delete node {0}",
@@ -98,8 +98,9 @@ impl Leaver {
     }
 }
 
-/// A pod that runs, and that something else may run elsewhere.
-fn movable(pod: &Pod) -> bool {
+/// A pod that runs, and that something else may run elsewhere; one that cannot be read may be.
+fn movable(pod: &Answer<Pod>) -> bool {
+    let Answer::Read(pod) = pod else { return true };
     let owners = pod.metadata.owner_references.iter().flatten();
     let ended = pod.status.as_ref().and_then(|s| s.phase.as_deref());
     mirrored(pod).is_none()

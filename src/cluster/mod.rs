@@ -1,5 +1,6 @@
 //! The link to a control plane: client, Node object, lease, events, objects pods refer to. Knows nothing of containers.
 
+mod answer;
 mod bootstrap;
 mod client;
 mod client_certificate;
@@ -30,19 +31,21 @@ mod serving_certificate;
 mod status;
 mod trust_bundles;
 
+pub use answer::{Answer, Api, Unreadable};
 pub use bootstrap::Source;
-pub use client::{ClusterError, connect};
+pub use client::{ClusterError, connect, said};
+pub use complaint::Complaint;
 pub use discovery::{BootstrapToken, Pin};
 pub use events::{EventRate, EventRecorder};
-pub use join::{Given, Join, Membership, Node, Pods, join};
+pub use join::{Given, Join, Membership, Node, Pods, join, server_port};
 pub use k3s::Token;
 pub use kept::{Kept, Slot};
 pub use lease::keep_lease;
 pub use leave::{Leaver, member};
-pub use mirror::{delete_mirror, ensure_mirror, mirrored};
+pub use mirror::{MIRROR, delete_mirror, ensure_mirror, mirrored};
 pub use node::{KUBELET_VERSION, NodeSeen, NodeSettings, NodeState, keep_node, own_labels};
 pub use objects::Objects;
-pub use pods::{PodUpdate, watch_pods};
+pub use pods::{PodUpdate, SOURCE, watch_pods};
 pub use preflight::preflight;
 pub use retry::Retry;
 pub use runtime_class::runtime_handler;

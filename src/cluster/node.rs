@@ -6,13 +6,14 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Node, Taint};
+use kube::Client;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::runtime::watcher;
-use kube::{Api, Client};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
+use super::answer::{Answer, Api, Reader};
 use super::client::explained;
 use super::complaint::Complaint;
 use super::lease::is_renewed;
@@ -38,8 +39,6 @@ pub struct NodeSettings {
     pub annotations: BTreeMap<String, String>,
     /// Taints at registration.
     pub taints: Vec<Taint>,
-    /// Addresses.
-    pub node_ips: Vec<IpAddr>,
     /// Port of the kubelet API.
     pub kubelet_port: u16,
     /// What pods may have: cpu in thousandths, memory and ephemeral-storage in bytes, pods.
@@ -87,6 +86,10 @@ pub fn own_labels(name: &str, architecture: &str, more: &BTreeMap<String, String
 pub struct NodeState {
     /// Pods can be attached to the network.
     pub network_ready: bool,
+    /// Addresses of this machine by which others reach it.
+    pub node_ips: Vec<IpAddr>,
+    /// What pods cannot be given, or miss.
+    pub network_problems: Vec<String>,
     /// Types of the conditions that are true for want of something.
     pub pressures: BTreeSet<&'static str>,
     /// The machine is going to be switched off.
@@ -162,13 +165,13 @@ async fn register(
     let metadata = json!({"name": settings.name, "labels": labels, "annotations": annotations});
     let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": metadata, "spec": {"taints": settings.taints}});
     let node: Node = crate::json::convert(&node).map_err(kube::Error::SerdeError)?;
-    match api.create(&PostParams::default(), &node).await {
+    match api.create(&PostParams::default(), &node.into()).await.and_then(Answer::read) {
         Ok(made) => {
             info!(node = settings.name, "registered");
             Ok((made, Vec::new()))
         }
         Err(kube::Error::Api(answer)) if answer.code == 409 => {
-            let present = api.get(&settings.name).await?;
+            let present = api.get(&settings.name).await?.read()?;
             if let Some(other) = another(&present, machine) {
                 if is_renewed(client, &settings.name).await? {
                     return Err(Unregistered::Taken(other));
@@ -180,7 +183,7 @@ async fn register(
             if devices.is_empty() && !gone.is_empty() {
                 patch["metadata"]["annotations"][DEVICES] = Value::Null;
             }
-            Ok((api.patch(&settings.name, &PatchParams::default(), &Patch::Merge(patch)).await?, gone))
+            Ok((api.patch(&settings.name, &PatchParams::default(), &Patch::Merge(patch)).await?.read()?, gone))
         }
         Err(error) => Err(error.into()),
     }
@@ -219,7 +222,7 @@ pub async fn keep_node(
     let mut written = Value::Null;
     let mut written_at = Instant::now();
     let mut registered = false;
-    let mut gone = Vec::new();
+    let (mut gone, mut reader) = (Vec::new(), Reader::default());
     let mut tick = tokio::time::interval(COMPUTE);
     loop {
         if !registered {
@@ -256,7 +259,7 @@ pub async fn keep_node(
         let wanted = status(&settings, &machine, &state.borrow_and_update(), &gone, &present);
         if essence(&wanted) != essence(&written) || written_at.elapsed() >= REPORT {
             let changes = Patch::Strategic(patch(&wanted, &present));
-            match api.patch_status(&settings.name, &PatchParams::default(), &changes).await {
+            match api.patch_status(&settings.name, &PatchParams::default(), &changes).await.and_then(Answer::read) {
                 Ok(node) => {
                     present = node;
                     crate::service::status(&in_words(&wanted));
@@ -278,6 +281,7 @@ pub async fn keep_node(
             changed = state.changed() => if changed.is_err() { return },
             Some(event) = events.next() => match event {
                 Ok(watcher::Event::Apply(node) | watcher::Event::InitApply(node)) => {
+                    let Ok(node) = reader.read(node) else { continue };
                     if overruled(&node, &written) {
                         written = Value::Null;
                     }

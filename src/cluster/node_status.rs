@@ -64,17 +64,25 @@ pub fn status(settings: &NodeSettings, machine: &MachineInfo, state: &NodeState,
         let (status, (reason, what)) = if state.pressures.contains(kind) { ("True", short) } else { ("False", enough) };
         condition(kind, status, &format!("KubeletHas{reason}"), &format!("kubelet has {what}"))
     };
-    let warnings = settings.warnings.iter().fold(String::new(), |all, warning| all + ". WARNING: " + warning);
+    let network = state.network_problems.iter().map(|p| format!("network: {p}")).collect::<Vec<_>>();
+    let also = if state.network_ready { network.as_slice() } else { &[] };
+    let warnings =
+        settings.warnings.iter().chain(also).fold(String::new(), |all, warning| all + ". WARNING: " + warning);
     let ready = if state.shutting_down {
         condition("Ready", "False", "KubeletNotReady", "node is shutting down")
+    } else if state.node_ips.is_empty() {
+        // one without an address is not reached: better none than one that is everybody's own (127.0.0.1)
+        let message = format!("network: this machine has no address yet by which others reach it{warnings}");
+        condition("Ready", "False", "KubeletNotReady", &message)
     } else if state.network_ready {
         condition("Ready", "True", "KubeletReady", &format!("kubelet is posting ready status{warnings}"))
     } else {
-        let message = format!("container runtime network not ready: this node has no pod CIDR yet{warnings}");
+        let why = if network.is_empty() { "this node has no pod CIDR yet".to_owned() } else { network.join("; ") };
+        let message = format!("container runtime network not ready: {why}{warnings}");
         condition("Ready", "False", "KubeletNotReady", &message)
     };
     let mut addresses: Vec<Value> =
-        settings.node_ips.iter().map(|ip| json!({"type": "InternalIP", "address": ip.to_string()})).collect();
+        state.node_ips.iter().map(|ip| json!({"type": "InternalIP", "address": ip.to_string()})).collect();
     addresses.push(json!({"type": "Hostname", "address": settings.name}));
     let images: Vec<Value> = state.images.iter().take(50).map(|(n, s)| json!({"names": n, "sizeBytes": s})).collect();
     let mut own = vec![

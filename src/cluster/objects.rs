@@ -16,18 +16,20 @@ use k8s_openapi::api::core::v1::{
     ClusterTrustBundleProjection, ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, PodCertificateProjection,
     Secret, ServiceAccount,
 };
+use kube::Client;
 use kube::api::PostParams;
 use kube::runtime::watcher;
-use kube::{Api, Client};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tracing::warn;
 
+use super::answer::{Answer, Api, Reader, Unreadable};
+use super::client::said;
 use super::kept::{Kept, Slot};
 use super::pod_certificates::PodCertificates;
-use super::retry::patient;
+use super::retry::{patient, reason};
 use super::trust_bundles::TrustBundles;
 use crate::volume::{ObjectKey, ObjectKind, ObjectSource, PodCertificate};
 
@@ -142,7 +144,7 @@ where
     let (tx, rx) = watch::channel(Seen::Unknown(None));
     let task = tokio::spawn(async move {
         let mut events = patient(None, watcher(api, config)).boxed();
-        let mut listed = None;
+        let (mut listed, mut reader) = (None, Reader::default());
         while let Some(event) = events.next().await {
             let object = match event {
                 Ok(watcher::Event::Init) => {
@@ -150,18 +152,23 @@ where
                     continue;
                 }
                 Ok(watcher::Event::InitApply(object)) => {
-                    listed = Some(Arc::new(object));
+                    listed = Some(reader.read(object));
                     continue;
                 }
-                Ok(watcher::Event::InitDone) => listed.take(),
-                Ok(watcher::Event::Apply(object)) => Some(Arc::new(object)),
-                Ok(watcher::Event::Delete(_)) => None,
+                Ok(watcher::Event::InitDone) => listed.take().transpose().map_err(|it: Unreadable| it.why),
+                Ok(watcher::Event::Apply(object)) => reader.read(object).map(Some).map_err(|it| it.why),
+                Ok(watcher::Event::Delete(_)) => Ok(None),
+                Err(error) => Err(reason(&error)),
+            };
+            let object = match object {
+                Ok(object) => object.map(Arc::new),
                 Err(error) => {
                     tx.send_if_modified(|seen| match seen {
                         Seen::Unknown(last) => {
-                            *last = Some(error.to_string());
+                            *last = Some(error);
                             true
                         }
+                        // what was read before stays in use
                         Seen::Known(_) => false,
                     });
                     continue;
@@ -231,13 +238,13 @@ async fn get<K: Clone + Debug + DeserializeOwned + Serialize>(
     slot: Slot<'_>,
     name: &str,
 ) -> Result<Option<K>, String> {
-    match api.get_opt(name).await {
+    match api.get_opt(name).await.and_then(|found| found.map(Answer::read).transpose()) {
         Ok(Some(object)) => {
             kept.put(slot, &object).await;
             Ok(Some(object))
         }
         Ok(None) => Ok(None),
-        Err(error) => or_kept(kept.get(slot), || format!("reading {} {name:?}: {error}", slot.0)),
+        Err(error) => or_kept(kept.get(slot), || format!("reading {} {name:?}: {}", slot.0, said(&error))),
     }
 }
 
@@ -396,8 +403,9 @@ impl Objects {
             }),
             ..TokenRequest::default()
         };
-        let what = |e| format!("requesting a token of service account {namespace}/{account}: {e}");
-        let answer = api.create_token_request(account, &PostParams::default(), &request).await.map_err(what)?;
+        let what = |why: String| format!("requesting a token of service account {namespace}/{account}: {why}");
+        let answer = api.create_subresource("token", account, &PostParams::default(), &request).await;
+        let answer = answer.and_then(Answer::<TokenRequest>::read).map_err(|e| what(said(&e)))?;
         let status =
             answer.status.ok_or_else(|| format!("no token of service account {namespace}/{account} in the answer"))?;
         let expires = status.expiration_timestamp.map_or(0, |t| t.0.as_second());

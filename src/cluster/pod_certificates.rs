@@ -14,9 +14,9 @@ use k8s_openapi::api::certificates::v1beta1::{
 };
 use k8s_openapi::api::core::v1::{Node, Pod, PodCertificateProjection, ServiceAccount};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use kube::Client;
 use kube::api::PostParams;
 use kube::runtime::watcher;
-use kube::{Api, Client};
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, SignatureAlgorithm};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -24,9 +24,10 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
+use super::answer::{Answer, Api, Reader};
+use super::client::said;
 use super::kept::{Kept, Slot};
 use super::retry::patient;
-use crate::errors::causes;
 use crate::pki;
 use crate::volume::PodCertificate;
 
@@ -164,12 +165,18 @@ impl PodCertificates {
         let Wanted { namespace, pod: (name, uid), account, source } = wanted;
         let later = |what: &str| {
             let what = what.to_owned();
-            move |e: kube::Error| Trouble::Later(format!("{what}: {}", causes(&e)))
+            move |e: kube::Error| Trouble::Later(format!("{what}: {}", said(&e)))
         };
         let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), namespace);
-        let account_uid =
-            accounts.get(account).await.map_err(later(&format!("service account {account}")))?.metadata.uid;
-        let node: Node = Api::all(client.clone()).get(&self.node).await.map_err(later("reading the Node"))?;
+        let account_uid = accounts
+            .get(account)
+            .await
+            .and_then(Answer::read)
+            .map_err(later(&format!("service account {account}")))?
+            .metadata
+            .uid;
+        let node = Api::<Node>::all(client.clone()).get(&self.node).await.and_then(Answer::read);
+        let node = node.map_err(later("reading the Node"))?;
         let (key, request) = proof(&source.key_type).map_err(Trouble::Refused)?;
         let owner = OwnerReference {
             api_version: "v1".to_owned(),
@@ -200,7 +207,7 @@ impl PodCertificates {
             status: None,
         };
         let api: Api<PodCertificateRequest> = Api::namespaced(client.clone(), namespace);
-        let made = api.create(&PostParams::default(), &request).await;
+        let made = api.create(&PostParams::default(), &request.into()).await.and_then(Answer::read);
         let made = made.map_err(later("creating a PodCertificateRequest"))?.metadata.name.unwrap_or_default();
         let waiting = tokio::time::timeout(ISSUE, decided(api, &made, &self.node));
         let late = || Trouble::Later(format!("PodCertificateRequest {made} was not answered in time"));
@@ -214,9 +221,11 @@ async fn decided(api: Api<PodCertificateRequest>, name: &str, node: &str) -> Opt
     // a node may watch those of its pods only
     let fields = format!("metadata.name={name},spec.nodeName={node}");
     let mut events = patient(None, watcher(api, watcher::Config::default().fields(&fields))).boxed();
+    let mut reader = Reader::default();
     while let Some(event) = events.next().await {
         match event {
             Ok(watcher::Event::Apply(request) | watcher::Event::InitApply(request)) => {
+                let Ok(request) = reader.read(request) else { continue };
                 let status = request.status.filter(|s| s.conditions.as_ref().is_some_and(|c| !c.is_empty()));
                 if status.is_some() {
                     return status;

@@ -9,17 +9,17 @@ use k8s_openapi::api::authorization::v1::{
 };
 use kube::api::PostParams;
 use kube::client::ClientBuilder;
-use kube::{Api, Client, Config};
+use kube::{Client, Config};
 use reqwest::Url;
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
 
+use super::answer::{Answer, Api};
 use super::bootstrap::{Bootstrap, Source, server_of};
-use super::client::{ClusterError, connect, way};
+use super::client::{ClusterError, connect, said, way};
 use super::https::{self, CONNECT, Trust};
 use super::join::{Join, Node, shows_k3s, was_k3s};
-use super::k3s::{Supervisor, Token};
-use crate::errors::causes;
+use super::k3s::{Proof, Token};
 use crate::machine::check::{Finding, State};
 
 /// Clocks that differ by more make certificates that were just made, or are about to end, look wrong; in seconds.
@@ -119,10 +119,11 @@ fn clock(ours: Timestamp, theirs: Timestamp) -> Finding {
 /// A kubeconfig must be of the node that is going to use it.
 async fn user(client: Client, node: &Node) -> Finding {
     let api: Api<SelfSubjectReview> = Api::all(client);
-    let who = match api.create(&PostParams::default(), &SelfSubjectReview::default()).await {
-        Ok(review) => review.status.and_then(|s| s.user_info).and_then(|u| u.username).unwrap_or_default(),
-        Err(error) => return wrong("kubeconfig", ClusterError::api("asking who this is")(error).to_string()),
-    };
+    let who =
+        match api.create(&PostParams::default(), &SelfSubjectReview::default().into()).await.and_then(Answer::read) {
+            Ok(review) => review.status.and_then(|s| s.user_info).and_then(|u| u.username).unwrap_or_default(),
+            Err(error) => return wrong("kubeconfig", ClusterError::api("asking who this is")(error).to_string()),
+        };
     if who == format!("system:node:{}", node.name) {
         return Finding::ok("kubeconfig", format!("of {who}"));
     }
@@ -177,7 +178,7 @@ async fn may_ask(config: &Config) -> Result<Finding, String> {
     };
     let spec = SelfSubjectAccessReviewSpec { resource_attributes: Some(attributes), ..Default::default() };
     let review = SelfSubjectAccessReview { spec, ..SelfSubjectAccessReview::default() };
-    match Api::all(client).create(&PostParams::default(), &review).await {
+    match Api::all(client).create(&PostParams::default(), &review.into()).await.and_then(Answer::read) {
         Ok(SelfSubjectAccessReview { status: Some(SubjectAccessReviewStatus { allowed: true, .. }), .. }) => {
             Ok(Finding::ok("token", "accepted, and may ask for a certificate"))
         }
@@ -192,26 +193,29 @@ async fn may_ask(config: &Config) -> Result<Finding, String> {
             "not accepted: it is another one, or expired",
             "`kubeadm token create --print-join-command` on the control plane makes another",
         )),
-        Err(error) => Err(causes(&error)),
+        Err(error) => Err(said(&error)),
     }
 }
 
 async fn k3s(server: &str, token: Option<&Token>, node: &Node, findings: &mut Vec<Finding>) -> Result<(), Finding> {
-    if node.k3s(server, token).client().await.map_err(|e| wrong("membership", e))?.is_some() {
+    let how = node.k3s(server, token);
+    if how.client().await.map_err(|e| wrong("membership", e))?.is_some() {
         findings.push(Finding::ok("membership", "this node has joined this server before"));
         return Ok(());
     }
     let token = token.ok_or_else(|| {
-        let mend = "--token: it is in /var/lib/rancher/k3s/server/node-token on the server";
+        let mend = "--token: `k3s token create` on the server makes one, or it is in its \
+                    /var/lib/rancher/k3s/server/agent-token";
         Finding::missing("token", format!("none, and this node is no member of {server}"), mend)
     })?;
-    let supervisor = Supervisor::discover(server, token).await.map_err(|e| wrong("cluster", e))?;
-    findings.push(match (supervisor.trust(), &token.hash) {
-        (Trust::System, _) => Finding::ok("cluster", format!("{server}, by a CA of this system")),
-        (_, Some(_)) => Finding::ok("cluster", format!("{server}, by the hash in the token")),
-        (_, None) => {
-            let mend = "the whole token, K10...::server:..., makes sure";
-            Finding::warning("cluster", format!("whoever answers at {server}: the token has no hash in it"), mend)
+    let supervisor = how.discover(server, token).await.map_err(|e| wrong("cluster", e))?;
+    findings.push(match supervisor.proof {
+        Proof::Hash => Finding::ok("cluster", format!("{server}, by the hash in the token")),
+        Proof::Kept => Finding::ok("cluster", format!("{server}, by the CA this node knows")),
+        Proof::System => Finding::ok("cluster", format!("{server}, by a CA of this system")),
+        Proof::Nothing => {
+            let found = format!("whoever answers at {server}, as unsafeSkipCAVerification says");
+            Finding::warning("cluster", found, "the whole token, K10<hash>::..., makes sure")
         }
     });
     supervisor.ready().await.map_err(|e| wrong("server", e))?;

@@ -72,7 +72,8 @@ pub fn patient<K: Send>(
     })
 }
 
-fn reason(error: &watcher::Error) -> String {
+/// What is wrong with a watch.
+pub(super) fn reason(error: &watcher::Error) -> String {
     match error {
         watcher::Error::InitialListFailed(e) | watcher::Error::WatchStartFailed(e) | watcher::Error::WatchFailed(e) => {
             explained(e)

@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::runtime::watcher;
-use kube::{Api, Client};
+use kube::{Client, Resource};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tracing::warn;
 
+use super::answer::{Api, Reader};
 use super::kept::{Kept, Slot};
 use super::retry::patient;
 
@@ -59,17 +61,29 @@ impl Services {
         tokio::spawn(async move {
             let api: Api<Service> = Api::all(client);
             let mut events = patient(Some("services"), watcher(api, watcher::Config::default())).boxed();
-            let mut fresh = Table::new();
+            let (mut fresh, mut reader) = (Table::new(), Reader::default());
             while let Some(event) = events.next().await {
                 match event {
                     Ok(watcher::Event::Init) => fresh.clear(),
-                    Ok(watcher::Event::InitApply(service)) => put(&mut fresh, &service),
+                    Ok(watcher::Event::InitApply(service)) => {
+                        let key = key(service.meta());
+                        match reader.read(service) {
+                            Ok(service) => put(&mut fresh, &service),
+                            Err(_) => {
+                                fresh.extend(locked(&table).get_key_value(&key).map(|(k, v)| (k.clone(), v.clone())));
+                            }
+                        }
+                    }
                     Ok(watcher::Event::InitDone) => {
                         *locked(&table) = std::mem::take(&mut fresh);
                         tx.send_replace(true);
                     }
-                    Ok(watcher::Event::Apply(service)) => put(&mut locked(&table), &service),
-                    Ok(watcher::Event::Delete(service)) => drop(locked(&table).remove(&key(&service))),
+                    Ok(watcher::Event::Apply(service)) => {
+                        if let Ok(service) = reader.read(service) {
+                            put(&mut locked(&table), &service);
+                        }
+                    }
+                    Ok(watcher::Event::Delete(service)) => drop(locked(&table).remove(&key(service.meta()))),
                     Err(_) => {}
                 }
             }
@@ -113,8 +127,7 @@ fn locked(table: &Mutex<Table>) -> MutexGuard<'_, Table> {
     table.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn key(service: &Service) -> (String, String) {
-    let metadata = &service.metadata;
+fn key(metadata: &ObjectMeta) -> (String, String) {
     (metadata.namespace.clone().unwrap_or_default(), metadata.name.clone().unwrap_or_default())
 }
 
@@ -125,9 +138,9 @@ fn put(table: &mut Table, service: &Service) {
             let ports = spec.ports.into_iter().flatten();
             let ports =
                 ports.map(|p| (p.name.unwrap_or_default(), p.protocol.unwrap_or_else(|| "TCP".to_owned()), p.port));
-            table.insert(key(service), Known { ip, ports: ports.collect() });
+            table.insert(key(&service.metadata), Known { ip, ports: ports.collect() });
         }
-        None => drop(table.remove(&key(service))),
+        None => drop(table.remove(&key(&service.metadata))),
     }
 }
 

@@ -3,9 +3,10 @@
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::ConfigMap;
-use kube::{Api, Client};
+use kube::Client;
 use rcgen::KeyPair;
 
+use super::answer::{Answer, Api};
 use super::client::ClusterError;
 use super::csr::{self, Wanted};
 use super::retry::Retry;
@@ -32,7 +33,7 @@ pub async fn client_ca(client: Client) -> Result<Option<String>, ClusterError> {
     let api: Api<ConfigMap> = Api::namespaced(client, "kube-system");
     let mut retry = Retry::default();
     loop {
-        match api.get("extension-apiserver-authentication").await {
+        match api.get("extension-apiserver-authentication").await.and_then(Answer::read) {
             Ok(found) => return Ok(found.data.and_then(|mut d| d.remove("client-ca-file"))),
             Err(kube::Error::Api(answer)) if matches!(answer.code, 403 | 404) => {
                 return Err(ClusterError::api("reading the cluster's client CA")(kube::Error::Api(answer)));

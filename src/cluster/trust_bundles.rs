@@ -8,17 +8,17 @@ use std::time::Duration;
 use futures::StreamExt;
 use k8s_openapi::api::certificates::v1beta1::ClusterTrustBundle;
 use k8s_openapi::api::core::v1::ClusterTrustBundleProjection;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use kube::core::{Selector, SelectorExt};
 use kube::runtime::watcher;
-use kube::{Api, Client};
+use kube::{Client, Resource};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
-use super::retry::patient;
-use crate::errors::causes;
+use super::answer::{Api, Reader};
+use super::retry::{patient, reason};
 use crate::pki;
 
 /// How long a first read waits for the API server.
@@ -85,24 +85,34 @@ impl TrustBundles {
 fn start(client: Client, changed: watch::Sender<u64>) -> (watch::Receiver<Option<Seen>>, AbortHandle) {
     let (tx, rx) = watch::channel(None);
     let task = tokio::spawn(async move {
-        let mut events = patient(None, watcher(Api::all(client), watcher::Config::default())).boxed();
+        let mut events =
+            patient(None, watcher(Api::<ClusterTrustBundle>::all(client), watcher::Config::default())).boxed();
         let mut bundles: BTreeMap<String, Arc<ClusterTrustBundle>> = BTreeMap::new();
-        let mut listing = true;
-        let name = |b: &ClusterTrustBundle| b.metadata.name.clone().unwrap_or_default();
+        let mut before = BTreeMap::new();
+        let (mut listing, mut reader) = (true, Reader::default());
+        let name = |b: &ObjectMeta| b.name.clone().unwrap_or_default();
         while let Some(event) = events.next().await {
             match event {
                 Ok(watcher::Event::Init) => {
-                    bundles.clear();
+                    before = std::mem::take(&mut bundles);
                     listing = true;
                 }
                 Ok(watcher::Event::InitApply(bundle) | watcher::Event::Apply(bundle)) => {
-                    bundles.insert(name(&bundle), Arc::new(bundle));
+                    let name = name(bundle.meta());
+                    let read = reader.read(bundle).ok().map(Arc::new);
+                    // one that cannot be read stays what it was
+                    if let Some(bundle) = read.or_else(|| before.remove(&name)) {
+                        bundles.insert(name, bundle);
+                    }
                 }
-                Ok(watcher::Event::Delete(bundle)) => drop(bundles.remove(&name(&bundle))),
-                Ok(watcher::Event::InitDone) => listing = false,
+                Ok(watcher::Event::Delete(bundle)) => drop(bundles.remove(&name(bundle.meta()))),
+                Ok(watcher::Event::InitDone) => {
+                    before.clear();
+                    listing = false;
+                }
                 Err(error) => {
                     // what was read before stays in use
-                    let error = format!("reading ClusterTrustBundles: {}", causes(&error));
+                    let error = format!("reading ClusterTrustBundles: {}", reason(&error));
                     tx.send_if_modified(|seen| {
                         !matches!(seen, Some(Ok(_))) && {
                             *seen = Some(Err(error));

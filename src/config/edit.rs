@@ -9,7 +9,8 @@ use serde_json::{Map, Value};
 use super::{Settings, parse};
 
 /// What says which cluster is joined, and by what right.
-const MEMBERSHIP: [&str; 6] = ["kubeconfig", "bootstrapKubeconfig", "server", "token", "tokenFile", "caCertHash"];
+const MEMBERSHIP: [&str; 7] =
+    ["kubeconfig", "bootstrapKubeconfig", "server", "token", "tokenFile", "caCertHash", "unsafeSkipCAVerification"];
 
 /// A top-level key with its value, or lines between such.
 struct Block<'a> {
@@ -77,6 +78,11 @@ pub fn replaced(given: &Settings) -> Vec<&'static str> {
         return MEMBERSHIP.to_vec();
     }
     if given.token_file.is_some() { vec!["token", "tokenFile"] } else { vec![] }
+}
+
+/// The file that these settings have the token in.
+pub fn token_file(text: &str) -> Result<Option<PathBuf>, String> {
+    Ok(parse(text)?.token_file)
 }
 
 /// The settings of a membership, which go when the node leaves.

@@ -102,6 +102,15 @@ pub(super) fn policy(flags: &Settings, file: &Settings) -> Result<Policy, Config
     Ok(Policy { thresholds, max_pod_grace: Duration::from_secs(grace.into()), transition })
 }
 
+/// Whether `enforceNodeAllocatable` names the pods, as it does where it is not set.
+pub(super) fn enforced(whom: Option<Vec<String>>) -> Result<bool, ConfigError> {
+    let Some(whom) = whom else { return Ok(true) };
+    if let Some(other) = whom.iter().find(|w| !matches!(w.as_str(), "pods" | "none")) {
+        return wrong(format!("enforceNodeAllocatable {other:?}: only pods can be held to it; write pods or none"));
+    }
+    Ok(whom.iter().any(|w| w == "pods"))
+}
+
 /// The sum of `kubeReserved` and `systemReserved`: cpu in thousandths, memory and ephemeral-storage in bytes.
 pub(super) fn reserved(lists: [&[String]; 2]) -> Result<BTreeMap<String, u64>, ConfigError> {
     let mut sums = BTreeMap::new();

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{ConfigError, Settings, duration, mistake, providers, wrong};
-use crate::image::{GcPolicy, Registries, StoreConfig, node_config_files};
+use crate::image::{GcPolicy, Registries, StoreConfig, Verification, node_config_files};
 
 /// Where a `registries.yaml` is looked for when none is named: the first there is counts.
 const REGISTRIES: [&str; 2] = ["/etc/pikelet/registries.yaml", "/etc/rancher/k3s/registries.yaml"];
@@ -60,6 +60,18 @@ pub(super) fn store(root_dir: &Path, flags: &Settings, file: &Settings) -> Resul
             flags.serialize_image_pulls.or(file.serialize_image_pulls),
             flags.max_parallel_image_pulls.or(file.max_parallel_image_pulls),
         )?,
+        verification: Verification::parse(
+            flags
+                .image_pull_credentials_verification_policy
+                .as_ref()
+                .or(file.image_pull_credentials_verification_policy.as_ref())
+                .map(String::as_str),
+            match flags.preloaded_images_verification_allowlist.as_slice() {
+                [] => &file.preloaded_images_verification_allowlist,
+                list => list,
+            },
+        )
+        .map_err(ConfigError)?,
         import_dir: Some(import_dir.cloned().unwrap_or_else(|| root_dir.join("images-import"))),
         keep_blobs: flags.keep_blobs.or(file.keep_blobs).unwrap_or(false),
         max_unpack_ratio: match flags.max_image_unpack_ratio.or(file.max_image_unpack_ratio) {
@@ -124,6 +136,17 @@ mod tests {
     }
 
     #[test]
+    fn who_may_use_what_is_here_is_spelled_as_the_kubelet_does() {
+        let of = |text: &str| store(Path::new("/r"), &Settings::default(), &parse(text)).map(|s| s.verification);
+        assert_eq!(of("port: 1").unwrap(), Verification::NeverVerifyPreloadedImages);
+        assert_eq!(of("imagePullCredentialsVerificationPolicy: AlwaysVerify").unwrap(), Verification::AlwaysVerify);
+        let listed = of("imagePullCredentialsVerificationPolicy: NeverVerifyAllowlistedImages\n\
+                         preloadedImagesVerificationAllowlist: [\"r.example/*\"]");
+        assert_eq!(listed.unwrap(), Verification::NeverVerifyAllowlistedImages(vec!["r.example/*".into()]));
+        assert!(of("preloadedImagesVerificationAllowlist: [r]").unwrap_err().to_string().contains("needs"));
+    }
+
+    #[test]
     fn archives_blobs_and_limits_are_set() {
         let of = |text: &str| store(Path::new("/r"), &Settings::default(), &parse(text));
         let default = of("port: 1").unwrap();
@@ -159,6 +182,10 @@ mod tests {
         assert_eq!(of("---\n# nothing yet\n").unwrap().private, Registries::default());
         let error = of("mirrors:\n  r.example:\n    endpoints: []\n").unwrap_err().to_string();
         assert!(error.contains("\"endpoints\"") && error.contains("\"endpoint\""), "{error}");
+        for text in ["configs: {r: {auth: \"u:hunter2\"}}", "configs: {r: {auth: {username:u,password:hunter2}}}"] {
+            let error = of(text).unwrap_err().to_string();
+            assert!(!error.contains("hunter2") && error.contains("line 1"), "{error}");
+        }
         assert!(of("mirrors: {r: {endpoint: [\"ftp://x\"]}}").unwrap_err().to_string().contains("http or https"));
         std::fs::remove_file(&path).unwrap();
         assert!(of_missing(&path).contains("No such file"));

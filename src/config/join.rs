@@ -35,14 +35,18 @@ pub fn join(root_dir: &Path, flags: &Settings, file: &Settings) -> Result<Option
                 Box::new(Join::Bootstrap { source, kubeconfig: kept() })
             };
             let k3s = |token| Box::new(Join::K3s { server: server.clone(), token });
+            let unsafely = flags.unsafe_skip_ca_verification.or(file.unsafe_skip_ca_verification).unwrap_or(false);
+            let of_k3s = |text: &str| {
+                let token = Token::parse(text).map_err(|e| ConfigError(format!("token: {e}")))?;
+                Ok(token.shown_to_anybody(unsafely))
+            };
             // only kubeadm has hashes of its own; a bootstrap token alone may be of either
             Ok(Some(match text.as_deref().map(|text| (BootstrapToken::parse(text), text)) {
                 None if pins.is_empty() => Join::Ask { k3s: k3s(None), bootstrap: bootstrap(None) },
                 None => *bootstrap(None),
                 Some((Some(token), _)) if !pins.is_empty() => *bootstrap(Some(token)),
                 Some((Some(token), text)) => {
-                    let of_k3s = Token::parse(text).map_err(|e| ConfigError(format!("token: {e}")))?;
-                    Join::Ask { k3s: k3s(Some(of_k3s)), bootstrap: bootstrap(Some(token)) }
+                    Join::Ask { k3s: k3s(Some(of_k3s(text)?)), bootstrap: bootstrap(Some(token)) }
                 }
                 Some((None, _)) if !pins.is_empty() => {
                     return wrong(
@@ -51,7 +55,7 @@ pub fn join(root_dir: &Path, flags: &Settings, file: &Settings) -> Result<Option
                             .to_owned(),
                     );
                 }
-                Some((None, text)) => *k3s(Some(Token::parse(text).map_err(|e| ConfigError(format!("token: {e}")))?)),
+                Some((None, text)) => *k3s(Some(of_k3s(text)?)),
             }))
         }
         (None, None) => Ok(kubeconfig.cloned().map(Join::Kubeconfig)),
@@ -60,6 +64,12 @@ pub fn join(root_dir: &Path, flags: &Settings, file: &Settings) -> Result<Option
 
 fn url(server: &str) -> Result<String, ConfigError> {
     let server = if server.contains("://") { server.to_owned() } else { format!("https://{server}") };
+    // a name and a password in it would be in every message about this server
+    if server.contains('@') {
+        return wrong(
+            "server: a URL such as https://server:6443 has no user in it: the token goes into token".to_owned(),
+        );
+    }
     let parsed = reqwest::Url::parse(&server).map_err(|e| ConfigError(format!("server {server:?}: {e}")))?;
     if parsed.scheme() != "https" || parsed.host_str().is_none() || !matches!(parsed.path(), "" | "/") {
         return wrong(format!("server {server:?}: it is a URL such as https://server:6443"));
@@ -129,6 +139,8 @@ mod tests {
     #[test]
     fn mistakes_are_named() {
         let server = |server: &str| Settings { server: Some(server.into()), ..Settings::default() };
+        let error = of(server("https://u:hunter2@s:6443"), Settings::default()).unwrap_err();
+        assert!(error.contains("no user in it") && !error.contains("hunter2"), "{error}");
         for bad in ["http://s", "https://s/path", "https://"] {
             assert!(of(server(bad), Settings::default()).unwrap_err().contains("server"), "{bad}");
         }

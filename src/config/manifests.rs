@@ -7,6 +7,7 @@ use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use serde_json::{Map, Value, json};
 
 use super::{ConfigError, Settings, duration, wrong};
+use crate::errors::bare;
 use crate::pod::source::{CHECK, Remote, Sources};
 
 pub(super) fn sources(flags: &Settings, file: &Settings) -> Result<Sources, ConfigError> {
@@ -37,9 +38,9 @@ fn check(name: &str, text: Option<&String>) -> Result<Duration, ConfigError> {
 }
 
 fn address(text: &str) -> Result<Url, ConfigError> {
-    let url = Url::parse(text).map_err(|e| ConfigError(format!("staticPodURL {text:?}: {e}")))?;
+    let url = Url::parse(text).map_err(|e| ConfigError(format!("staticPodURL: {e}")))?;
     if !matches!(url.scheme(), "http" | "https") {
-        return wrong(format!("staticPodURL {text:?}: it begins with http:// or https://"));
+        return wrong("staticPodURL: it begins with http:// or https://".to_owned());
     }
     Ok(url)
 }
@@ -64,7 +65,7 @@ pub(super) fn written(sources: &Sources) -> Value {
     let masked: Map<_, _> = names.map(|name| (name.to_string(), json!(["<masked>"]))).collect();
     json!({
         "staticPodPath": sources.folder, "fileCheckFrequency": seconds(sources.folder_check),
-        "staticPodURL": remote.map(|r| r.url.as_str()), "staticPodURLHeader": masked,
+        "staticPodURL": remote.map(|r| bare(&r.url)), "staticPodURLHeader": masked,
         "httpCheckFrequency": seconds(remote.map_or(CHECK, |r| r.check)),
     })
 }

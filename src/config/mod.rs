@@ -26,14 +26,16 @@ mod images;
 mod join;
 mod limits;
 mod manifests;
-mod mistake;
+pub(crate) mod mistake;
 mod providers;
 mod settings;
+mod shown;
 mod shutdown;
 mod storage;
 mod values;
 
 pub use settings::Settings;
+pub(crate) use shown::hidden;
 pub use storage::{Place, Storage};
 pub(crate) use values::duration;
 use values::{labels, taint};
@@ -120,6 +122,8 @@ pub struct NodeConfig {
     pub max_pods: u32,
     /// Devices that pods may ask for.
     pub devices: Vec<DeviceResource>,
+    /// The kernel holds all pods together to what is not reserved.
+    pub enforce_allocatable: bool,
     /// Kept from pods: cpu in thousandths, memory and ephemeral-storage in bytes.
     pub reserved: BTreeMap<String, u64>,
 }
@@ -194,8 +198,10 @@ impl Config {
             "nodeStatusUpdateFrequency": "10s", "nodeStatusReportFrequency": "5m0s", "nodeLeaseDurationSeconds": 40,
             "kubeReserved": {"cpu": reserved("cpu", "m"), "memory": reserved("memory", ""),
                 "ephemeral-storage": reserved("ephemeral-storage", "")},
+            "enforceNodeAllocatable": [if self.node.enforce_allocatable { "pods" } else { "none" }],
             "serializeImagePulls": self.images.max_parallel_pulls == Some(1),
             "maxParallelImagePulls": self.images.max_parallel_pulls.unwrap_or(crate::image::PULLS),
+            "imagePullCredentialsVerificationPolicy": self.images.verification.name(),
             "imageGCHighThresholdPercent": self.image_gc.high_percent,
             "imageGCLowThresholdPercent": self.image_gc.low_percent,
             "imageMinimumGCAge": format!("{}s", self.image_gc.min_age.as_secs_f64()),
@@ -291,6 +297,7 @@ impl Config {
             taints: taints.iter().map(|t| taint(t)).collect::<Result<_, _>>()?,
             max_pods: flags.max_pods.or(file.max_pods).unwrap_or(110),
             devices: devices::devices(file.devices)?,
+            enforce_allocatable: eviction::enforced(flags.enforce_node_allocatable.or(file.enforce_node_allocatable))?,
             reserved: eviction::reserved([
                 &list(flags.kube_reserved, file.kube_reserved),
                 &list(flags.system_reserved, file.system_reserved),
@@ -398,6 +405,20 @@ mod tests {
         let k3s = "node-name: pi\nnode-ip: 10.0.0.1,fd00::1\nnode-label: [a=b]\ncluster-dns: 10.43.0.10\n";
         let config = Config::resolve(Settings::default(), parse(k3s).unwrap()).unwrap();
         assert_eq!((config.node.ips.len(), config.node.labels["a"].as_str()), (2, "b"));
+    }
+
+    #[test]
+    fn a_mistake_shows_nothing_of_what_stands_around_it() {
+        let secret = "K10deadbeef::server:hunter2";
+        for after in ["port: abc", "port: [1", "token: x", "nodeNam: x", "\"", "maxPods: {a: hunter2}", "port: hunter2"]
+        {
+            let error = parse(&format!("nodeName: n\ntoken: {secret}\n{after}\n")).unwrap_err();
+            assert!(!error.contains("hunter2") && error.contains("line ") && error.lines().count() == 1, "{error}");
+        }
+        for wrong in ["token:hunter2", "nodeIP: hunter2", "{token:hunter2}", "registries: {r: {username: hunter2}}"] {
+            let error = parse(&format!("{wrong}\n")).unwrap_err();
+            assert!(!error.contains("hunter2"), "{error}");
+        }
     }
 
     #[test]

@@ -49,6 +49,17 @@ pub struct Settings {
     )]
     #[serde(alias = "ca-cert-hash", with = "one_or_many")]
     pub ca_cert_hash: Vec<String>,
+    /// Show a token with no hash in it to a k3s server whose CA nothing vouches for: whoever answers gets the token, and
+    /// this node
+    #[arg(
+        long = "unsafe-skip-ca-verification",
+        alias = "discovery-token-unsafe-skip-ca-verification",
+        num_args = 0..=1,
+        default_missing_value = "true",
+        value_name = "BOOL"
+    )]
+    #[serde(rename = "unsafeSkipCAVerification", alias = "unsafe-skip-ca-verification")]
+    pub unsafe_skip_ca_verification: Option<bool>,
     /// Name of the Node [default: the host name]
     #[arg(long, alias = "hostname-override", env = "K3S_NODE_NAME", value_name = "NAME")]
     #[serde(alias = "hostnameOverride", alias = "node-name")]
@@ -205,6 +216,9 @@ pub struct Settings {
     #[arg(long, value_delimiter = ',', value_name = "RESOURCE=QUANTITY")]
     #[serde(deserialize_with = "labels")]
     pub system_reserved: Vec<String>,
+    /// Whom the kernel holds to what is not reserved: `pods` [default] or `none`
+    #[arg(long, value_delimiter = ',', value_name = "WHOM")]
+    pub enforce_node_allocatable: Option<Vec<String>>,
     /// Pods are evicted at once below these [default: memory.available<100Mi (a tenth of less than 1 GB),
     /// nodefs.available<5%, nodefs.inodesFree<5%, imagefs.available<5%, imagefs.inodesFree<5%]
     #[arg(long, value_delimiter = ',', value_name = "SIGNAL<AMOUNT")]
@@ -297,6 +311,13 @@ pub struct Settings {
     /// Images pulled at once [default: 3]
     #[arg(long, value_name = "NUMBER")]
     pub max_parallel_image_pulls: Option<i32>,
+    /// Which images that are here already need no login: `NeverVerify`, `NeverVerifyPreloadedImages`,
+    /// `NeverVerifyAllowlistedImages` or `AlwaysVerify` [default: `NeverVerifyPreloadedImages`]
+    #[arg(long, value_name = "POLICY")]
+    pub image_pull_credentials_verification_policy: Option<String>,
+    /// Images of `NeverVerifyAllowlistedImages`, all below a name with /* at its end
+    #[arg(long, value_delimiter = ',', value_name = "IMAGE")]
+    pub preloaded_images_verification_allowlist: Vec<String>,
     /// Percentage of disk use above which unused images are removed, 100 for never [default: 85]
     #[arg(long = "image-gc-high-threshold", value_name = "PERCENT")]
     #[serde(rename = "imageGCHighThresholdPercent")]

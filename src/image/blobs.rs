@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::digest::{hex, is_hex};
+use super::digest::{hex, is_hex, matches};
 use super::hashed::Hashed;
-use crate::durable::{sync_dir, write_whole};
+use super::layers::Gone;
+use crate::files::{self, sync_dir, write_changed};
 
 /// The blobs of a store; cheap to clone.
 #[derive(Clone)]
@@ -21,7 +22,7 @@ impl Blobs {
     /// Opens (and where needed creates) the blobs of the layout in `store`; what an earlier run wrote half is removed.
     pub fn open(store: &Path) -> io::Result<Self> {
         let blobs = Self { dir: store.join("blobs/sha256"), next: Arc::default() };
-        fs::create_dir_all(&blobs.dir)?;
+        files::dir(&blobs.dir, 0o700)?;
         for dir in [store, &blobs.dir] {
             for entry in fs::read_dir(dir)? {
                 let path = entry?.path();
@@ -48,9 +49,16 @@ impl Blobs {
         sync_dir(&self.dir)
     }
 
+    /// The digests of all blobs.
+    pub fn digests(&self) -> io::Result<Vec<String>> {
+        let names = fs::read_dir(&self.dir)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+        let names: io::Result<Vec<String>> = names.collect();
+        Ok(names?.into_iter().filter(|name| is_hex(name)).map(|name| format!("sha256:{name}")).collect())
+    }
+
     /// Writes a document.
     pub fn write(&self, digest: &str, bytes: &[u8]) -> io::Result<()> {
-        write_whole(&self.path(digest), bytes).map(drop)
+        write_changed(&self.path(digest), bytes, 0o600).map(drop)
     }
 
     /// Reads a document.
@@ -60,21 +68,28 @@ impl Blobs {
 
     /// A copy of what is read through it.
     pub fn copy<R: Read>(&self, from: R) -> io::Result<Copied<R>> {
-        let temporary = self.dir.join(format!("blob-{}.tmp", self.next.fetch_add(1, Ordering::Relaxed)));
-        Ok(Copied { file: File::create(&temporary)?, temporary, from: Hashed::new(from) })
+        let temporary = self.temporary();
+        Ok(Copied { file: files::create(&temporary, 0o600)?, temporary, from: Hashed::new(from) })
     }
 
-    /// Removes the blobs that `keep` does not want; returns their bytes.
-    pub fn sweep(&self, keep: impl Fn(&str) -> bool) -> io::Result<u64> {
-        let mut freed = 0;
+    /// Takes out the blobs that `keep` does not want; their files are cleared later, with no lock held.
+    pub fn sweep(&self, keep: impl Fn(&str) -> bool) -> io::Result<Gone> {
+        let (mut bytes, mut places) = (0, Vec::new());
         for entry in fs::read_dir(&self.dir)? {
             let entry = entry?;
             if entry.file_name().to_str().is_some_and(|n| is_hex(n) && !keep(n)) {
-                freed += entry.metadata()?.len();
-                fs::remove_file(entry.path())?;
+                bytes += entry.metadata()?.len();
+                let place = self.temporary();
+                fs::rename(entry.path(), &place)?;
+                places.push(place);
             }
         }
-        Ok(freed)
+        Ok(Gone::new(bytes, places))
+    }
+
+    /// A name that nobody has; opening the store removes what is left there.
+    fn temporary(&self) -> PathBuf {
+        self.dir.join(format!("blob-{}.tmp", self.next.fetch_add(1, Ordering::Relaxed)))
     }
 }
 
@@ -88,10 +103,7 @@ pub struct Copied<R> {
 impl<R: Read> Copied<R> {
     /// Names the copy, which must be all of the blob called `digest`; the name lasts after [`Blobs::sync`].
     pub fn keep_if(self, blobs: &Blobs, digest: &str) -> io::Result<()> {
-        let got = self.from.digest();
-        if got != digest {
-            return Err(io::Error::other(format!("it arrived as {got}: digest does not match")));
-        }
+        matches(digest, &self.from.digest()).map_err(io::Error::other)?;
         self.file.sync_data()?;
         fs::rename(&self.temporary, blobs.path(digest))
     }

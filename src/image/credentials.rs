@@ -6,6 +6,8 @@ use base64::Engine;
 use serde_json::Value;
 use tracing::warn;
 
+use super::access::Origin;
+
 /// One login at a registry.
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
 pub struct Credential {
@@ -19,6 +21,8 @@ pub struct Credential {
     pub identity_token: Option<String>,
     /// Bearer token, sent as it is; used instead of name and password.
     pub registry_token: Option<String>,
+    /// Where it comes from.
+    pub origin: Origin,
 }
 
 impl std::fmt::Debug for Credential {
@@ -45,7 +49,8 @@ pub fn docker_config(config: &Value) -> Vec<Credential> {
         let pair = text("username").zip(text("password")).or_else(|| decode_auth(&text("auth")?));
         let token = identity_token.is_some() || registry_token.is_some();
         let (username, password) = pair.or_else(|| token.then(Default::default))?;
-        Some(Credential { registry: registry.clone(), username, password, identity_token, registry_token })
+        let origin = Origin::Node;
+        Some(Credential { registry: registry.clone(), username, password, identity_token, registry_token, origin })
     };
     auths.as_object().into_iter().flatten().filter_map(login).collect()
 }
@@ -76,14 +81,30 @@ fn is_default(host: &str) -> bool {
     matches!(host, "docker.io" | "index.docker.io" | "registry-1.docker.io")
 }
 
-/// `*` and `?` as in shells.
+/// `*` and `?` as in shells. Of several `*` only the last one can be what does not fit yet, so it takes no longer than both
+/// lengths multiplied: whoever may make a Secret writes the pattern.
 fn glob(pattern: &[u8], text: &[u8]) -> bool {
-    match (pattern.first(), text.first()) {
-        (None, None) => true,
-        (Some(b'*'), _) => glob(&pattern[1..], text) || (!text.is_empty() && glob(pattern, &text[1..])),
-        (Some(p), Some(t)) if *p == b'?' || p == t => glob(&pattern[1..], &text[1..]),
-        _ => false,
+    let (mut p, mut t) = (0, 0);
+    // behind the last `*`, and from where on what follows it is tried
+    let mut last: Option<(usize, usize)> = None;
+    while t < text.len() {
+        match (pattern.get(p), last) {
+            (Some(b'*'), _) => {
+                p += 1;
+                last = Some((p, t));
+            }
+            (Some(c), _) if *c == b'?' || *c == text[t] => {
+                p += 1;
+                t += 1;
+            }
+            (_, Some((behind, from))) => {
+                last = Some((behind, from + 1));
+                (p, t) = (behind, from + 1);
+            }
+            _ => return false,
+        }
     }
+    pattern[p..].iter().all(|c| *c == b'*')
 }
 
 /// True if a login written for `registry` is meant for `repository` at `host`.
@@ -113,6 +134,28 @@ pub fn choose(all: &[Credential], host: &str, repository: &str) -> Vec<Credentia
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn patterns_match_as_in_shells_and_take_no_time() {
+        for (pattern, text, fits) in [
+            ("", "", true),
+            ("*", "", true),
+            ("*", "gcr", true),
+            ("a*c", "abbc", true),
+            ("a*c", "abbd", false),
+            ("*a*b", "xaxbxb", true),
+            ("a?c", "abc", true),
+            ("a?c", "ac", false),
+            ("a**", "a", true),
+            ("a*", "b", false),
+            ("?", "", false),
+            ("a*a", "a", false),
+        ] {
+            assert_eq!(glob(pattern.as_bytes(), text.as_bytes()), fits, "{pattern} {text}");
+        }
+        let pattern = "*a".repeat(200) + "*b";
+        assert!(!glob(pattern.as_bytes(), "a".repeat(2000).as_bytes()));
+    }
 
     #[test]
     fn docker_configurations_are_read() {

@@ -2,8 +2,10 @@
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tracing::info;
 
 use super::manifest::Descriptor;
@@ -18,11 +20,39 @@ const PIECES: usize = 4;
 const BREAKS: u32 = 5;
 /// Bytes after which a download has come on.
 const PROGRESS: u64 = 1 << 20;
+/// A transfer that brings less than `LEAST` bytes in as long as this, waited for the registry alone, is given up.
+const PATIENCE: Duration = Duration::from_mins(5);
+const LEAST: u64 = 256 << 10;
 /// Longest pause after a break, in milliseconds.
 const PAUSE: u64 = 8000;
 
 /// Bytes received of a layer.
 pub type Meter = AtomicU64;
+
+/// Whether a transfer comes on.
+#[derive(Debug, Default)]
+struct Pace {
+    /// Bytes since it last had come on.
+    bytes: u64,
+    /// How long the registry was waited for since then.
+    waited: Duration,
+}
+
+impl Pace {
+    /// Notes what came, and how long that was waited for; an error when it is too slow.
+    fn note(&mut self, bytes: usize, waited: Duration) -> Result<(), String> {
+        self.bytes += bytes as u64;
+        self.waited += waited;
+        if self.bytes >= LEAST {
+            *self = Self::default();
+        }
+        if self.waited < PATIENCE {
+            return Ok(());
+        }
+        let (came, seconds) = (self.bytes, self.waited.as_secs());
+        Err(format!("the registry is too slow: {came} bytes of a layer within {seconds} s, given up"))
+    }
+}
 
 /// Puts a layer into the store, and its blob where those are kept.
 pub async fn fetch(
@@ -54,9 +84,9 @@ async fn send(
     tx: &mpsc::Sender<Piece>,
     meter: &Meter,
 ) -> Result<(), String> {
-    let (mut got, mut mark, mut breaks) = (0, 0, 0);
+    let (mut got, mut mark, mut breaks, mut pace) = (0, 0, 0, Pace::default());
     loop {
-        let error = match part(registry, digest, size, &mut got, tx, meter).await {
+        let error = match part(registry, digest, size, &mut got, &mut pace, tx, meter).await {
             Ok(()) => return Ok(()),
             Err(Stop::For(error)) => return Err(error),
             Err(Stop::Now(error)) => error,
@@ -67,7 +97,7 @@ async fn send(
             return Err(error);
         }
         info!(layer = digest, bytes = got, error, "download broke: going on");
-        tokio::time::sleep(std::time::Duration::from_millis((250 << breaks).min(PAUSE))).await;
+        tokio::time::sleep(Duration::from_millis((250 << breaks).min(PAUSE))).await;
     }
 }
 
@@ -84,6 +114,7 @@ async fn part(
     digest: &str,
     size: u64,
     got: &mut u64,
+    pace: &mut Pace,
     tx: &mpsc::Sender<Piece>,
     meter: &Meter,
 ) -> Result<(), Stop> {
@@ -96,12 +127,14 @@ async fn part(
     // what an answer from the beginning says once more
     let mut again = *got - start;
     loop {
+        let began = Instant::now();
         let mut piece = match response.chunk().await {
             Ok(Some(piece)) => piece,
             Ok(None) if *got < size => return Err(Stop::Now(format!("{got} of {size} bytes arrived"))),
             Ok(None) => return Ok(()),
             Err(error) => return Err(Stop::Now(causes(&error))),
         };
+        pace.note(piece.len(), began.elapsed()).map_err(Stop::For)?;
         let skip = again.min(piece.len() as u64);
         again -= skip;
         let piece = piece.split_off(skip as usize);
@@ -113,5 +146,23 @@ async fn part(
         if !piece.is_empty() && tx.send(Some(Ok(piece))).await.is_err() {
             return Ok(());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trickle_is_given_up_and_a_slow_line_is_not() {
+        let after = |bytes: usize, each: Duration| {
+            let mut pace = Pace::default();
+            (1..1000).find(|_| pace.note(bytes, each).is_err()).map(|n| each * n)
+        };
+        let trickle = after(1, Duration::from_secs(29)).unwrap();
+        assert!(trickle >= PATIENCE && trickle < PATIENCE + Duration::from_secs(30), "{trickle:?}");
+        // 2 KiB a second, and what comes after a long pause
+        assert_eq!(after(16 << 10, Duration::from_secs(8)), None);
+        assert_eq!(after(1 << 20, Duration::from_secs(290)), None);
     }
 }

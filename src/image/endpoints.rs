@@ -146,7 +146,7 @@ fn login(host: &str, auth: &Auth) -> Option<Credential> {
         username,
         password,
         identity_token,
-        registry_token: None,
+        ..Credential::default()
     })
 }
 

@@ -146,6 +146,7 @@ fn pulled(top_digest: Option<String>, manifest: Vec<u8>, config: Vec<u8>) -> Pul
         manifest,
         config_digest: digest_of(&config),
         config,
+        login: None,
         _pins: Vec::new(),
     }
 }

@@ -6,15 +6,16 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
+use tracing::warn;
 
 use super::blobs::Blobs;
 use super::digest::{hex, is_digest};
-use super::layers::Layers;
+use super::layers::{Gone, Layers};
 use super::manifest::{ImageConfig, Manifest};
 use super::pull::Pulled;
 use super::reference::Reference;
 use super::types::{Image, ImageError, ImageProcess};
-use crate::durable::{sync_dir, write_whole};
+use crate::files::{sync_dir, write_changed};
 
 /// Annotation of an entry: the name it was pulled by.
 const NAME: &str = "org.opencontainers.image.ref.name";
@@ -22,6 +23,11 @@ const NAME: &str = "org.opencontainers.image.ref.name";
 const PINNED: &str = "io.pikelet.image.pinned";
 /// Annotation of an entry: the digest its name led to.
 const PULLED: &str = "io.pikelet.image.digest";
+
+/// Bytes of the largest blob that may be a document.
+const DOCUMENT: u64 = 4 << 20;
+/// Media type of a manifest that does not say its own.
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
 fn io_error(what: String) -> impl FnOnce(io::Error) -> ImageError {
     move |source| ImageError::Io { what, source }
@@ -36,7 +42,7 @@ pub struct Index {
 impl Index {
     /// Opens (and where needed creates) the layout in `dir`.
     pub fn open(dir: PathBuf, blobs: Blobs) -> Result<Self, ImageError> {
-        write_whole(&dir.join("oci-layout"), br#"{"imageLayoutVersion":"1.0.0"}"#)
+        write_changed(&dir.join("oci-layout"), br#"{"imageLayoutVersion":"1.0.0"}"#, 0o600)
             .map(drop)
             .map_err(io_error(format!("opening the image store {}", dir.display())))?;
         Ok(Self { dir, blobs })
@@ -52,15 +58,39 @@ impl Index {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             other => other.map_err(io_error(format!("reading {}", path.display())))?,
         };
-        let index: Value =
-            serde_json::from_slice(&text).map_err(|e| io_error(format!("reading {}", path.display()))(e.into()))?;
-        Ok(index["manifests"].as_array().cloned().unwrap_or_default())
+        match serde_json::from_slice::<Value>(&text) {
+            Ok(index) => Ok(index["manifests"].as_array().cloned().unwrap_or_default()),
+            Err(error) => self.rebuild(&error.to_string()),
+        }
+    }
+
+    /// Sets an index aside that cannot be read as one (a card forgets), and makes another of the documents, so that nothing
+    /// of the store is lost but the images' names: a pull that finds an image here gives it one again without a download.
+    fn rebuild(&self, why: &str) -> Result<Vec<Value>, ImageError> {
+        let (path, aside) = (self.path(), self.dir.join("index.json.broken"));
+        fs::rename(&path, &aside).map_err(io_error(format!("setting {} aside", path.display())))?;
+        let mut entries = Vec::new();
+        for digest in self.blobs.digests().map_err(io_error(format!("listing blobs of {}", self.dir.display())))? {
+            // layers may be kept there too
+            let size = fs::metadata(self.blobs.path(&digest)).map_or(0, |meta| meta.len());
+            if size > DOCUMENT {
+                continue;
+            }
+            let Some((manifest, _)) = self.documents(&digest) else { continue };
+            let media_type = manifest.media_type.as_deref().unwrap_or(MANIFEST);
+            entries.push(json!({"mediaType": media_type, "digest": digest, "size": size}));
+        }
+        warn!(index = %path.display(), aside = %aside.display(), why, images = entries.len(),
+            "the index of images cannot be read: made anew of the documents, without names");
+        self.write(&entries)?;
+        Ok(entries)
     }
 
     fn write(&self, entries: &[Value]) -> Result<(), ImageError> {
         let index =
             json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": entries});
-        let write = |path: &Path| write_whole(path, index.to_string().as_bytes()).and_then(|_| sync_dir(&self.dir));
+        let write =
+            |path: &Path| write_changed(path, index.to_string().as_bytes(), 0o600).and_then(|_| sync_dir(&self.dir));
         write(&self.path()).map_err(io_error(format!("writing {}", self.path().display())))
     }
 
@@ -163,7 +193,7 @@ impl Index {
         }
         let media_type = serde_json::from_slice(&pulled.manifest).ok().and_then(|m: Manifest| m.media_type);
         let entry = json!({
-            "mediaType": media_type.as_deref().unwrap_or("application/vnd.oci.image.manifest.v1+json"),
+            "mediaType": media_type.as_deref().unwrap_or(MANIFEST),
             "digest": pulled.manifest_digest,
             "size": pulled.manifest.len(),
             "annotations": annotations,
@@ -190,8 +220,8 @@ impl Index {
     }
 
     /// Takes out the entries of which `gone` is true (by image, if it is whole, and name), and the blobs nobody needs;
-    /// returns the bytes of those.
-    pub fn remove(&self, layers: &Layers, gone: impl Fn(Option<&Image>, &str) -> bool) -> Result<u64, ImageError> {
+    /// those are to be cleared.
+    pub fn remove(&self, layers: &Layers, gone: impl Fn(Option<&Image>, &str) -> bool) -> Result<Gone, ImageError> {
         let old = self.read()?;
         let mut kept = old.clone();
         kept.retain(|entry| {
@@ -202,8 +232,8 @@ impl Index {
         self.sweep(layers)
     }
 
-    /// Removes the blobs of no image that nobody relies on; returns their bytes.
-    pub fn sweep(&self, layers: &Layers) -> Result<u64, ImageError> {
+    /// Takes out the blobs of no image that nobody relies on; they are to be cleared.
+    pub fn sweep(&self, layers: &Layers) -> Result<Gone, ImageError> {
         let mut needed = BTreeSet::new();
         for digest in self.read()?.iter().filter_map(|e| e["digest"].as_str()) {
             let manifest: Option<Manifest> =
@@ -220,4 +250,40 @@ impl Index {
 
 fn is_pinned(entry: &Value) -> bool {
     entry["annotations"][PINNED] == json!("true")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::folder::Folder;
+
+    #[test]
+    fn an_index_that_cannot_be_read_is_made_anew_of_the_documents() {
+        let folder = Folder::new();
+        let dir = folder.path();
+        let index = Index::open(dir.to_owned(), Blobs::open(dir).unwrap()).unwrap();
+        let layers = Layers::open(dir.join("layers")).unwrap();
+        let layer = "c".repeat(64);
+        fs::create_dir_all(dir.join("layers").join(&layer)).unwrap();
+        fs::write(dir.join("layers").join(&layer).join("complete"), "7").unwrap();
+        let (manifest, config) = (format!("sha256:{}", "a".repeat(64)), format!("sha256:{}", "b".repeat(64)));
+        let pulled = Pulled {
+            manifest_digest: manifest.clone(),
+            manifest: json!({"config": {"digest": config, "size": 1}, "layers": []}).to_string().into(),
+            config_digest: config.clone(),
+            config: json!({"rootfs": {"diff_ids": [format!("sha256:{layer}")]}}).to_string().into(),
+            top_digest: None,
+            pinned: false,
+            login: None,
+            _pins: Vec::new(),
+        };
+        index.add("r.example/app:1", &pulled).unwrap();
+        fs::write(dir.join("index.json"), "\0\0\0").unwrap();
+        let images = index.list(&layers).unwrap();
+        assert_eq!(images.iter().map(|i| (&i.id, &i.manifest)).collect::<Vec<_>>(), [(&config, &manifest)]);
+        assert_eq!(fs::read(dir.join("index.json.broken")).unwrap(), b"\0\0\0");
+        assert_eq!(index.sweep(&layers).unwrap().clear(), 0, "what is needed is known again");
+        index.add("r.example/app:1", &pulled).unwrap();
+        assert_eq!(index.get(&layers, "r.example/app:1").unwrap().map(|i| i.id), Some(config));
+    }
 }

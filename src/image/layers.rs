@@ -6,7 +6,6 @@
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,7 +15,7 @@ use tracing::warn;
 use super::digest::{hex, is_hex};
 use super::mount;
 use super::unpack::Unpacked;
-use crate::durable::sync_dir;
+use crate::files::{self, sync_dir};
 
 const MARK: &str = "complete";
 
@@ -49,19 +48,27 @@ impl Drop for Pins {
 }
 
 impl Layers {
-    /// Opens the layers in `dir`; half-unpacked ones of an earlier run are removed.
+    /// Opens the layers in `dir`; half-unpacked ones of an earlier run are removed. One whose mark cannot be read now, or
+    /// that a container stands on, is not taken for such.
     pub fn open(dir: PathBuf) -> io::Result<Arc<Self>> {
-        fs::create_dir_all(&dir)?;
         // an image's programs that run as root, and its devices, are not for the users of this machine
-        if fs::metadata(&dir)?.permissions().mode() & 0o777 != 0o700 {
-            fs::set_permissions(&dir, fs::Permissions::from_mode(0o700))?;
-        }
+        files::dir(&dir, 0o700)?;
         let layers = Self { dir, pins: Mutex::default(), next: AtomicU64::new(0) };
+        let mounted = mounted_layers()?;
         for entry in fs::read_dir(&layers.dir)? {
             let entry = entry?;
-            let whole = entry.file_name().to_str().is_some_and(|n| is_hex(n) && layers.size(n).is_some());
-            if !whole {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if !is_hex(&name) {
                 clear(&entry.path());
+                continue;
+            }
+            match layers.mark(&name) {
+                Ok(Some(_)) => {}
+                Ok(None) if mounted.contains(&name) => {
+                    warn!(layer = name, "half a layer, but containers stand on it: kept");
+                }
+                Ok(None) => clear(&entry.path()),
+                Err(error) => warn!(layer = name, %error, "whether a layer is whole cannot be read: kept"),
             }
         }
         Ok(Arc::new(layers))
@@ -87,7 +94,16 @@ impl Layers {
 
     /// Bytes of a layer's files; `None` unless it is whole.
     pub fn size(&self, diff_id: &str) -> Option<u64> {
-        fs::read_to_string(self.path(diff_id).join(MARK)).ok()?.parse().ok()
+        self.mark(diff_id).ok().flatten()
+    }
+
+    /// What the mark says; `None`: there is none, or a power cut took what it said.
+    fn mark(&self, diff_id: &str) -> io::Result<Option<u64>> {
+        match fs::read(self.path(diff_id).join(MARK)) {
+            Ok(text) => Ok(std::str::from_utf8(&text).ok().and_then(|text| text.parse().ok())),
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+            Err(e) => Err(e),
+        }
     }
 
     /// Keeps layers, whether here already or to come.
@@ -125,7 +141,7 @@ impl Layers {
         fill: impl FnOnce(&Path) -> Result<Unpacked, String>,
     ) -> Result<(Unpacked, Pins), String> {
         let failed = |e: io::Error| format!("storing a layer in {}: {e}", self.dir.display());
-        fs::create_dir_all(temporary.join("diff")).map_err(failed)?;
+        files::dir_kept(&temporary.join("diff"), 0o755).map_err(failed)?;
         let got = fill(&temporary.join("diff"))?;
         let pins = self.pin(std::slice::from_ref(&got.diff_id));
         if self.size(&got.diff_id).is_some() {
@@ -135,7 +151,7 @@ impl Layers {
         }
         let root = File::open(temporary).map_err(failed)?;
         nix::unistd::syncfs(&root).map_err(|e| failed(e.into()))?;
-        let mut mark = File::create(temporary.join(MARK)).map_err(failed)?;
+        let mut mark = files::create(&temporary.join(MARK), 0o600).map_err(failed)?;
         mark.write_all(got.size.to_string().as_bytes()).and_then(|()| mark.sync_all()).map_err(failed)?;
         root.sync_all().map_err(failed)?;
         let target = self.path(&got.diff_id);
@@ -158,48 +174,74 @@ impl Layers {
         sync_dir(&self.dir)
     }
 
-    /// Removes those of `candidates` (by hex) that are not in `needed`, not pinned and not mounted; returns the bytes of
-    /// their files.
-    pub fn discard(&self, candidates: BTreeSet<String>, needed: &BTreeSet<String>) -> io::Result<u64> {
+    /// Takes those of `candidates` (by hex) out of the store that are not in `needed`, not pinned and not mounted. Their
+    /// files are still there: [`Gone::clear`] removes them.
+    pub fn discard(&self, candidates: BTreeSet<String>, needed: &BTreeSet<String>) -> io::Result<Gone> {
+        let mut gone = Gone::default();
+        // the lock for all: who mounts pins before and until it is mounted, and a pull pins before it looks what is here
+        let pins = self.pins();
         let mounted = mounted_layers()?;
-        let mut freed = 0;
-        let mut gone = Vec::new();
         for name in candidates.iter().map(String::as_str) {
-            if needed.contains(&format!("sha256:{name}")) || mounted.contains(name) {
+            if needed.contains(&format!("sha256:{name}")) || mounted.contains(name) || pins.contains_key(name) {
                 continue;
             }
-            // under the lock: a pull pins before it looks what is here
-            let pins = self.pins();
-            if pins.contains_key(name) {
-                continue;
-            }
-            freed += self.size(name).unwrap_or_default();
             let temporary = self.temporary();
-            fs::rename(self.path(name), &temporary)?;
-            gone.push(temporary);
+            let bytes = self.size(name).unwrap_or_default();
+            if let Err(error) = fs::rename(self.path(name), &temporary) {
+                warn!(layer = name, %error, "layer not removed");
+                continue;
+            }
+            gone.bytes += bytes;
+            gone.places.push(temporary);
         }
+        drop(pins);
         // a layer that is partly gone must not have its name after a power cut
-        if !gone.is_empty() {
+        if !gone.places.is_empty() {
             self.sync()?;
         }
-        for path in gone {
-            clear(&path);
-        }
-        Ok(freed)
+        Ok(gone)
+    }
+}
+
+/// Layers that have no name any more. Their files go with [`Gone::clear`], which can take minutes on a card and so is done
+/// with no lock held; or when the store is opened the next time.
+#[derive(Debug, Default)]
+#[must_use]
+pub struct Gone {
+    bytes: u64,
+    places: Vec<PathBuf>,
+}
+
+impl Gone {
+    /// Of what was moved to those places, in bytes.
+    pub(super) fn new(bytes: u64, places: Vec<PathBuf>) -> Self {
+        Self { bytes, places }
+    }
+
+    /// What both have taken out.
+    pub fn and(mut self, other: Gone) -> Self {
+        self.bytes += other.bytes;
+        self.places.extend(other.places);
+        self
+    }
+
+    /// Removes the files; returns their bytes.
+    pub fn clear(self) -> u64 {
+        self.places.iter().for_each(|place| clear(place));
+        self.bytes
     }
 }
 
 fn clear(path: &Path) {
-    if let Err(error) = fs::remove_dir_all(path)
-        && error.kind() != io::ErrorKind::NotFound
-    {
-        warn!(path = %path.display(), %error, "half a layer is left over");
+    let gone = if path.is_dir() { files::remove_tree(path) } else { fs::remove_file(path) };
+    if let Err(error) = gone {
+        warn!(path = %path.display(), %error, "half a layer or blob is left over");
     }
 }
 
 /// The layers (by hex) each overlay mount of this machine stands on, lowest first (mountinfo of proc(5)).
 pub fn mounts() -> io::Result<Vec<Vec<String>>> {
-    let text = fs::read_to_string("/proc/self/mountinfo")?;
+    let text = fs::read_to_string("/proc/thread-self/mountinfo")?;
     Ok(text.lines().filter_map(stack).filter(|s| !s.is_empty()).collect())
 }
 
@@ -237,6 +279,48 @@ mod tests {
     }
 
     #[test]
+    fn a_layer_whose_mark_cannot_be_read_is_kept() {
+        let folder = crate::machine::folder::Folder::new();
+        let name = "a".repeat(64);
+        // as a card that fails: there, and not to be read
+        fs::create_dir_all(folder.path().join(&name).join(MARK)).unwrap();
+        let layers = Layers::open(folder.path().to_owned()).unwrap();
+        assert!(folder.path().join(&name).exists() && layers.size(&name).is_none());
+    }
+
+    #[test]
+    fn a_layer_that_a_container_stands_on_is_kept() {
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("passed by: mounting needs root");
+            return;
+        }
+        let folder = crate::machine::folder::Folder::new();
+        let dir = folder.path().to_owned();
+        std::thread::spawn(move || {
+            crate::mount_tree::leave_namespace().unwrap();
+            // what is written must not be on an overlay itself
+            let memory = dir.join("memory");
+            fs::create_dir_all(&memory).unwrap();
+            let flags = nix::mount::MsFlags::empty();
+            nix::mount::mount(Some("tmpfs"), &memory, Some("tmpfs"), flags, None::<&str>).unwrap();
+            let (layers, half) = (memory.join("layers"), "b".repeat(64));
+            fs::create_dir_all(layers.join(&half).join("diff")).unwrap();
+            let write = memory.join("containers/c");
+            fs::create_dir_all(&write).unwrap();
+            mount::mount(&[layers.join(&half).join("diff")], &write, None).unwrap();
+            let opened = Layers::open(layers.clone()).unwrap();
+            assert!(layers.join(&half).exists());
+            let discarded = opened.discard(opened.names().unwrap(), &BTreeSet::new()).unwrap();
+            assert_eq!(discarded.places.len(), 0);
+            mount::unmount(&write).unwrap();
+            Layers::open(layers.clone()).unwrap();
+            assert!(!layers.join(&half).exists());
+        })
+        .join()
+        .unwrap();
+    }
+
+    #[test]
     fn half_layers_go_when_opened_and_pinned_ones_stay() {
         let dir = std::env::temp_dir().join(format!("pikelet-layers-{}", std::process::id()));
         let (whole, unmarked, cut) = ("a".repeat(64), "b".repeat(64), "c".repeat(64));
@@ -251,9 +335,11 @@ mod tests {
         assert_eq!(fs::read_dir(&dir).unwrap().count(), 1);
         assert_eq!((layers.size(&whole), layers.size(&cut)), (Some(7), None));
         let pins = layers.pin(&[format!("sha256:{whole}")]);
-        assert_eq!(layers.discard(layers.names().unwrap(), &BTreeSet::new()).unwrap(), 0);
+        assert_eq!(layers.discard(layers.names().unwrap(), &BTreeSet::new()).unwrap().clear(), 0);
         drop(pins);
-        assert_eq!(layers.discard(layers.names().unwrap(), &BTreeSet::new()).unwrap(), 7);
+        let gone = layers.discard(layers.names().unwrap(), &BTreeSet::new()).unwrap();
+        assert_eq!(layers.size(&whole), None);
+        assert_eq!(gone.clear(), 7);
         assert_eq!(fs::read_dir(&dir).unwrap().count(), 0);
         fs::remove_dir_all(dir).unwrap();
     }

@@ -2,6 +2,7 @@
 //!
 //! Knows nothing of pods.
 
+mod access;
 mod archive;
 mod blobs;
 mod compression;
@@ -27,6 +28,7 @@ mod reference;
 mod registry;
 mod retar;
 mod sink;
+mod slots;
 mod store;
 mod transfer;
 mod tree;
@@ -34,6 +36,7 @@ mod types;
 mod unpack;
 mod xattr;
 
+pub use access::{Needs, Origin, Verification};
 pub use credentials::{Credential, docker_config, node_config_files};
 pub use endpoints::Registries;
 pub use export::{Export, Exported};

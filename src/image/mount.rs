@@ -10,6 +10,7 @@ use nix::mount::{MntFlags, MsFlags, mount as mount_fs, umount2};
 use nix::sched::{CloneFlags, unshare};
 
 use super::types::ImageError;
+use crate::files::{self, Durability};
 use crate::mount_tree::{Tree, leave_namespace};
 
 /// Bytes of options mount(2) takes, with the byte that ends them: a page of the smallest size.
@@ -33,7 +34,7 @@ pub struct Users {
 pub fn mount(layers: &[PathBuf], dir: &Path, users: Option<&Users>) -> Result<PathBuf, ImageError> {
     let (upper, work, rootfs, empty) = (dir.join("upper"), dir.join("work"), dir.join("rootfs"), dir.join("empty"));
     for path in [&upper, &work, &rootfs, &empty] {
-        fs::create_dir_all(path).map_err(io_error(format!("creating {}", path.display())))?;
+        files::dir_kept(path, 0o755).map_err(io_error(format!("creating {}", path.display())))?;
     }
     let mut lower: Vec<String> = layers.iter().rev().map(|l| l.display().to_string()).collect();
     if lower.is_empty() {
@@ -67,10 +68,8 @@ fn overlay(rootfs: &Path, options: &str) -> nix::Result<()> {
 /// Mounts by links with short names in `links`, highest first: the paths themselves would be too long together.
 fn mount_many(lower: &[String], links: &Path, rootfs: &Path, write_layer: &str) -> io::Result<()> {
     // of an earlier mount that was not taken down
-    match fs::remove_dir_all(links) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => fs::create_dir(links)?,
-    }
+    files::remove_tree(links)?;
+    files::new_dir(links, 0o755)?;
     for (number, layer) in lower.iter().enumerate() {
         symlink(layer, links.join(number.to_string()))?;
     }
@@ -127,12 +126,7 @@ pub fn unmount(dir: &Path) -> Result<(), ImageError> {
         Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
         Err(error) => return Err(io_error(format!("unmounting {}", rootfs.display()))(error.into())),
     }
-    match fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(io_error(format!("removing {}", dir.display()))(error))
-        }
-        _ => Ok(()),
-    }
+    files::remove_tree(dir).map_err(io_error(format!("removing {}", dir.display())))
 }
 
 /// Whether containers can have their root file systems below `dir`, which is created and removed again: mounts a layer
@@ -146,8 +140,11 @@ pub fn probe(dir: &Path) -> Result<(), ImageError> {
         });
         private.map_err(|e| io_error("making a mount namespace".to_owned())(e.into()))?;
         let layer = folder.join("layer");
-        let write = |path: PathBuf| fs::write(&path, "x").map_err(io_error(format!("writing {}", path.display())));
-        fs::create_dir_all(&layer).map_err(io_error(format!("creating {}", layer.display())))?;
+        let write = |path: PathBuf| {
+            files::write(&path, b"x", 0o600, Durability::Volatile)
+                .map_err(io_error(format!("writing {}", path.display())))
+        };
+        files::dir_kept(&layer, 0o755).map_err(io_error(format!("creating {}", layer.display())))?;
         write(layer.join("old"))?;
         let rootfs = mount(&[layer], &folder, None)?;
         write(rootfs.join("new"))?;
@@ -157,5 +154,5 @@ pub fn probe(dir: &Path) -> Result<(), ImageError> {
     });
     let tried = attempt.join().unwrap_or_else(|_| Err(io_error("trying".to_owned())(io::Error::other("thread ended"))));
     // the mount may have failed before there was anything to unmount
-    tried.and(unmount(dir)).inspect_err(|_| drop(fs::remove_dir_all(dir)))
+    tried.and(unmount(dir)).inspect_err(|_| drop(files::remove_tree(dir)))
 }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use futures::FutureExt;
 use futures::future::try_join_all;
 
-use super::digest::is_digest;
+use super::credentials::Credential;
+use super::digest::{is_digest, matches};
 use super::download;
 use super::hashed::digest_of;
 use super::layers::Pins;
@@ -28,19 +29,29 @@ pub struct Pulled {
     pub config_digest: String,
     /// The image configuration.
     pub config: Vec<u8>,
+    /// The login its manifest was had with, if it was had from a registry with one.
+    pub login: Option<Credential>,
     /// Keeps layers and blobs until the image is in the index.
     pub _pins: Vec<Pins>,
 }
 
+/// Most layers of an image: a container's root file system has no room for more (overlayfs takes 500).
+pub const MOST_LAYERS: usize = 500;
+
 /// Refuses a document that is not the one meant.
 pub fn verified(bytes: Vec<u8>, digest: &str) -> Result<Vec<u8>, String> {
-    let got = digest_of(&bytes);
-    if got == digest { Ok(bytes) } else { Err(format!("{digest} arrived as {got}: digest does not match")) }
+    matches(digest, &digest_of(&bytes)).map(|()| bytes)
+}
+
+/// Refuses what is no digest: it becomes a part of an address.
+fn digest(text: &str) -> Result<&str, String> {
+    if is_digest(text) { Ok(text) } else { Err(format!("{text:?} is not a sha256 digest")) }
 }
 
 /// Pulls what `reference` names.
 pub async fn pull(store: &ImageStore, reference: &Reference, registry: Registry) -> Result<Pulled, String> {
     let mut text = registry.manifest(reference.version()).await?;
+    let login = registry.login().cloned();
     let top_digest = digest_of(&text);
     if let Some(digest) = &reference.digest {
         text = verified(text, digest)?;
@@ -49,27 +60,21 @@ pub async fn pull(store: &ImageStore, reference: &Reference, registry: Registry)
     let mut manifest = parse(&text)?;
     if !manifest.manifests.is_empty() {
         let chosen = manifest::choose(&manifest.manifests, std::env::consts::ARCH)?.digest.clone();
-        text = verified(registry.manifest(&chosen).await?, &chosen)?;
+        text = verified(registry.manifest(digest(&chosen)?).await?, &chosen)?;
         manifest = parse(&text)?;
     }
     let config = manifest.config.ok_or("the manifest has no image configuration")?;
-    let config_text = verified(registry.document(&config.digest).await?, &config.digest)?;
+    let config_text = verified(registry.document(digest(&config.digest)?).await?, &config.digest)?;
     let image: ImageConfig = serde_json::from_slice(&config_text).map_err(|e| format!("image configuration: {e}"))?;
     let diff_ids = image.rootfs.diff_ids;
-    if diff_ids.len() != manifest.layers.len() {
-        return Err("the image configuration and the manifest differ in their number of layers".to_owned());
-    }
-    for (layer, diff_id) in manifest.layers.iter().zip(&diff_ids) {
-        if !is_digest(diff_id) || !is_digest(&layer.digest) {
-            return Err(format!("layer {} / {diff_id}: not a sha256 digest", layer.digest));
-        }
-    }
+    check(&manifest.layers, &diff_ids)?;
     let blobs: Vec<String> = manifest.layers.iter().map(|l| l.digest.clone()).collect();
     let pins = vec![store.layers().pin(&diff_ids), store.layers().pin(&blobs)];
     store.wants(reference.canonical(), manifest.layers.iter().cloned().zip(diff_ids.iter().cloned()).collect());
     let registry = Arc::new(registry);
     let wanted = manifest.layers.iter().zip(&diff_ids);
-    try_join_all(wanted.map(|(layer, diff_id)| obtain(store, &registry, layer, diff_id))).await?;
+    let host = &reference.host;
+    try_join_all(wanted.map(|(layer, diff_id)| obtain(store, host, &registry, layer, diff_id))).await?;
     Ok(Pulled {
         top_digest: Some(top_digest),
         pinned: false,
@@ -77,12 +82,35 @@ pub async fn pull(store: &ImageStore, reference: &Reference, registry: Registry)
         manifest: text,
         config_digest: config.digest,
         config: config_text,
+        login,
         _pins: pins,
     })
 }
 
-/// Waits until a layer is in the store, by this pull or by another that needs it too.
-async fn obtain(store: &ImageStore, registry: &Arc<Registry>, layer: &Descriptor, diff_id: &str) -> Result<(), String> {
+/// Refuses layers that cannot be those of an image.
+fn check(layers: &[Descriptor], diff_ids: &[String]) -> Result<(), String> {
+    if diff_ids.len() != layers.len() {
+        return Err("the image configuration and the manifest differ in their number of layers".to_owned());
+    }
+    if diff_ids.len() > MOST_LAYERS {
+        return Err(format!("the image has {} layers; at most {MOST_LAYERS} can be used", diff_ids.len()));
+    }
+    for (layer, diff_id) in layers.iter().zip(diff_ids) {
+        if !is_digest(diff_id) || !is_digest(&layer.digest) {
+            return Err(format!("layer {} / {diff_id}: not a sha256 digest", layer.digest));
+        }
+    }
+    Ok(())
+}
+
+/// Waits until a layer is in the store, by this pull or by another of the same registry `host` that needs it too.
+async fn obtain(
+    store: &ImageStore,
+    host: &str,
+    registry: &Arc<Registry>,
+    layer: &Descriptor,
+    diff_id: &str,
+) -> Result<(), String> {
     loop {
         if store.sink().has(&layer.digest, diff_id) {
             return Ok(());
@@ -90,9 +118,10 @@ async fn obtain(store: &ImageStore, registry: &Arc<Registry>, layer: &Descriptor
         let start = || {
             let (sink, slots) = (store.sink().clone(), store.layer_slots());
             let (registry, layer, diff_id) = (registry.clone(), layer.clone(), diff_id.to_owned());
+            let host = host.to_owned();
             let meter = store.meter(&layer);
             async move {
-                let _slot = slots.acquire_owned().await.map_err(|e| e.to_string())?;
+                let _slot = slots.take(&host).await?;
                 if sink.has(&layer.digest, &diff_id) {
                     return Ok(());
                 }
@@ -100,11 +129,34 @@ async fn obtain(store: &ImageStore, registry: &Arc<Registry>, layer: &Descriptor
             }
             .boxed()
         };
-        let (work, mine) = store.layer_flights().join(diff_id.to_owned(), start);
+        let (work, mine) = store.layer_flights().join((host.to_owned(), diff_id.to_owned()), start);
         match work.await {
             // another pull may have needed less, and its failure may be its login's
             _ if !mine => {}
             result => return result,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_have_so_many_layers_at_most() {
+        let one = format!("sha256:{}", "a".repeat(64));
+        let layer: Descriptor = serde_json::from_value(serde_json::json!({"digest": one, "size": 1})).unwrap();
+        let of = |count: usize| check(&vec![layer.clone(); count], &vec![one.clone(); count]);
+        assert_eq!(of(MOST_LAYERS), Ok(()));
+        assert!(of(MOST_LAYERS + 1).unwrap_err().contains("at most 500"));
+        assert!(check(std::slice::from_ref(&layer), &[]).unwrap_err().contains("number of layers"));
+        assert!(check(&[layer], &["sha256:a".to_owned()]).unwrap_err().contains("not a sha256 digest"));
+    }
+
+    #[test]
+    fn what_arrived_instead_is_told_nobody() {
+        let error = verified(b"secret".to_vec(), "sha256:0").unwrap_err();
+        assert!(error.contains("sha256:0") && !error.contains(&digest_of(b"secret")), "{error}");
+        assert!(digest("sha256:../../../etc").is_err());
     }
 }

@@ -13,7 +13,7 @@ use tracing::{debug, info};
 
 use super::credentials::Credential;
 use super::endpoints::{Endpoint, Tls};
-use crate::errors::causes;
+use crate::errors::{bare, causes};
 
 /// Largest manifest, index or image configuration in bytes.
 pub const MAX_DOCUMENT: usize = 4 << 20;
@@ -21,6 +21,8 @@ pub const MAX_DOCUMENT: usize = 4 << 20;
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest time one request waits for a registry that says it is busy.
 const PATIENCE: Duration = Duration::from_mins(1);
+/// Longest time from the head of a document's answer to its end.
+const DOCUMENT: Duration = Duration::from_mins(2);
 /// Tries of a document whose transfer breaks.
 const TRIES: usize = 3;
 
@@ -91,13 +93,18 @@ impl Registry {
         Err(errors.join("; "))
     }
 
+    /// The login of the source that answered last; `None`: it needed none.
+    pub fn login(&self) -> Option<&Credential> {
+        self.sources.get(self.preferred.load(Ordering::Relaxed))?.login.as_ref()
+    }
+
     async fn whole(&self, path: &str) -> Result<Vec<u8>, String> {
         let mut tries = 0;
         loop {
             tries += 1;
             match limited(self.get(path, 0).await?).await {
                 Err(Broken::Transfer(error)) if tries < TRIES => info!(path, error, "transfer broke: once more"),
-                Err(Broken::Transfer(error) | Broken::Size(error)) => return Err(error),
+                Err(Broken::Transfer(error) | Broken::Limit(error)) => return Err(error),
                 Ok(text) => return Ok(text),
             }
         }
@@ -121,7 +128,7 @@ impl Registry {
         let partial = response.status() == StatusCode::PARTIAL_CONTENT;
         match (partial, range.is_some_and(|r| r.starts_with(&start))) {
             (true, true) => Ok((response, from)),
-            (true, false) => Err(format!("{} answered with another range than asked for", response.url())),
+            (true, false) => Err(format!("{} answered with another range than asked for", bare(response.url()))),
             (false, _) => Ok((response, 0)),
         }
     }
@@ -157,7 +164,8 @@ impl Source {
                 return Ok(response);
             }
             let wait = retry_after(&response).unwrap_or(pause).max(Duration::from_millis(100));
-            if waited + wait > PATIENCE {
+            // whatever number the registry wrote
+            if waited.saturating_add(wait) > PATIENCE {
                 return Ok(response);
             }
             info!(url, status = %response.status(), seconds = wait.as_secs_f32(), "registry is busy: waiting");
@@ -237,7 +245,7 @@ impl Source {
         if !answer.status().is_success() {
             return Err(format!("unauthorized: token service {realm} answered {}", answer.status()));
         }
-        let text = limited(answer).await.map_err(|(Broken::Transfer(e) | Broken::Size(e))| e)?;
+        let text = limited(answer).await.map_err(|(Broken::Transfer(e) | Broken::Limit(e))| e)?;
         let token: Token = serde_json::from_slice(&text).map_err(|e| format!("token service {realm}: {e}"))?;
         let token = token.token.or(token.access_token);
         *self.bearer() = Some(token.ok_or_else(|| format!("token service {realm}: no token in its answer"))?);
@@ -283,14 +291,22 @@ fn retry_after(response: &Response) -> Option<Duration> {
 enum Broken {
     /// The connection.
     Transfer(String),
-    /// More than a document may have.
-    Size(String),
+    /// It is larger, or slower, than a document may be.
+    Limit(String),
 }
 
-async fn limited(mut response: Response) -> Result<Vec<u8>, Broken> {
+/// A whole document: neither larger nor slower than one may be.
+async fn limited(response: Response) -> Result<Vec<u8>, Broken> {
+    let url = bare(response.url());
+    let late = |_| Broken::Limit(format!("{url} did not arrive whole within {} s: given up", DOCUMENT.as_secs()));
+    tokio::time::timeout(DOCUMENT, body(response)).await.map_err(late)?
+}
+
+async fn body(mut response: Response) -> Result<Vec<u8>, Broken> {
     let mut text = Vec::new();
-    let too_large =
-        |response: &Response| Broken::Size(format!("{} is larger than {MAX_DOCUMENT} bytes: refused", response.url()));
+    let too_large = |response: &Response| {
+        Broken::Limit(format!("{} is larger than {MAX_DOCUMENT} bytes: refused", bare(response.url())))
+    };
     if response.content_length().is_some_and(|n| n > MAX_DOCUMENT as u64) {
         return Err(too_large(&response));
     }
@@ -301,4 +317,24 @@ async fn limited(mut response: Response) -> Result<Vec<u8>, Broken> {
         text.extend_from_slice(&chunk);
     }
     Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_document_that_trickles_is_given_up() {
+        let answer = |pieces: usize| {
+            let body = futures::stream::unfold(pieces, |left| async move {
+                tokio::time::sleep(Duration::from_secs(5)).await;
+                Some((Ok::<_, std::io::Error>("x"), left.checked_sub(1)?))
+            });
+            Response::from(http::Response::new(reqwest::Body::wrap_stream(body)))
+        };
+        assert!(matches!(limited(answer(20)).await, Ok(text) if text.len() == 20));
+        let began = tokio::time::Instant::now();
+        let Err(Broken::Limit(error)) = limited(answer(1000)).await else { panic!("it waits") };
+        assert!(error.contains("did not arrive whole") && began.elapsed() == DOCUMENT, "{error}");
+    }
 }

@@ -8,9 +8,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
 
 use futures::FutureExt;
-use tokio::sync::{Semaphore, SemaphorePermit, watch};
+use tokio::sync::watch;
 use tracing::info;
 
+use super::access::{Needs, Records};
 use super::blobs::Blobs;
 use super::credentials::{self, Credential};
 use super::download::Meter;
@@ -18,7 +19,7 @@ use super::endpoints;
 use super::flights::Flights;
 use super::guard::RATIO;
 use super::index::Index;
-use super::layers::{self, Layers};
+use super::layers::{self, Gone, Layers};
 use super::manifest::Descriptor;
 use super::mount::Users;
 use super::providers::Providers;
@@ -26,7 +27,9 @@ use super::pull::{self, Pulled};
 use super::reference::Reference;
 use super::registry::Registry;
 use super::sink::Sink;
+use super::slots::{Slot, Slots};
 use super::types::{Image, ImageError, LayerProgress, StoreConfig};
+use crate::files;
 
 /// Images pulled at once unless the settings say another number.
 pub const PULLS: usize = 3;
@@ -54,9 +57,11 @@ struct Inner {
     importing: watch::Sender<bool>,
     providers: Providers,
     pulls: Flights<Key, Result<(), String>>,
-    pull_slots: Semaphore,
-    layer_flights: Flights<String, Result<(), String>>,
-    layer_slots: Arc<Semaphore>,
+    pull_slots: Arc<Slots>,
+    records: Records,
+    /// By registry, as one may be slower than another, and diff id.
+    layer_flights: Flights<(String, String), Result<(), String>>,
+    layer_slots: Arc<Slots>,
     /// Layers (and their diff ids) of the images being pulled, by name.
     wanted: Mutex<HashMap<String, Vec<(Descriptor, String)>>>,
     /// By blob digest.
@@ -91,9 +96,10 @@ impl ImageStore {
                 importing: watch::Sender::new(config.import_dir.as_ref().is_some_and(|d| d.is_dir())),
                 providers: Providers::new(config.providers.clone()),
                 pulls: Flights::default(),
-                pull_slots: Semaphore::new(config.max_parallel_pulls.unwrap_or(PULLS).max(1)),
+                records: Records::open(&config.dir, config.verification.clone()).map_err(failed)?,
+                pull_slots: Slots::new(config.max_parallel_pulls.unwrap_or(PULLS).max(1)),
                 layer_flights: Flights::default(),
-                layer_slots: Arc::new(Semaphore::new(LAYERS)),
+                layer_slots: Slots::new(LAYERS),
                 wanted: Mutex::default(),
                 meters: Mutex::default(),
                 seen: Mutex::default(),
@@ -139,11 +145,11 @@ impl ImageStore {
         &self.inner.sink
     }
 
-    pub(super) fn layer_flights(&self) -> &Flights<String, Result<(), String>> {
+    pub(super) fn layer_flights(&self) -> &Flights<(String, String), Result<(), String>> {
         &self.inner.layer_flights
     }
 
-    pub(super) fn layer_slots(&self) -> Arc<Semaphore> {
+    pub(super) fn layer_slots(&self) -> Arc<Slots> {
         self.inner.layer_slots.clone()
     }
 
@@ -215,7 +221,7 @@ impl ImageStore {
     }
 
     async fn pull_one(&self, reference: &Reference, mut credentials: Vec<Credential>) -> Result<(), String> {
-        let _slot = self.pull_slot().await.map_err(|e| e.to_string())?;
+        let _slot = self.pull_slot(&reference.host).await.map_err(|e| e.to_string())?;
         let (provided, problems) = self.inner.providers.logins(&reference.name()).await;
         credentials.extend(provided);
         credentials.extend(credentials::of_node(&self.inner.config.node_logins));
@@ -227,7 +233,31 @@ impl ImageStore {
         let also = |error: String| [vec![error], problems].concat().join("; ");
         let pulled = pulled.map_err(also)?;
         info!(image = name, digest = pulled.top_digest, arch, "pulled");
+        self.note_login(reference.name(), &pulled).await?;
         self.add(name, pulled).await.map_err(|e| e.to_string())
+    }
+
+    /// Keeps with which login an image was pulled, before it can be found.
+    async fn note_login(&self, name: String, pulled: &Pulled) -> Result<(), String> {
+        let (inner, id, login) = (self.inner.clone(), pulled.config_digest.clone(), pulled.login.clone());
+        let noted = tokio::task::spawn_blocking(move || inner.records.note(&id, &name, login.as_ref())).await;
+        let noted = noted.unwrap_or_else(|e| Err(e.into()));
+        noted.map_err(|e| format!("keeping who may use the image: {e}"))
+    }
+
+    /// What a pod needs to use an image of the store as `reference`, before its logins are looked at.
+    pub fn needs(&self, image: &Image, reference: &str) -> Needs {
+        let name = Reference::parse(reference).map_or_else(|_| reference.to_owned(), |r| r.name());
+        self.inner.records.needs(&image.id, reference, &name)
+    }
+
+    /// Whether a pod with those logins could have pulled an image of the store that [`Needs::Login`].
+    pub fn granted(&self, image: &Image, reference: &str, logins: &[Credential]) -> bool {
+        let Ok(parsed) = Reference::parse(reference) else { return false };
+        // those that would be sent
+        let endpoints = endpoints::of(&parsed, &self.inner.config, logins).unwrap_or_default();
+        let logins: Vec<Credential> = endpoints.into_iter().flat_map(|endpoint| endpoint.logins).collect();
+        self.inner.records.granted(&image.id, &parsed.name(), &logins)
     }
 
     /// Names an image whose layers are in the store.
@@ -242,8 +272,9 @@ impl ImageStore {
         Ok(())
     }
 
-    pub(super) async fn pull_slot(&self) -> Result<SemaphorePermit<'_>, ImageError> {
-        let slot = self.inner.pull_slots.acquire().await;
+    /// A place for a pull from `registry`; empty for one from none.
+    pub(super) async fn pull_slot(&self, registry: &str) -> Result<Slot, ImageError> {
+        let slot = self.inner.pull_slots.clone().take(registry).await;
         slot.map_err(|e| ImageError::Io { what: "waiting for other pulls".to_owned(), source: io::Error::other(e) })
     }
 
@@ -262,10 +293,10 @@ impl ImageStore {
         let tidy = move |inner: &Inner, index: &Index| {
             let names = inner.sink.layers.names();
             let names = names.map_err(|source| ImageError::Io { what: "listing layers".to_owned(), source })?;
-            discard(inner, index, Some(names.difference(&before).cloned().collect()))?;
-            index.sweep(&inner.sink.layers)
+            let gone = discard(inner, index, Some(names.difference(&before).cloned().collect()))?;
+            Ok(gone.and(index.sweep(&inner.sink.layers)?))
         };
-        self.blocking(tidy).await.map(drop)
+        clear(self.blocking(tidy).await?).await.map(drop)
     }
 
     pub(super) fn touch(&self, id: &str) {
@@ -304,18 +335,19 @@ impl ImageStore {
                 return Err(ImageError::InUse(reference.clone()));
             }
             let blobs = index.remove(&inner.sink.layers, |other, _| other.is_some_and(|o| o.id == image.id))?;
-            Ok((image.id, blobs + discard(inner, index, None)?))
+            Ok((image.id, blobs.and(discard(inner, index, None)?)))
         };
-        let (id, freed) = self.blocking(remove).await?;
+        let (id, gone) = self.blocking(remove).await?;
+        self.inner.records.forget(&id);
         // should it come again, it is young again
         lock(&self.inner.seen).remove(&id);
         self.inner.changed.send_modify(|n| *n += 1);
-        Ok(freed)
+        clear(gone).await
     }
 
     /// Removes layers of no image, such as those of a pull that was never finished.
     pub(super) async fn discard(&self) -> Result<u64, ImageError> {
-        self.blocking(|inner, index| discard(inner, index, None)).await
+        clear(self.blocking(|inner, index| discard(inner, index, None)).await?).await
     }
 
     /// See [`super::mount::mount`].
@@ -332,21 +364,29 @@ impl ImageStore {
         }
         self.touch(&image.id);
         let layers: Vec<PathBuf> = image.layers.iter().map(|l| self.inner.sink.layers.diff(l)).collect();
-        super::mount::mount(&layers, dir, users)
+        files::aside(|| super::mount::mount(&layers, dir, users))
     }
 
     /// Unmounts and removes `dir`. Safe to repeat.
     pub async fn unmount(&self, dir: &Path) -> Result<(), ImageError> {
-        super::mount::unmount(dir)
+        let dir = dir.to_owned();
+        let removed = files::removal(move || super::mount::unmount(&dir)).await;
+        removed.map_err(|source| ImageError::Io { what: "removing a write layer".to_owned(), source })?
     }
 }
 
 fn mounts() -> Result<Vec<Vec<String>>, ImageError> {
-    layers::mounts().map_err(|source| ImageError::Io { what: "reading /proc/self/mountinfo".to_owned(), source })
+    layers::mounts().map_err(|source| ImageError::Io { what: "reading the mount table".to_owned(), source })
 }
 
-/// Removes layers of no image: those of `candidates` (by hex), or all.
-fn discard(inner: &Inner, index: &Index, candidates: Option<BTreeSet<String>>) -> Result<u64, ImageError> {
+/// Removes the files with no lock held: containers start meanwhile.
+async fn clear(gone: Gone) -> Result<u64, ImageError> {
+    let cleared = files::removal(|| gone.clear()).await;
+    cleared.map_err(|source| ImageError::Io { what: "removing layers".to_owned(), source })
+}
+
+/// Takes layers of no image out of the store: those of `candidates` (by hex), or all.
+fn discard(inner: &Inner, index: &Index, candidates: Option<BTreeSet<String>>) -> Result<Gone, ImageError> {
     let failed = |source| ImageError::Io { what: "removing layers".to_owned(), source };
     let layers = &inner.sink.layers;
     let needed: BTreeSet<String> = index.list(layers)?.into_iter().flat_map(|i| i.layers).collect();

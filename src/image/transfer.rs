@@ -15,7 +15,7 @@ use super::import;
 use super::pieces::{Piece, Pieces};
 use super::store::ImageStore;
 use super::types::ImageError;
-use crate::durable::{sync_dir, write_whole};
+use crate::files::{sync_dir, write_changed};
 
 /// Which archives of the folder are in the store.
 const RECORD: &str = "imported.json";
@@ -57,7 +57,7 @@ impl ImageStore {
         wanted: Option<String>,
         pinned: bool,
     ) -> Result<Vec<Imported>, ImageError> {
-        let _slot = self.pull_slot().await?;
+        let _slot = self.pull_slot("").await?;
         let (before, known) = self.inventory().await?;
         let sink = self.sink().clone();
         let read = tokio::task::spawn_blocking(move || {
@@ -149,7 +149,7 @@ impl ImageStore {
     }
 
     fn remember(&self, record: &Path, seen: &BTreeMap<&String, &Seen>) -> io::Result<()> {
-        write_whole(record, &serde_json::to_vec(seen)?)?;
+        write_changed(record, &serde_json::to_vec(seen)?, 0o600)?;
         sync_dir(self.dir())
     }
 

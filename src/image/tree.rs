@@ -5,15 +5,16 @@
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, fchown, lchown, symlink};
+use std::os::unix::fs::{PermissionsExt, fchown, lchown, symlink};
 use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use nix::libc::O_NOFOLLOW;
 use nix::sys::stat::{Mode, SFlag, mknod};
 use tar::{Archive, Entry, EntryType, Header};
 
 use super::guard::{Guard, Limit};
+
+use crate::files;
 
 /// Bytes read and written at a time.
 const PIECE: usize = 128 << 10;
@@ -63,7 +64,7 @@ impl Tree<'_> {
                         dir.display()
                     ));
                 }
-                Err(_) => fs::create_dir(&dir).map_err(|e| format!("creating {}: {e}", dir.display()))?,
+                Err(_) => files::new_dir(&dir, 0o755).map_err(|e| format!("creating {}: {e}", dir.display()))?,
             }
         }
         self.known = Some(whole);
@@ -75,7 +76,7 @@ impl Tree<'_> {
         match fs::symlink_metadata(target) {
             Ok(found) if found.is_dir() => {
                 self.known = None;
-                fs::remove_dir_all(target)
+                files::remove_tree(target)
             }
             Ok(_) => fs::remove_file(target),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -100,8 +101,7 @@ impl Tree<'_> {
     /// Writes a regular file; the holes of a sparse one stay holes.
     fn file(&mut self, from: &mut Entry<impl Read>, target: &Path, meta: &Meta) -> io::Result<()> {
         let sparse = from.header().entry_type() == EntryType::GNUSparse;
-        let mut file =
-            File::options().write(true).create_new(true).custom_flags(O_NOFOLLOW).mode(0o600).open(target)?;
+        let mut file = files::create_new(target, 0o600)?;
         let mut size = 0;
         loop {
             let n = from.read(&mut self.piece).map_err(|e| io::Error::other(format!("reading the archive: {e}")))?;
@@ -149,7 +149,9 @@ impl Tree<'_> {
             self.remove(&target).map_err(|e| failed("replacing", &e))?;
             match kind {
                 EntryType::Directory => {
-                    fs::create_dir(&target).and_then(|()| own(&target, &meta)).map_err(|e| failed("creating", &e))?;
+                    files::new_dir(&target, 0o700)
+                        .and_then(|()| own(&target, &meta))
+                        .map_err(|e| failed("creating", &e))?;
                 }
                 EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
                     self.file(entry, &target, &meta).map_err(|e| failed("writing", &e))?;
@@ -247,7 +249,7 @@ pub fn entries(from: impl Read, limit: Limit, root: &Path) -> Result<u64, String
 /// Owner and mode of what is no link.
 fn own(target: &Path, meta: &Meta) -> io::Result<()> {
     lchown(target, meta.uid, meta.gid)?;
-    fs::set_permissions(target, fs::Permissions::from_mode(meta.mode))
+    files::set_mode(target, meta.mode)
 }
 
 fn device(header: &Header, kind: EntryType, target: &Path) -> io::Result<()> {

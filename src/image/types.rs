@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::access::Verification;
 use super::digest::hex;
 use super::endpoints::Registries;
 use super::reference::Invalid;
@@ -29,6 +30,8 @@ pub struct StoreConfig {
     pub import_dir: Option<PathBuf>,
     /// Compressed layers are kept beside the unpacked ones.
     pub keep_blobs: bool,
+    /// Which images that are here only those may use who could pull them.
+    pub verification: Verification,
     /// Times its size to which a layer or archive may unpack; `None`: 100.
     pub max_unpack_ratio: Option<u64>,
 }

@@ -4,6 +4,7 @@ use std::io::{self, BufReader, Read};
 use std::path::Path;
 
 use super::compression::Compression;
+use super::digest::matches;
 use super::guard::Limit;
 use super::hashed::Hashed;
 use super::tree;
@@ -25,9 +26,7 @@ pub struct Unpacked {
 impl Unpacked {
     /// Refuses a layer that is not the one its image names.
     pub fn check(&self, digest: &str, diff_id: &str) -> Result<(), String> {
-        if self.digest != digest {
-            return Err(format!("layer {digest} arrived as {}: digest does not match", self.digest));
-        }
+        matches(digest, &self.digest)?;
         if self.diff_id != diff_id {
             let got = &self.diff_id;
             return Err(format!("layer {digest} unpacks to {got}, its image says {diff_id}: digest does not match"));

@@ -16,6 +16,8 @@ use tokio::time::Instant;
 
 use super::{RUN, log, mounts};
 
+use crate::files;
+
 /// Its settings, made of the card's.
 pub const SETTINGS: &str = "/etc/pikelet/config.yaml";
 /// Open files it may have.
@@ -46,8 +48,8 @@ fn start(news: &mpsc::UnboundedSender<News>) -> io::Result<Pid> {
     // made before: memory is not to be had between fork(2) and execve(2)
     let cgroup = format!("{}/cgroup.procs", mounts::AGENT_CGROUP);
     let in_child = move || {
-        fs::write(&cgroup, "0")?;
-        fs::write("/proc/self/oom_score_adj", "-999")?;
+        files::set(&cgroup, "0")?;
+        files::set("/proc/self/oom_score_adj", "-999")?;
         setrlimit(Resource::RLIMIT_NOFILE, FILES, FILES)?;
         Ok(())
     };

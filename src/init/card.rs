@@ -52,17 +52,21 @@ pub struct Card {
     sectors: u64,
 }
 
+/// What the command line of a system among two has, and Debian's has not.
+const SET: &str = "pikelet.set=";
+
 /// The identifier the kernel's command line asks for.
 pub fn wanted(cmdline: &str) -> Result<String, Failure> {
     let word = cmdline.split_whitespace().find_map(|w| w.strip_prefix("pikelet.disk="));
     word.map(str::to_lowercase).ok_or_else(|| "cmdline.txt of the card lacks pikelet.disk=<identifier>".into())
 }
 
-/// Looks for the card until it is there, at most for so long.
-pub fn find(identifier: &str, limit: Duration) -> Result<Card, Failure> {
+/// Looks for the card that the kernel's command line names until it is there, at most for so long.
+pub fn find(cmdline: &str, limit: Duration) -> Result<Card, Failure> {
+    let (identifier, debian) = (&wanted(cmdline)?, !is_appliance(cmdline));
     let since = Instant::now();
     loop {
-        if let Some(card) = disks().into_iter().find_map(|disk| of(&disk, identifier)) {
+        if let Some(card) = disks().into_iter().find_map(|disk| of(&disk, identifier, debian)) {
             return Ok(card);
         }
         if since.elapsed() >= limit {
@@ -86,7 +90,7 @@ fn disks() -> Vec<PathBuf> {
     names.into_iter().map(|n| Path::new("/dev").join(n)).collect()
 }
 
-fn of(disk: &Path, identifier: &str) -> Option<Card> {
+fn of(disk: &Path, identifier: &str, debian: bool) -> Option<Card> {
     let sector = read(disk).ok()?;
     let found = format!("{:08x}", mbr::identifier(&sector)?);
     if found != identifier {
@@ -100,12 +104,17 @@ fn of(disk: &Path, identifier: &str) -> Option<Card> {
         let between = if name.ends_with(|c: char| c.is_ascii_digit()) { "p" } else { "" };
         Some(Path::new("/dev").join(format!("{name}{between}{number}"))).filter(|p| p.exists())
     };
-    let last = if has_system(&sector) { 3 } else { 2 };
+    let last = if debian { 3 } else { 2 };
     let system = if last == 3 { Some(partition(2)?) } else { None };
     Some(Card { disk: disk.to_owned(), boot: partition(1)?, system, data: partition(last)?, last, sectors })
 }
 
-/// True for the table of a card, or of an image of one, that has Debian's system on it.
+/// Whether the appliance was started. A third partition on the card says nothing: a person may have added it.
+fn is_appliance(cmdline: &str) -> bool {
+    cmdline.split_whitespace().any(|word| word.starts_with(SET))
+}
+
+/// True for the table of an image that has Debian's system on it.
 pub fn has_system(sector: &mbr::Sector) -> bool {
     mbr::partition(sector, 3).is_some()
 }
@@ -149,6 +158,9 @@ mod tests {
     #[test]
     fn the_command_line_names_the_card() {
         assert_eq!(wanted("quiet pikelet.disk=70696B65 x").unwrap(), "70696b65");
+        assert!(
+            is_appliance("quiet pikelet.disk=70696b65 pikelet.set=b") && !is_appliance("pikelet.disk=70696b65 quiet")
+        );
         assert!(wanted("quiet").unwrap_err().to_string().contains("pikelet.disk="));
     }
 }

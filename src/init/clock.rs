@@ -25,7 +25,7 @@ const NOTICED: f64 = 0.1;
 const MADE: &str = "/etc/pikelet/made";
 
 /// When the image was made; 0 where that is not known.
-fn made() -> u64 {
+pub(super) fn made() -> u64 {
     std::fs::read_to_string(MADE).ok().and_then(|t| t.trim().parse().ok()).unwrap_or(0)
 }
 

@@ -15,6 +15,8 @@ use nix::mount::MsFlags;
 use super::upgrade::trial;
 use super::{BOOT, Failure, card, console, debian, ext4, modules, mounts};
 
+use crate::files;
+
 /// How long a card may take to appear.
 const CARD: Duration = Duration::from_mins(1);
 /// The root to be, before it is the root.
@@ -29,11 +31,11 @@ pub fn run() -> Result<Infallible, Failure> {
     for trouble in &troubles {
         console::say(&format!("pikelet: {trouble}"));
     }
-    let card = card::find(&card::wanted(&fs::read_to_string("/proc/cmdline")?)?, CARD)?;
+    let card = card::find(&fs::read_to_string("/proc/cmdline")?, CARD)?;
     // the whole of the appliance's /var is kept
     let data = if card.system.is_some() { debian::DATA } else { "/var" };
     for dir in [BOOT, data] {
-        fs::create_dir_all(dir)?;
+        files::dir_kept(Path::new(dir), 0o755)?;
     }
     mounts::mount(&card.boot, BOOT, "vfat", MsFlags::MS_RDONLY | mounts::SAFE, "utf8,fmask=0077,dmask=0077")?;
     // before anything that may fail
@@ -61,13 +63,13 @@ pub fn run() -> Result<Infallible, Failure> {
 /// Moves what is needed further on to a tmpfs that becomes the root.
 fn new_root() -> Result<(), Failure> {
     let root = Path::new(ROOT);
-    fs::create_dir(root)?;
+    files::new_dir(root, 0o755)?;
     mounts::mount("root", ROOT, "tmpfs", MsFlags::empty(), "mode=0755,size=25%")?;
     for dir in ["bin", "etc", "root", "run", "tmp", "lib", "opt", "home", "mnt"].iter().chain(&MOVED) {
-        fs::create_dir(root.join(dir))?;
+        files::new_dir(&root.join(dir), 0o755)?;
     }
     copy(Path::new("/etc"), &root.join("etc"))?;
-    fs::copy("/bin/pikelet", root.join("bin/pikelet"))?;
+    files::copy(Path::new("/bin/pikelet"), &root.join("bin/pikelet"))?;
     for link in ["sbin", "usr"] {
         symlink(if link == "usr" { "." } else { "bin" }, root.join(link))?;
     }
@@ -81,7 +83,7 @@ fn new_root() -> Result<(), Failure> {
 pub(super) fn enter(root: &Path) -> Result<(), Failure> {
     for name in ["bin", "etc", "lib", "sbin", "init"] {
         let path = Path::new("/").join(name);
-        let gone = if path.is_dir() && !path.is_symlink() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        let gone = if path.is_dir() && !path.is_symlink() { files::remove_tree(&path) } else { fs::remove_file(&path) };
         if let Err(error) = gone.or_else(|e| if e.kind() == std::io::ErrorKind::NotFound { Ok(()) } else { Err(e) }) {
             console::say(&format!("pikelet: memory of {} not given back: {error}", path.display()));
         }
@@ -98,10 +100,10 @@ fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
     for entry in fs::read_dir(from)? {
         let (entry, target) = entry.map(|e| (e.path(), to.join(e.file_name())))?;
         if entry.is_dir() {
-            fs::create_dir(&target)?;
+            files::new_dir(&target, 0o755)?;
             copy(&entry, &target)?;
         } else {
-            fs::copy(&entry, &target)?;
+            files::copy(&entry, &target)?;
         }
     }
     Ok(())

@@ -50,7 +50,7 @@ impl Superblock {
             blocks: long(0x4) | long(0x150) << 32,
             block_size: 1024 << size,
             has_errors: short(0x3a) & ERRORS != 0,
-            written: long(0x30) | u64::from(bytes[0x275]) << 32,
+            written: long(0x30) | u64::from(bytes[0x274]) << 32,
         })
     }
 }
@@ -98,7 +98,10 @@ mod tests {
         bytes[0x18] = 2;
         bytes[0x30..0x34].copy_from_slice(&1_700_000_000_u32.to_le_bytes());
         bytes[0x3a] = 3;
-        let expected = Superblock { blocks: 8192, block_size: 4096, has_errors: true, written: 1_700_000_000 };
+        // s_wtime_hi, and s_mtime_hi beside it
+        (bytes[0x274], bytes[0x275]) = (1, 7);
+        let written = 1_700_000_000 | 1 << 32;
+        let expected = Superblock { blocks: 8192, block_size: 4096, has_errors: true, written };
         assert_eq!(Superblock::parse(&bytes), Some(expected));
         bytes[0x18] = 40;
         assert_eq!(Superblock::parse(&bytes), None);

@@ -7,25 +7,31 @@ use std::path::Path;
 use flate2::read::GzDecoder;
 
 use super::settings::Variant;
+use super::upgrade::Unfit;
 use super::{Failure, card, mbr};
+
+use crate::files;
 
 /// Bytes that are looked at, and left out, at once.
 const CHUNK: usize = 64 << 10;
+/// Largest FAT partition that is taken out, in bytes.
+const MAX_BOOT: u64 = 1 << 30;
 
 /// Opens the image and what is in it: raw, zstd or gzip.
 pub fn open(image: &Path) -> Result<Box<dyn Read>, Failure> {
-    let failed = |e: io::Error| format!("image {}: {e}", image.display());
-    let mut file = File::open(image).map_err(failed)?;
+    let opened = File::open(image).and_then(contents);
+    Ok(opened.map_err(|e| format!("image {}: {e}", image.display()))?)
+}
+
+/// What is in a file with an image: raw, zstd or gzip.
+fn contents<'a>(mut file: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
     let mut magic = [0; 4];
-    file.read_exact(&mut magic).map_err(failed)?;
-    file.rewind().map_err(failed)?;
+    file.read_exact(&mut magic)?;
+    let whole = BufReader::new(io::Cursor::new(magic).chain(file));
     Ok(match magic {
-        [0x28, 0xb5, 0x2f, 0xfd] => Box::new(
-            ruzstd::decoding::StreamingDecoder::new(BufReader::new(file))
-                .map_err(|e| format!("image {}: {e}", image.display()))?,
-        ),
-        [0x1f, 0x8b, ..] => Box::new(GzDecoder::new(BufReader::new(file))),
-        _ => Box::new(file),
+        [0x28, 0xb5, 0x2f, 0xfd] => Box::new(ruzstd::decoding::StreamingDecoder::new(whole).map_err(io::Error::other)?),
+        [0x1f, 0x8b, ..] => Box::new(GzDecoder::new(whole)),
+        _ => Box::new(whole),
     })
 }
 
@@ -50,20 +56,24 @@ pub fn variant(image: &Path) -> Result<Variant, Failure> {
     Ok(if card::has_system(&sector) { Variant::Debian } else { Variant::Appliance })
 }
 
-/// Copies an image's FAT partition to a file, which has holes where there is nothing.
-pub fn boot_partition(image: &Path, to: &Path) -> Result<File, Failure> {
-    let mut from = open(image)?;
-    let failed = |e: io::Error| format!("image {}: {e}", image.display());
+/// Copies the FAT partition of an image, which is called `image` in messages, to a file, which has holes where there is
+/// nothing.
+pub fn boot_partition(image: &str, file: &mut dyn Read, to: &Path) -> Result<File, Failure> {
+    let failed = |e: io::Error| format!("image {image}: {e}");
+    let mut from = contents(file).map_err(failed)?;
     let mut sector = [0; mbr::SECTOR as usize];
     let whole = fill(&mut from, &mut sector).map_err(failed)? == sector.len() && mbr::identifier(&sector).is_some();
     let boot = mbr::partition(&sector, 1).filter(|_| whole);
-    let boot = boot.ok_or_else(|| format!("{} is no image of a card", image.display()))?;
+    let boot = boot.ok_or_else(|| Unfit(format!("{image} is no image of a card")))?;
     let skipped = (u64::from(boot.start) - 1) * mbr::SECTOR;
     io::copy(&mut from.by_ref().take(skipped), &mut io::sink()).map_err(failed)?;
     let size = u64::from(boot.sectors) * mbr::SECTOR;
+    if size > MAX_BOOT {
+        return Err(format!("image {image}: its FAT partition has {size} bytes, at most {MAX_BOOT} are taken").into());
+    }
     let mut from = from.take(size);
     let write = |from: &mut dyn Read| {
-        let mut file = File::options().read(true).write(true).create(true).truncate(true).open(to)?;
+        let mut file = files::create(to, 0o600)?;
         let (mut buffer, mut done) = (vec![0; CHUNK], 0);
         loop {
             let read = fill(from, &mut buffer)?;
@@ -81,7 +91,7 @@ pub fn boot_partition(image: &Path, to: &Path) -> Result<File, Failure> {
         if done == size { Ok(file) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
     };
     let file: io::Result<File> = write(&mut from);
-    Ok(file.map_err(|e| format!("taking the FAT partition of {} to {}: {e}", image.display(), to.display()))?)
+    Ok(file.map_err(|e| format!("taking the FAT partition of {image} to {}: {e}", to.display()))?)
 }
 
 #[cfg(test)]
@@ -102,12 +112,13 @@ mod tests {
         bytes[boot.start] = 7;
         bytes[boot.end - 1] = 9;
         std::fs::write(&image, &bytes).unwrap();
-        boot_partition(&image, &out).unwrap();
+        let taken = |out: &Path| boot_partition("card.img", &mut File::open(&image).unwrap(), out);
+        taken(&out).unwrap();
         assert!(std::fs::read(&out).unwrap() == bytes[boot.clone()]);
         std::fs::write(&image, &bytes[..boot.end - 1]).unwrap();
-        assert!(boot_partition(&image, &out).unwrap_err().to_string().contains("end of file"));
+        assert!(taken(&out).unwrap_err().to_string().contains("end of file"));
         std::fs::write(&image, "no image at all").unwrap();
-        assert!(boot_partition(&image, &out).unwrap_err().to_string().contains("no image of a card"));
+        assert!(taken(&out).unwrap_err().to_string().contains("no image of a card"));
         std::fs::remove_dir_all(dir).unwrap();
     }
 }

@@ -1,8 +1,10 @@
 //! The system's log: in memory, of bounded size, read by `kubectl get --raw /api/v1/nodes/NAME/proxy/logs/pikelet.log`.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::Write;
 use std::sync::Mutex;
+
+use crate::files;
 
 /// The file; what was before is in the same with `.1` behind.
 const FILE: &str = "/var/log/pikelet.log";
@@ -17,7 +19,7 @@ fn write(line: &str, log: &mut Option<(File, u64)>) -> std::io::Result<()> {
         if log.is_some() {
             fs::rename(FILE, format!("{FILE}.1"))?;
         }
-        *log = Some((OpenOptions::new().create(true).append(true).open(FILE)?, 0));
+        *log = Some((files::append(std::path::Path::new(FILE), 0o640)?, 0));
     }
     if let Some((file, size)) = log {
         file.write_all(line.as_bytes())?;

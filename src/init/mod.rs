@@ -66,6 +66,8 @@ pub fn main(args: &[OsString]) -> ExitCode {
         eprintln!("pikelet init: it is the first process of the images for cards, and is not started by hand");
         return ExitCode::from(2);
     }
+    // the kernel gives the first process one, but says nowhere which
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     let second = args.first().is_some_and(|a| a == SYSTEM);
     let ended = if second { system::run() } else { early::run() };
     let Err(error) = ended;

@@ -8,6 +8,8 @@ use nix::mount::MsFlags;
 
 use super::{Failure, RUN, console};
 
+use crate::files;
+
 /// No programs, devices or set-uid files come from there.
 pub const SAFE: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV).union(MsFlags::MS_NOEXEC);
 /// Cgroup that holds the agent, as a service manager would have it.
@@ -50,7 +52,7 @@ pub fn remount(target: &str, writable: bool, flags: MsFlags) -> Result<(), Failu
 /// The kernel's own file systems.
 pub fn kernel() -> Result<(), Failure> {
     for dir in ["/proc", "/sys", "/dev"] {
-        fs::create_dir_all(dir)?;
+        files::dir_kept(Path::new(dir), 0o755)?;
     }
     mount("proc", "/proc", "proc", SAFE, "")?;
     mount("sys", "/sys", "sysfs", SAFE, "")?;
@@ -62,14 +64,14 @@ pub fn rest() -> Result<(), Failure> {
     // what containers mount into volumes is seen, as on other nodes
     change(Path::new("none"), Path::new("/"), MsFlags::MS_REC | MsFlags::MS_SHARED)?;
     for name in ["/dev/pts", "/dev/shm", "/dev/mqueue"] {
-        fs::create_dir_all(name).map_err(|e| format!("creating {name}: {e}"))?;
+        files::dir_kept(Path::new(name), 0o755).map_err(|e| format!("creating {name}: {e}"))?;
     }
     mount("devpts", "/dev/pts", "devpts", SAFE - MsFlags::MS_NODEV, "mode=0620,ptmxmode=0666")?;
     mount("shm", "/dev/shm", "tmpfs", MsFlags::MS_NOSUID | MsFlags::MS_NODEV, "mode=1777")?;
     mount("mqueue", "/dev/mqueue", "mqueue", SAFE, "")?;
     mount("run", "/run", "tmpfs", MsFlags::MS_NOSUID | MsFlags::MS_NODEV, "mode=0755,size=20%")?;
     mount("tmp", "/tmp", "tmpfs", MsFlags::MS_NOSUID | MsFlags::MS_NODEV, "mode=1777,size=20%")?;
-    fs::create_dir(RUN)?;
+    files::new_dir(Path::new(RUN), 0o755)?;
     for (source, target, kind) in [
         ("securityfs", "/sys/kernel/security", "securityfs"),
         ("bpf", "/sys/fs/bpf", "bpf"),
@@ -101,11 +103,11 @@ fn links() -> io::Result<()> {
 /// The agent's cgroup, with every controller there is handed down to it and to the pods.
 fn cgroups() -> Result<(), Failure> {
     let all = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers")?;
-    fs::create_dir_all(AGENT_CGROUP)?;
+    files::dir_kept(Path::new(AGENT_CGROUP), 0o755)?;
     for parent in ["/sys/fs/cgroup", "/sys/fs/cgroup/system.slice"] {
         for controller in all.split_whitespace() {
             let file = format!("{parent}/cgroup.subtree_control");
-            if let Err(error) = fs::write(&file, format!("+{controller}")) {
+            if let Err(error) = files::set(&file, format!("+{controller}")) {
                 console::say(&format!("pikelet: controller {controller} not to be had ({file}): {error}"));
             }
         }
@@ -116,7 +118,7 @@ fn cgroups() -> Result<(), Failure> {
 /// Folders of the card, and the logs: those of containers on the card, the system's own in memory. Nothing of the system
 /// is ever written to the card while all is well.
 fn card_folders() -> Result<(), Failure> {
-    fs::create_dir_all("/var/log").map_err(|e| format!("creating /var/log on the card: {e}"))?;
+    files::dir_kept(Path::new("/var/log"), 0o755).map_err(|e| format!("creating /var/log on the card: {e}"))?;
     mount("log", "/var/log", "tmpfs", SAFE, "mode=0755,size=16M")?;
     kept_logs()
 }
@@ -124,14 +126,14 @@ fn card_folders() -> Result<(), Failure> {
 /// What of other places is kept on the card: logs of containers, and the membership of a k3s cluster.
 pub fn kept_logs() -> Result<(), Failure> {
     // by which a k3s server knows the node again
-    fs::create_dir_all("/etc/rancher/node")?;
+    files::dir_kept(Path::new("/etc/rancher/node"), 0o755)?;
     for (source, target) in [
         ("/var/lib/pikelet/logs/pods", "/var/log/pods"),
         ("/var/lib/pikelet/logs/containers", "/var/log/containers"),
         ("/var/lib/pikelet/node", "/etc/rancher/node"),
     ] {
         for dir in [source, target] {
-            fs::create_dir_all(dir).map_err(|e| format!("creating {dir}: {e}"))?;
+            files::dir_kept(Path::new(dir), 0o755).map_err(|e| format!("creating {dir}: {e}"))?;
         }
         bind(source, target)?;
     }

@@ -16,6 +16,8 @@ use tokio::time::timeout;
 use super::settings::Fixed;
 use super::{Failure, dhcp, log};
 
+use crate::files::{self, Durability};
+
 const LINKS: &str = "/sys/class/net";
 /// After so long without a cable or an address a person hears of it.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -61,7 +63,7 @@ async fn index(handle: &Handle, interface: &str) -> Result<u32, Failure> {
 
 async fn up(handle: &Handle, interface: &str) -> Result<(), Failure> {
     // so that routers are heard although the board forwards for its pods
-    let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{interface}/accept_ra"), "2");
+    let _ = files::set(format!("/proc/sys/net/ipv6/conf/{interface}/accept_ra"), "2");
     let up = LinkUnspec::new_with_name(interface).up().build();
     Ok(handle.link().set(up).execute().await.map_err(|e| format!("setting {interface} up: {e}"))?)
 }
@@ -95,7 +97,7 @@ async fn apply(handle: &Handle, before: &Addressing, now: &Addressing) -> Result
     }
     let servers: Vec<String> = now.name_servers.iter().map(|s| format!("nameserver {s}\n")).collect();
     let servers = servers.concat();
-    Ok(crate::durable::replace(Path::new("/etc/resolv.conf"), servers.as_bytes(), false)?)
+    Ok(files::write(Path::new("/etc/resolv.conf"), servers.as_bytes(), 0o644, Durability::Volatile)?)
 }
 
 /// Waits for an interface with a cable, the named one if one is named.

@@ -1,7 +1,7 @@
 //! `pikelet-status.txt` on the FAT partition, for a person without a screen. The card is spared: it is written when what
 //! it says has changed and has been so for a while.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
@@ -10,6 +10,8 @@ use tokio::sync::watch;
 
 use super::status::Status;
 use super::{BOOT, Failure, boot, log};
+
+use crate::files;
 
 const FILE: &str = "pikelet-status.txt";
 /// How long the status has to be the same; mistakes of a person are told at once.
@@ -25,7 +27,7 @@ fn write(text: &str) -> Result<bool, Failure> {
         return Ok(false);
     }
     boot::writable(|| {
-        let written = File::create(&path).and_then(|mut file| {
+        let written = files::create(&path, 0o600).and_then(|mut file| {
             file.write_all(text.as_bytes())?;
             file.sync_all()
         });

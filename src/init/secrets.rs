@@ -1,14 +1,13 @@
 //! Secrets of the settings file, moved from the FAT partition, which any computer reads, to the data partition, when a person
 //! wants that (`keepSecretsOnCard: false`) and they have shown to be right.
 
-use std::fs::{self, DirBuilder, OpenOptions, Permissions};
+use std::fs::{self, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
 
 use super::settings::{self, key};
 use super::{BOOT, Failure, boot};
-use crate::durable;
+use crate::files::{self, Durability};
 
 /// Settings that are secrets, or hold passwords.
 const SECRET: [&str; 3] = ["token", "registries", "wifi"];
@@ -40,6 +39,7 @@ fn parts(text: &str) -> Vec<Part<'_>> {
 
 /// The text with the settings of `kept` that it does not have itself.
 pub fn with(text: &str, kept: &str) -> String {
+    let text = text.trim_start_matches('\u{feff}');
     let own = parts(text);
     let more = parts(kept).into_iter().filter(|part| part.key.is_some_and(|k| own.iter().all(|o| o.key != Some(k))));
     let more: Vec<String> = more.map(|part| part.text).collect();
@@ -49,6 +49,8 @@ pub fn with(text: &str, kept: &str) -> String {
 
 /// The text without its secrets, and these; `None` when it has none.
 fn taken_out(text: &str) -> Option<(String, String)> {
+    // what an editor of another system puts before the first setting
+    let text = text.trim_start_matches('\u{feff}');
     let (mut rest, mut secrets) = (String::new(), String::new());
     for part in parts(text) {
         match part.key.filter(|key| SECRET.contains(key)) {
@@ -67,6 +69,12 @@ fn taken_out(text: &str) -> Option<(String, String)> {
     (!secrets.is_empty()).then_some((rest, secrets))
 }
 
+/// Why secrets could not be told from the rest of this text, if so.
+pub(super) fn mistake(text: &str) -> Option<&'static str> {
+    let one = text.trim_start_matches('\u{feff}').lines().any(|line| line.starts_with('{') || line.starts_with('?'));
+    one.then_some("keepSecretsOnCard: secrets are moved line by line: write one setting a line, not all in braces")
+}
+
 /// Moves them, if there are any on the FAT partition. First they are on the data partition for good, then they leave the
 /// other: a power cut leaves them on one or on both. True when there were some.
 pub fn move_away() -> Result<bool, Failure> {
@@ -75,20 +83,18 @@ pub fn move_away() -> Result<bool, Failure> {
     let Some((rest, secrets)) = taken_out(&text) else { return Ok(false) };
     let folder = Path::new(FOLDER);
     let keep = || {
-        DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-        fs::set_permissions(folder, Permissions::from_mode(0o700))?;
+        files::dir(folder, 0o700)?;
         let file = folder.join(settings::FILE);
-        durable::replace(&file, with(&secrets, &kept()).as_bytes(), true)?;
-        fs::set_permissions(&file, Permissions::from_mode(0o600))?;
-        durable::sync_dir(folder)?;
-        folder.parent().map_or(Ok(()), durable::sync_dir)
+        files::write(&file, with(&secrets, &kept()).as_bytes(), 0o600, Durability::Synced)?;
+        files::sync_dir(folder)?;
+        folder.parent().map_or(Ok(()), files::sync_dir)
     };
     keep().map_err(|e| format!("keeping secrets in {FOLDER}: {e}"))?;
     boot::writable(|| {
         let replace = || {
             let mut old = OpenOptions::new().write(true).open(&path)?;
-            durable::replace(&path, rest.as_bytes(), true)?;
-            durable::sync_dir(Path::new(BOOT))?;
+            files::write(&path, rest.as_bytes(), 0o600, Durability::Synced)?;
+            files::sync_dir(Path::new(BOOT))?;
             // what the file was is still on the card
             old.write_all(&vec![0; text.len()])?;
             old.sync_all()
@@ -115,6 +121,9 @@ mod tests {
         assert!(secrets.contains("token: K10secret\n") && secrets.contains("auth: {password: p}\n"));
         assert!(taken_out(&rest).is_none());
         assert!(taken_out("#token: x\n").is_none());
+        let (rest, secrets) = taken_out("\u{feff}token: K10secret\nserver: s\n").unwrap();
+        assert!(!rest.contains("K10secret") && secrets == "token: K10secret\n");
+        assert!(mistake("\u{feff}{token: K10secret, server: s}\n").is_some() && mistake(TEXT).is_none());
     }
 
     #[test]

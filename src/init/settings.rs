@@ -10,7 +10,8 @@ use serde_json::Value;
 
 use super::debian::access::{self, Wifi};
 use super::secrets;
-use crate::config::{Config, duration};
+use super::upgrade::Permit;
+use crate::config::{Config, duration, mistake};
 use crate::image::Registries;
 
 /// The file on the FAT partition.
@@ -18,13 +19,15 @@ pub const FILE: &str = "pikelet.yaml";
 /// Largest file that is read.
 const MAX: u64 = 1 << 20;
 /// Keys of the file that are the board's; all others are the agent's.
-const BOARD: [&str; 10] = [
+const BOARD: [&str; 12] = [
     "network",
     "timeServers",
     "time-servers",
     "registries",
     "watchdog",
     "upgradeTimeout",
+    "upgradeKey",
+    "allowUpgrades",
     "keepSecretsOnCard",
     "keepChanges",
     "wifi",
@@ -55,6 +58,10 @@ pub struct Board {
     pub watchdog: Option<bool>,
     /// How long a new system has until the Node is Ready, such as `10m`.
     upgrade_timeout: Option<String>,
+    /// Key with which upgrades are signed that the Node's annotation asks for.
+    upgrade_key: Option<String>,
+    /// Who may ask for one without a signature.
+    allow_upgrades: Option<String>,
     /// Whether secrets stay in the file [default: true]; else they are moved to the data partition once they are used.
     pub keep_secrets_on_card: Option<bool>,
     /// Whether changes of Debian's system outlive a restart [default: false].
@@ -86,6 +93,8 @@ pub struct Found {
     pub board: Board,
     /// How long a new system has until the Node is Ready, if the file says.
     pub upgrade_timeout: Option<Duration>,
+    /// Who may ask for an upgrade by the Node's annotation.
+    pub permit: Permit,
     /// The wireless network, where there can be one.
     pub wifi: Option<Wifi>,
     /// Keys with which root may log in, where that is possible.
@@ -150,11 +159,10 @@ pub(super) fn understand(text: &str, variant: Variant) -> Found {
     let text = text.trim_start_matches('\u{feff}').replace("\r\n", "\n");
     let (board, agent) = split(&text);
     let mut mistakes = Vec::new();
-    // a parser shows the lines around as well
-    let mut wrong = |what: String| mistakes.push(format!("{FILE}: {}", what.lines().next().unwrap_or_default()));
+    let mut wrong = |what: String| mistakes.push(format!("{FILE}: {what}"));
     let board: Board = if written(&board) {
         serde_saphyr::from_str(&board).unwrap_or_else(|error| {
-            wrong(error.to_string());
+            wrong(mistake::explain(&error));
             Board::default()
         })
     } else {
@@ -177,10 +185,14 @@ pub(super) fn understand(text: &str, variant: Variant) -> Found {
             }
         }
         Variant::Debian => {
-            if board.upgrade_timeout.is_some() {
-                wrong(
-                    "upgradeTimeout: this image is not upgraded by pikelet: use apt, with keepChanges: true".to_owned(),
-                );
+            for (name, set) in [
+                ("upgradeTimeout", board.upgrade_timeout.is_some()),
+                ("upgradeKey", board.upgrade_key.is_some()),
+                ("allowUpgrades", board.allow_upgrades.is_some()),
+            ] {
+                if set {
+                    wrong(format!("{name}: this image is not upgraded by pikelet: use apt, with keepChanges: true"));
+                }
             }
             wifi = board.wifi.as_ref().and_then(|value| Wifi::read(value).map_err(&mut wrong).ok());
             keys = board.ssh_key.as_ref().and_then(|v| access::keys(v).map_err(&mut wrong).ok()).unwrap_or_default();
@@ -192,8 +204,9 @@ pub(super) fn understand(text: &str, variant: Variant) -> Found {
         }
     }
     if let Some(registries) = &board.registries
-        && let Err(what) =
-            serde_json::from_value(registries.clone()).map_err(|e| e.to_string()).and_then(|r: Registries| r.check())
+        && let Err(what) = serde_json::from_value(registries.clone())
+            .map_err(|e| mistake::explain_value(&e))
+            .and_then(|r: Registries| r.check())
     {
         wrong(format!("registries: {what}"));
     }
@@ -208,6 +221,13 @@ pub(super) fn understand(text: &str, variant: Variant) -> Found {
     let upgrade_timeout = board.upgrade_timeout.as_deref().and_then(|text| {
         duration("upgradeTimeout", text).map_err(|error| wrong(error.to_string())).ok().filter(|limit| !limit.is_zero())
     });
+    let permit = Permit::of(board.upgrade_key.as_deref(), board.allow_upgrades.as_deref());
+    let permit = permit.map_err(&mut wrong).unwrap_or_default();
+    if board.keep_secrets_on_card == Some(false)
+        && let Some(what) = secrets::mistake(&text)
+    {
+        wrong(what.to_owned());
+    }
     let mut standalone = false;
     let name = match Config::check(&agent) {
         Ok((config, named)) => {
@@ -222,7 +242,7 @@ pub(super) fn understand(text: &str, variant: Variant) -> Found {
             None
         }
     };
-    Found { board, upgrade_timeout, wifi, keys, agent, standalone, name, mistakes }
+    Found { board, upgrade_timeout, permit, wifi, keys, agent, standalone, name, mistakes }
 }
 
 /// A server's name or address without brackets, and its port if there is one: `a`, `a:1`, `[fd00::1]:1`, `fd00::1`.
@@ -290,12 +310,18 @@ mod tests {
             with("tokn: x\n")
         );
         assert!(with("upgradeTimeout: soon\n").contains("upgradeTimeout \"soon\": it is a duration"));
+        assert!(with("upgradeKey: AAAA\n").contains("upgradeKey: it is an Ed25519 key"));
+        assert!(with("allowUpgrades: all\n").contains("allowUpgrades \"all\": it is annotation"));
+        assert_eq!(understand(&format!("{GOOD}allowUpgrades: annotation\n")).permit, Permit::Annotation);
+        assert_eq!(understand(GOOD).permit, Permit::Nobody);
         assert!(with("wifi: {ssid: a}\n").contains("no WiFi"));
         assert!(with("sshKey: ssh-ed25519 A\n").contains("no SSH server"));
         assert!(with("registries: {mirors: {}}\n").contains("registries: unknown field `mirors`"));
         assert!(with("registries: [\n").contains("pikelet.yaml"));
         assert!(with("register-with-taints: [a]\n").contains("register-with-taints"));
         assert!(with("keepChanges: true\n").contains("keepChanges: this image has no system"));
+        let braces = understand("{server: s, token: abcdef.0123456789abcdef}\nkeepSecretsOnCard: false\n");
+        assert!(braces.mistakes.join("\n").contains("one setting a line"), "{:?}", braces.mistakes);
         let two = with("wifi: 1\nsshKey: 2\n");
         assert_eq!(two.lines().count(), 2);
         assert!(understand("").mistakes[0].contains("no server is set"));

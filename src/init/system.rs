@@ -19,6 +19,7 @@ use super::status::{self, Pods, Status};
 use super::upgrade::trial::{self, Trial};
 use super::watchdog::{self, Watchdog};
 use super::{BOOT, Failure, card, clock, console, log, mounts, power, report, secrets};
+use crate::files::{self, Durability};
 use crate::hex::hex;
 use crate::server::local;
 
@@ -34,7 +35,7 @@ pub fn run() -> Result<Infallible, Failure> {
     mounts::rest()?;
     // what was mounted by the first run is known by its identifier
     let cmdline = fs::read_to_string("/proc/cmdline")?;
-    let card = card::find(&card::wanted(&cmdline)?, PATIENCE)?;
+    let card = card::find(&cmdline, PATIENCE)?;
     clock::floor(&card.data)?;
     let (model, serial) = status::board();
     identify(&serial)?;
@@ -43,11 +44,14 @@ pub fn run() -> Result<Infallible, Failure> {
         sethostname(name)?;
     }
     let node = crate::machine::hostname();
-    fs::write("/etc/hosts", format!("127.0.0.1 localhost\n::1 localhost\n127.0.1.1 {node}\n"))?;
-    fs::create_dir_all("/etc/pikelet")?;
-    fs::write(agent::SETTINGS, &found.agent)?;
+    let hosts = format!("127.0.0.1 localhost\n::1 localhost\n127.0.1.1 {node}\n");
+    files::write(Path::new("/etc/hosts"), hosts.as_bytes(), 0o644, Durability::Volatile)?;
+    // tokens and logins are for root alone
+    files::dir(Path::new("/etc/pikelet"), 0o700)?;
+    files::write(Path::new(agent::SETTINGS), found.agent.as_bytes(), 0o600, Durability::Volatile)?;
     if let Some(registries) = &found.board.registries {
-        fs::write("/etc/pikelet/registries.yaml", serde_json::to_string(registries)?)?;
+        let text = serde_json::to_vec(registries)?;
+        files::write(Path::new("/etc/pikelet/registries.yaml"), &text, 0o600, Durability::Volatile)?;
     }
     let (mistakes, standalone) = (found.mistakes.clone(), found.standalone);
     let mut status = Status { model, serial, node, mistakes, standalone, ..Status::default() };
@@ -87,7 +91,7 @@ pub(super) fn identify(serial: &str) -> Result<(), Failure> {
     sethostname(format!("pikelet-{}", tail.to_lowercase()))?;
     let digest = ring::digest::digest(&ring::digest::SHA256, format!("pikelet machine id {serial}").as_bytes());
     let id: String = hex(digest.as_ref()).chars().take(32).collect();
-    Ok(fs::write("/etc/machine-id", format!("{id}\n"))?)
+    Ok(files::write(Path::new("/etc/machine-id"), format!("{id}\n").as_bytes(), 0o444, Durability::Volatile)?)
 }
 
 /// Everything at once, until a signal says how to end.

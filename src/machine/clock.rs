@@ -1,12 +1,14 @@
 //! The clock of a board that has none of its own: it begins in 1970, or where the system left it. What the agent wrote before
 //! is not younger than now.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 
 use super::check::{OLDEST_NOW, clock_synchronized};
+
+use crate::files;
 
 /// The time a clock may be behind what was known before without being wrong, in seconds: systems that keep their own floor
 /// write it down once an hour.
@@ -57,11 +59,13 @@ pub fn remember(root: &Path) -> std::io::Result<()> {
         return Ok(());
     }
     // its time is all there is to it
-    File::create(root.join("time"))?.set_modified(Timestamp::now().into())
+    files::create(&root.join("time"), 0o600)?.set_modified(Timestamp::now().into())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
     use super::*;
 
     #[test]

@@ -86,7 +86,7 @@ impl TryFrom<Written> for DeviceResource {
             let inside =
                 path.strip_prefix("/dev/").is_some_and(|rest| !rest.split('/').any(|p| matches!(p, "" | "." | "..")));
             if !inside {
-                return wrong(format!("path {path:?}: it is one below /dev, such as /dev/gpiochip*"));
+                return wrong(format!("path {path}: it is one below /dev, such as /dev/gpiochip*"));
             }
             if let Err(error) = Pattern::new(path) {
                 return wrong(format!("path {path:?}: {error}"));
@@ -233,7 +233,7 @@ mod tests {
             ("{name: a.kubernetes.io/gpio, paths: [/dev/x]}", "such as pikelet.io/gpio"),
             ("{name: -a/b, paths: [/dev/x]}", "name \"-a/b\""),
             ("{name: a/b, paths: []}", "paths is empty"),
-            ("{name: a/b, paths: [/etc/passwd]}", "\"/etc/passwd\": it is one below /dev"),
+            ("{name: a/b, paths: [/etc/passwd]}", "path /etc/passwd: it is one below /dev"),
             ("{name: a/b, paths: [/dev/../etc]}", "below /dev"),
             ("{name: a/b, paths: ['/dev/[x']}", "/dev/[x"),
             ("{name: a/b, paths: [/dev/x], count: 0}", "count 0"),

@@ -5,7 +5,7 @@ use std::fmt;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 nix::ioctl_none!(
@@ -17,15 +17,23 @@ nix::ioctl_none!(
     reread_partitions, 0x12, 95
 );
 
-/// A disk, or a file that stands for one.
-#[derive(Debug)]
+/// A disk, or a file that stands for one. Two are equal when they are the same one, with the same card in it.
+#[derive(Debug, PartialEq, Eq)]
 pub struct Disk {
     /// Its device.
     path: PathBuf,
+    /// Which device or file that is: of a device its number, of a file that of its file system and its own.
+    identity: (u64, u64),
     /// Its size in bytes; unlimited for a file.
     pub size: u64,
     /// What it calls itself.
     model: String,
+    /// Counts the media that were in it, where the kernel does.
+    sequence: String,
+    /// Whether it is a card, or hangs on a cable.
+    removable: bool,
+    /// Its partitions and their sizes in bytes.
+    parts: Vec<(String, u64)>,
 }
 
 impl fmt::Display for Disk {
@@ -34,18 +42,34 @@ impl fmt::Display for Disk {
         if self.size == u64::MAX {
             return Ok(());
         }
-        write!(f, " ({:.1} GB{}{})", self.size as f64 / 1e9, if self.model.is_empty() { "" } else { ", " }, self.model)
+        let gigabytes = |size: u64| format!("{:.1} GB", size as f64 / 1e9);
+        let model = if self.model.is_empty() { String::new() } else { format!(", {}", self.model) };
+        let kind = if self.removable { "removable" } else { "NOT removable: a disk of this machine" };
+        let parts: Vec<_> = self.parts.iter().map(|(name, size)| format!("{name} of {}", gigabytes(*size))).collect();
+        let parts = if parts.is_empty() { "no partitions".to_owned() } else { parts.join(", ") };
+        write!(f, " ({}{model}, {kind}; on it: {parts})", gigabytes(self.size))
     }
 }
 
 impl Disk {
-    /// The disk of `path`; an error when it is part of one, or is used.
-    pub fn of(path: &Path, block: bool) -> Result<Self, String> {
-        if !block {
-            return Ok(Self { path: path.to_owned(), size: u64::MAX, model: String::new() });
+    /// The disk that is found by `path`, or was; an error when it is part of one, or is used, or is neither disk nor file.
+    pub fn of(path: &Path, found: &fs::Metadata) -> Result<Self, String> {
+        if found.is_file() {
+            return Ok(Self {
+                path: path.to_owned(),
+                identity: (found.dev(), found.ino()),
+                size: u64::MAX,
+                model: String::new(),
+                sequence: String::new(),
+                removable: true,
+                parts: Vec::new(),
+            });
+        }
+        if !found.file_type().is_block_device() {
+            return Err(format!("{} is no disk and no file: the card is one such as /dev/sdb", path.display()));
         }
         let failed = |e: io::Error| format!("{}: {e}", path.display());
-        let device = fs::metadata(path).map_err(failed)?.rdev();
+        let device = found.rdev();
         let number = format!("{}:{}", nix::sys::stat::major(device), nix::sys::stat::minor(device));
         let sys = fs::canonicalize(format!("/sys/dev/block/{number}")).map_err(failed)?;
         if sys.join("partition").exists() {
@@ -63,8 +87,32 @@ impl Disk {
         if sectors == 0 {
             return Err(format!("{} has no card in it", path.display()));
         }
-        Ok(Self { path: path.to_owned(), size: sectors * 512, model: text("device/model") })
+        // a card reader's slot, and what hangs on USB, may be pulled out whatever the disk says of itself
+        let pulled = sys.components().any(|part| {
+            let name = part.as_os_str().to_string_lossy();
+            name.starts_with("usb") || name.starts_with("mmc")
+        });
+        Ok(Self {
+            path: path.to_owned(),
+            identity: (device, 0),
+            size: sectors * 512,
+            model: text("device/model"),
+            sequence: text("diskseq"),
+            removable: pulled || text("removable") == "1",
+            parts: parts(&sys),
+        })
     }
+}
+
+/// Partitions of a disk, in the order of their numbers.
+fn parts(sys: &Path) -> Vec<(String, u64)> {
+    let entries = fs::read_dir(sys).into_iter().flatten().flatten().map(|entry| entry.path());
+    let text = |path: &Path, name: &str| fs::read_to_string(path.join(name)).unwrap_or_default();
+    let number = |path: &Path| text(path, "partition").trim().parse::<u32>().ok();
+    let mut parts: Vec<(u32, PathBuf)> = entries.filter_map(|path| Some((number(&path)?, path))).collect();
+    parts.sort();
+    let name = |path: &Path| path.file_name().unwrap_or_default().display().to_string();
+    parts.iter().map(|(_, path)| (name(path), text(path, "size").trim().parse().unwrap_or(0) * 512)).collect()
 }
 
 /// Who uses a disk, or a part of it: a mount, swap space, another device made of it.
@@ -110,11 +158,9 @@ pub fn forget(device: &File) -> io::Result<()> {
 }
 
 /// Lets the kernel see the new partitions of a disk.
-pub fn reread(device: &File, block: bool) {
-    if block {
-        // SAFETY: it has no argument. One that cannot be read again now is so when the card is put in again.
-        let _ = unsafe { reread_partitions(device.as_raw_fd()) };
-    }
+pub fn reread(device: &File) {
+    // SAFETY: it has no argument. One that cannot be read again now is so when the card is put in again; a file has none.
+    let _ = unsafe { reread_partitions(device.as_raw_fd()) };
 }
 
 #[cfg(test)]
@@ -129,13 +175,29 @@ mod tests {
     }
 
     #[test]
+    fn what_is_no_disk_is_refused_and_a_file_is_known_again() {
+        let of = |path: &Path| Disk::of(path, &fs::metadata(path).unwrap());
+        for other in ["/dev/null", "/dev"] {
+            assert!(of(Path::new(other)).unwrap_err().contains("is no disk"), "{other}");
+        }
+        let folder = crate::machine::folder::Folder::new();
+        let path = folder.path().join("card");
+        fs::write(&path, "").unwrap();
+        let before = of(&path).unwrap();
+        assert_eq!(before, of(&path).unwrap());
+        fs::rename(&path, folder.path().join("other")).unwrap();
+        fs::write(&path, "").unwrap();
+        assert_ne!(before, of(&path).unwrap());
+    }
+
+    #[test]
     fn the_system_s_own_disk_is_refused() {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         let root = mounts.lines().map(|l| l.split(' ').collect::<Vec<_>>()).find(|m| m[4] == "/").unwrap();
         // an overlay, as in a container, has no disk
         let Ok(sys) = fs::canonicalize(format!("/sys/dev/block/{}", root[2])) else { return };
         let device = Path::new("/dev").join(sys.file_name().unwrap());
-        let error = Disk::of(&device, true).unwrap_err();
+        let error = Disk::of(&device, &fs::metadata(&device).unwrap()).unwrap_err();
         assert!(error.contains("is in use") || error.contains("part of a disk"), "{error}");
     }
 }

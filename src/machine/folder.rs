@@ -4,6 +4,39 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+/// KiB by which a process grows while it does `work` on a folder with 4 000 in it, beyond what it takes for 10: a process of
+/// its own, in which `test` is run once more. `None` in that one.
+pub fn growth(test: &str, work: impl Fn(&Path)) -> Option<u64> {
+    const PLACE: &str = "PIKELET_TEST_FOLDER";
+    if let Some(place) = std::env::var_os(PLACE) {
+        let most = || {
+            let status = fs::read_to_string("/proc/self/status").unwrap();
+            let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+            line.split_whitespace().next().unwrap().parse::<u64>().unwrap()
+        };
+        // of the program itself all that is needed is there after the first time
+        let [_, grown] = ["10", "4000"].map(|folder| {
+            // what was most begins anew (proc(5))
+            fs::write("/proc/self/clear_refs", "5").unwrap();
+            let before = most();
+            work(&Path::new(&place).join(folder));
+            most() - before
+        });
+        println!("grown by {grown}");
+        return None;
+    }
+    let folder = Folder::new();
+    for count in [10, 4_000] {
+        for number in 0..count {
+            fs::create_dir_all(folder.path().join(format!("{count}/{number:0>250}"))).unwrap();
+        }
+    }
+    let mut own = std::process::Command::new(std::env::current_exe().unwrap());
+    let told = own.args(["--exact", test, "--nocapture"]).env(PLACE, folder.path()).output().unwrap().stdout;
+    let told = String::from_utf8(told).unwrap();
+    Some(told.lines().find_map(|line| line.split_once("grown by ")?.1.parse().ok()).expect(&told))
+}
+
 /// Removed with its files when it is dropped.
 pub struct Folder(PathBuf);
 

@@ -1,6 +1,5 @@
 //! What systemd-logind knows of a shutdown to come (org.freedesktop.login1(5), "Inhibitor Locks").
 
-use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
@@ -8,6 +7,8 @@ use futures::{Stream, StreamExt};
 use zbus::proxy::CacheProperties;
 use zbus::zvariant::OwnedFd;
 use zbus::{Connection, Proxy};
+
+use crate::files::{self, Durability};
 
 /// Where logind is told to wait for longer.
 const DROP_IN: &str = "/etc/systemd/logind.conf.d/99-pikelet.conf";
@@ -55,8 +56,8 @@ impl Logind {
         let text =
             format!("# written by pikelet for shutdownGracePeriod\n[Login]\nInhibitDelayMaxSec={}\n", time.as_secs());
         let dir = Path::new(DROP_IN).parent().unwrap_or(Path::new("/"));
-        fs::create_dir_all(dir)
-            .and_then(|()| fs::write(DROP_IN, text))
+        files::dir_kept(dir, 0o755)
+            .and_then(|()| files::write(Path::new(DROP_IN), text.as_bytes(), 0o644, Durability::Volatile))
             .map_err(|e| format!("writing {DROP_IN}: {e}"))?;
         let reload = self.connection.call_method(
             Some("org.freedesktop.systemd1"),

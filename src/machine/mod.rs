@@ -7,7 +7,8 @@ pub mod clock;
 pub mod devices;
 pub mod disk;
 #[cfg(test)]
-mod folder;
+pub(crate) mod folder;
+pub mod folder_usage;
 pub mod health;
 pub mod logind;
 mod notify;

@@ -116,27 +116,6 @@ pub fn file_system(path: &Path) -> Option<FileSystem> {
     })
 }
 
-/// Bytes and inodes below `path`, on its own file system only.
-pub fn disk_usage(path: &Path) -> (u64, u64) {
-    use std::os::unix::fs::MetadataExt;
-    let Ok(root) = fs::symlink_metadata(path) else { return (0, 0) };
-    let (mut bytes, mut inodes) = (0, 0);
-    let mut left = vec![path.to_owned()];
-    while let Some(path) = left.pop() {
-        let Ok(found) = fs::symlink_metadata(&path) else { continue };
-        if found.dev() != root.dev() {
-            continue;
-        }
-        // a file with several names counts once for each: seldom, and cheaper than to remember them all
-        bytes += found.blocks() * 512;
-        inodes += 1;
-        if found.is_dir() {
-            left.extend(fs::read_dir(&path).into_iter().flatten().flatten().map(|e| e.path()));
-        }
-    }
-    (bytes, inodes)
-}
-
 /// Counters of the machine's own interfaces, as [`crate::runtime::interfaces`] reads them.
 pub fn interfaces_text() -> String {
     fs::read_to_string("/proc/self/net/dev").unwrap_or_default()
@@ -151,7 +130,5 @@ mod tests {
         let usage = node_usage();
         assert!(usage.cpu > 0 && usage.total > usage.working_set && usage.booted > 1_000_000_000);
         assert!(file_system(Path::new("/")).unwrap().capacity > 0);
-        let (bytes, inodes) = disk_usage(Path::new("src"));
-        assert!(bytes > 100_000 && inodes > 50);
     }
 }

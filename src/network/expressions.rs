@@ -1,6 +1,6 @@
 //! What a rule of the node looks at and what it does, in the kernel's expressions (`nf_tables`, include/uapi/linux/netfilter).
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use netlink_packet_core::DefaultNla;
@@ -14,11 +14,18 @@ use super::types::Protocol;
 /// `NFTA_MASQ_FLAGS` and its value `NF_NAT_RANGE_PROTO_RANDOM_FULLY`: ports of two pods never race for one.
 const MASQ_FLAGS: u16 = 1;
 const FULLY_RANDOM: u32 = 0x10;
-/// `NFT_PAYLOAD_NETWORK_HEADER` and `NFT_PAYLOAD_TRANSPORT_HEADER`.
+/// `NFT_PAYLOAD_LL_HEADER`, `NFT_PAYLOAD_NETWORK_HEADER` and `NFT_PAYLOAD_TRANSPORT_HEADER`.
+const LINK_HEADER: u32 = 0;
 const NETWORK_HEADER: u32 = 1;
 const TRANSPORT_HEADER: u32 = 2;
 /// Where TCP, UDP and SCTP have the port a packet goes to.
 const DESTINATION_PORT: u32 = 2;
+/// Where Ethernet has the sender's address, ARP both of them, and neighbour discovery (RFC 4861) the one it is about.
+const HARDWARE_SOURCE: u32 = 6;
+const ARP_SENDER: u32 = 8;
+const NEIGHBOUR: u32 = 8;
+/// `IPPROTO_ICMPV6`.
+const ICMPV6: u8 = 58;
 /// Attributes of `fib`, its `NFT_FIB_RESULT_ADDRTYPE` and `NFTA_FIB_F_DADDR`, and the answer `RTN_LOCAL`.
 const FIB_REGISTER: u16 = 1;
 const FIB_RESULT: u16 = 2;
@@ -43,8 +50,9 @@ const NAT_PORT: u16 = 5;
 const DNAT: u32 = 1;
 const FAMILY_V4: u32 = 2;
 const FAMILY_V6: u32 = 10;
-/// `NF_DROP`.
+/// `NF_DROP` and `NF_ACCEPT`.
 const DROP: u32 = 0;
+const ACCEPT: u32 = 1;
 /// `IFNAMSIZ`.
 const LINK_NAME: usize = 16;
 
@@ -55,6 +63,8 @@ pub type Expression = ListAttribute<ExpressionAttribute>;
 pub enum Match {
     /// Came in by that link.
     Link(String),
+    /// Goes out by that link.
+    OutLink(String),
     /// From there.
     Source(IpNet),
     /// To there.
@@ -69,6 +79,18 @@ pub enum Match {
     Translated,
     /// Of a connection to that port, as its client says.
     OriginalPort(u16),
+    /// Of that protocol of links (`ETH_P_*`).
+    EtherType(u16),
+    /// Not from that hardware address.
+    NotOfHardware([u8; 6]),
+    /// A question or answer of ARP by whom has these addresses.
+    ArpSender([u8; 6], Ipv4Addr),
+    /// `ICMPv6`.
+    Icmpv6,
+    /// ICMP of that type.
+    IcmpType(u8),
+    /// About another address than that, in a solicitation or advertisement of neighbours.
+    NotNeighbour(Ipv6Addr),
 }
 
 /// What a rule does.
@@ -78,6 +100,8 @@ pub enum Action {
     Return,
     /// The packet is lost.
     Drop,
+    /// The packet goes on, past the rest of the chain.
+    Accept,
     /// The rules of that chain apply.
     Jump(&'static str),
     /// Comes from this machine from now on.
@@ -136,6 +160,13 @@ fn meta(key: MetaKey) -> Expression {
     Expressions::Meta(vec![Meta::Key(key), Meta::DestinationRegister(Register::Reg1)]).into()
 }
 
+/// A link's name as the kernel compares it.
+pub fn padded(name: &str) -> Vec<u8> {
+    let mut padded = name.as_bytes().to_vec();
+    padded.resize(LINK_NAME, 0);
+    padded
+}
+
 /// A source or destination address, by where the families have it.
 fn address(range: &IpNet, [v4, v6]: [u32; 2]) -> Vec<Expression> {
     let (network, mask) = (octets(range.network()), octets(range.netmask()));
@@ -147,11 +178,8 @@ impl Match {
     /// The expressions that end the rule for any other packet.
     pub fn expressions(&self) -> Vec<Expression> {
         match self {
-            Self::Link(name) => {
-                let mut padded = name.as_bytes().to_vec();
-                padded.resize(LINK_NAME, 0);
-                vec![meta(MetaKey::Iifname), is(padded)]
-            }
+            Self::Link(name) => vec![meta(MetaKey::Iifname), is(padded(name))],
+            Self::OutLink(name) => vec![meta(MetaKey::Oifname), is(padded(name))],
             Self::Source(range) => address(range, [12, 8]),
             Self::Destination(range) => address(range, [16, 24]),
             Self::Protocol(protocol) => vec![meta(MetaKey::L4Proto), is(vec![protocol.number()])],
@@ -176,6 +204,19 @@ impl Match {
                 ];
                 vec![other("ct", of_client), is(port.to_be_bytes().to_vec())]
             }
+            Self::EtherType(kind) => vec![meta(MetaKey::EtherTypeProtocol), is(kind.to_be_bytes().to_vec())],
+            Self::NotOfHardware(address) => {
+                vec![load(LINK_HEADER, HARDWARE_SOURCE, 6), compare(Operator::NotEqual, address.to_vec())]
+            }
+            Self::ArpSender(hardware, ip) => {
+                vec![load(NETWORK_HEADER, ARP_SENDER, 10), is([&hardware[..], &ip.octets()].concat())]
+            }
+            Self::Icmpv6 => vec![meta(MetaKey::L4Proto), is(vec![ICMPV6])],
+            Self::IcmpType(kind) => vec![load(TRANSPORT_HEADER, 0, 1), is(vec![*kind])],
+            Self::NotNeighbour(ip) => {
+                let other = compare(Operator::NotEqual, ip.octets().to_vec());
+                vec![load(TRANSPORT_HEADER, NEIGHBOUR, 16), other]
+            }
         }
     }
 }
@@ -193,6 +234,7 @@ impl Action {
     pub fn expressions(&self) -> Vec<Expression> {
         match self {
             Self::Return => verdict(vec![VerdictAttribute::Code(Verdict::Return)]),
+            Self::Accept => verdict(vec![VerdictAttribute::Code(Verdict::Other(ACCEPT))]),
             Self::Drop => verdict(vec![VerdictAttribute::Code(Verdict::Other(DROP))]),
             Self::Jump(chain) => {
                 verdict(vec![VerdictAttribute::Code(Verdict::Jump), VerdictAttribute::Chain((*chain).to_owned())])

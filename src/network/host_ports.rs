@@ -10,61 +10,168 @@ use super::table::Table;
 use super::types::{HostPort, NetworkError, Protocol};
 use super::{Network, link, locked};
 
+/// The rules of one family as this process put them into the kernel, for IPv4 and IPv6; `None`: not yet.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Installed {
+    v4: Option<Table>,
+    v6: Option<Table>,
+}
+
+impl Installed {
+    fn of(&mut self, v4: bool) -> &mut Option<Table> {
+        if v4 { &mut self.v4 } else { &mut self.v6 }
+    }
+
+    /// True when ports lead elsewhere than `wanted` says.
+    fn misleads(&self, wanted: &Table) -> bool {
+        let led = self.v4.iter().chain(&self.v6).flat_map(|t| &t.ports);
+        led.into_iter().any(|port| !wanted.ports.contains(port))
+    }
+}
+
+/// What failed, in which family (true: IPv4).
+type Failures = Vec<(bool, io::Error)>;
+
 fn failed(source: io::Error) -> NetworkError {
     let what = "setting the rules of host ports by nftables (a kernel with nft_nat, nft_ct and nft_fib is needed)";
     NetworkError::Io { what: what.to_owned(), source }
 }
 
-/// Puts the table into the kernel. What comes from 127.0.0.1 may leave only while its guard is there.
-fn install(table: &Table) -> io::Result<()> {
-    let allowed = table.leads_from_loopback();
-    let set = || {
-        if let Err(error) = link::loopback(&table.name, allowed) {
-            tracing::warn!(bridge = table.name, %error, "ports of pods are not reached at 127.0.0.1");
-        }
-    };
-    if !allowed {
-        set();
+fn let_loopback_out(table: &Table, allowed: bool) {
+    if let Err(error) = link::loopback(&table.name, allowed) {
+        tracing::warn!(bridge = table.name, %error, "ports of pods are not reached at 127.0.0.1");
     }
-    table.install()?;
+}
+
+/// Puts one family's rules into the kernel. What comes from 127.0.0.1 may leave only while its guard is there.
+fn install(table: &Table, v4: bool) -> io::Result<()> {
+    let allowed = v4 && table.leads_from_loopback();
+    if v4 && !allowed {
+        let_loopback_out(table, false);
+    }
+    table.install(v4)?;
     if allowed {
-        set();
+        let_loopback_out(table, true);
     }
     Ok(())
 }
 
+/// Makes one family's rules so if they are not; true when somebody else had changed them.
+fn mend(table: &Table, installed: &mut Option<Table>, v4: bool) -> io::Result<bool> {
+    let loopback = !v4 || link::is_loopback_let_out(&table.name) == table.leads_from_loopback();
+    // rules that cannot be read are set again
+    let stands = table.stands(v4).unwrap_or(false);
+    let same = installed.as_ref() == Some(table);
+    if same && stands && loopback {
+        return Ok(false);
+    }
+    if v4 && !stands {
+        // whoever took the rules away took the guard as well
+        let_loopback_out(table, false);
+    }
+    if let Err(error) = install(table, v4) {
+        let bare = table.without_ports(v4);
+        if !stands && bare != *table && install(&bare, v4).is_ok() {
+            *installed = Some(bare);
+        }
+        return Err(error);
+    }
+    *installed = Some(table.clone());
+    Ok(same)
+}
+
 impl Network {
-    /// Makes the kernel's rules what the leases say. Before the node has ranges there is nothing to do. `closing`: until it
-    /// succeeds, a port may lead to a pod that is no more.
-    pub(super) async fn apply(&self, closing: bool) -> io::Result<()> {
-        // one at a time, so that the newest comes last
-        let mut stale = self.inner.stale.lock().await;
+    fn table(&self) -> Table {
         let config = &self.inner.config;
-        let table = Table {
+        let ranges = locked(&self.inner.ranges).clone();
+        Table {
             name: config.bridge.clone(),
-            ranges: locked(&self.inner.ranges).clone(),
+            ranges: ranges.given.into_iter().chain(ranges.left).collect(),
             inside: config.cluster_cidrs.clone(),
             ports: locked(&self.inner.leases).ports(),
-        };
-        if table.ranges.is_empty() {
-            return Ok(());
         }
-        *stale |= closing;
-        spawn_blocking(move || install(&table)).await.map_err(io::Error::other)??;
-        *stale = false;
-        Ok(())
     }
 
-    /// Lets the ports a sandbox has lead to it; it has none when that fails.
+    /// Makes the kernel's rules what the leases say. Before the node has ranges there is nothing to do.
+    async fn apply(&self) -> Failures {
+        // one at a time, so that the newest comes last
+        let mut installed = self.inner.rules.lock().await;
+        let table = self.table();
+        if table.ranges.is_empty() {
+            return Vec::new();
+        }
+        let (results, table) = match spawn_blocking(move || ([true, false].map(|v4| install(&table, v4)), table)).await
+        {
+            Ok(done) => done,
+            Err(error) => return vec![(true, io::Error::other(error.to_string())), (false, io::Error::other(error))],
+        };
+        let mut failures = Vec::new();
+        for (v4, result) in [true, false].into_iter().zip(results) {
+            match result {
+                Ok(()) => *installed.of(v4) = Some(table.clone()),
+                Err(error) => failures.push((v4, error)),
+            }
+        }
+        failures
+    }
+
+    /// Sets rules that are not there, or that others changed, again. What could not be set is in the answer.
+    pub(super) async fn mend_rules(&self) -> Vec<String> {
+        let mut installed = self.inner.rules.lock().await;
+        let table = self.table();
+        if table.ranges.is_empty() {
+            return Vec::new();
+        }
+        let mut now = installed.clone();
+        let mended = spawn_blocking(move || {
+            let results = [true, false].map(|v4| mend(&table, now.of(v4), v4));
+            (results, now)
+        });
+        let results = match mended.await {
+            Ok((results, now)) => {
+                *installed = now;
+                results
+            }
+            Err(error) => return vec![format!("rules not set: {error}")],
+        };
+        let mut problems = Vec::new();
+        for (family, result) in ["IPv4", "IPv6"].into_iter().zip(results) {
+            match result {
+                Ok(false) => {}
+                Ok(true) => tracing::warn!(family, "somebody removed or changed the rules of pods: they are set again"),
+                Err(error) => problems.push(format!(
+                    "{family} rules of pods not set: {error}: they do not reach networks outside the cluster, and host ports \
+                     do not reach them (a kernel with nf_tables, nft_chain_nat, nft_masq, and nft_fib for ports is needed)"
+                )),
+            }
+        }
+        problems
+    }
+
+    /// Lets the ports a sandbox has lead to it. Where one family cannot have them, the other has them all the same; it has
+    /// none when both fail.
     pub(super) async fn open_ports(&self, sandbox: &str, ports: &[HostPort]) -> Result<(), NetworkError> {
         if ports.is_empty() {
             return Ok(());
         }
-        if let Err(error) = self.apply(false).await {
-            locked(&self.inner.leases).close(sandbox);
-            // one family may have them
-            let _ = self.apply(false).await;
-            return Err(failed(error));
+        let mut failures = self.apply().await;
+        let table = self.table();
+        let ips = locked(&self.inner.leases).of(sandbox).cloned().unwrap_or_default();
+        let own = Table { ports: table.ports.iter().filter(|(ip, _)| ips.contains(ip)).copied().collect(), ..table };
+        failures.retain(|(v4, _)| own.has_ports(*v4));
+        let wanted = [true, false].into_iter().filter(|v4| own.has_ports(*v4)).count();
+        let all = failures.len() >= wanted;
+        match failures.pop() {
+            Some((_, error)) if all => {
+                locked(&self.inner.leases).close(sandbox);
+                self.apply().await;
+                return Err(failed(error));
+            }
+            Some((v4, error)) => {
+                let family = if v4 { "IPv4" } else { "IPv6" };
+                tracing::warn!(sandbox, family, %error, "host ports lead to the pod in the other family only");
+            }
+            None => {}
         }
         self.forget_udp(ports).await;
         Ok(())
@@ -73,9 +180,19 @@ impl Network {
     /// Takes the ports of a sandbox away. Repeatable.
     pub(super) async fn close_ports(&self, sandbox: &str) -> Result<(), NetworkError> {
         let ports = locked(&self.inner.leases).close(sandbox);
-        if !ports.is_empty() || *self.inner.stale.lock().await {
-            self.apply(true).await.map_err(failed)?;
-            self.forget_udp(&ports).await;
+        if ports.is_empty() && !self.inner.rules.lock().await.misleads(&self.table()) {
+            return Ok(());
+        }
+        let failures = self.apply().await;
+        // a family that never had these ports leads nowhere
+        let misleads = {
+            let mut installed = self.inner.rules.lock().await;
+            let unknown = failures.iter().any(|(v4, _)| installed.of(*v4).is_none());
+            unknown || installed.misleads(&self.table())
+        };
+        match failures.into_iter().next() {
+            Some((_, error)) if misleads => return Err(failed(error)),
+            _ => self.forget_udp(&ports).await,
         }
         Ok(())
     }

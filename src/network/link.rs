@@ -8,10 +8,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use futures::TryStreamExt;
-use ipnet::IpNet;
 use nix::sched::{CloneFlags, setns};
-use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
-use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute};
+use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
+use rtnetlink::packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkMessage};
+use rtnetlink::packet_route::neighbour::{NeighbourFlags, NeighbourState};
+use rtnetlink::packet_route::route::RouteMessage;
 use rtnetlink::{
     Error, Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
 };
@@ -86,44 +87,131 @@ async fn need(handle: &Handle, name: &str) -> Result<u32, NetworkError> {
     })
 }
 
-/// Makes the bridge with its addresses, and lets this machine forward.
-pub async fn bridge(handle: &Handle, name: &str, ranges: &[IpNet]) -> Result<(), NetworkError> {
-    let made = handle.link().add(LinkBridge::new(name).build()).execute().await;
-    done(made).map_err(kernel(format!("creating bridge {name}")))?;
-    let index = need(handle, name).await?;
-    for range in ranges {
-        if let Some(gateway) = super::ipam::gateway(range) {
-            let added = handle.address().add(index, gateway, range.prefix_len()).execute().await;
-            done(added).map_err(kernel(format!("adding {gateway} to bridge {name}")))?;
+/// The link of that name or index, if there is one.
+async fn found(mut links: impl futures::Stream<Item = Result<LinkMessage, Error>> + Unpin) -> Option<LinkMessage> {
+    links.try_next().await.ok().flatten()
+}
+
+/// Name of a link.
+pub async fn name(handle: &Handle, index: u32) -> Option<String> {
+    let link = found(handle.link().get().match_index(index).execute()).await?;
+    link.attributes.into_iter().find_map(|a| if let LinkAttribute::IfName(name) = a { Some(name) } else { None })
+}
+
+/// Router advertisements are not for this interface of the present namespace; without IPv6 there is nothing to be heard.
+fn deafen(interface: &str) {
+    match crate::files::set(format!("/proc/sys/net/ipv6/conf/{interface}/accept_ra"), "0") {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!(interface, %error, "accept_ra not set: a pod may pose as the IPv6 router of others");
         }
+        _ => {}
     }
-    // One that was set stays. Else it would be the lowest of the ports' own, and pods would go on sending to that of a pod
-    // that has ended.
-    let address = hardware_address(handle, index).await;
-    let up = LinkUnspec::new_with_index(index).address(address).up().build();
-    handle.link().set(up).execute().await.map_err(kernel(format!("setting bridge {name} up")))?;
-    for file in ["/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding"] {
-        if std::fs::read_to_string(file).is_ok_and(|v| v.trim() == "0")
-            && let Err(error) = std::fs::write(file, "1")
-        {
-            tracing::warn!(file, %error, "forwarding is off: pods reach this node only");
+}
+
+/// Makes the bridge, without addresses, and sets it up. Repeatable: the index, and true when there was none.
+pub async fn bridge(handle: &Handle, name: &str) -> Result<(u32, bool), NetworkError> {
+    in_turn(&format!("making bridge {name}"), async {
+        let mut present = found(handle.link().get().match_name(name.to_owned()).execute()).await;
+        let made = present.is_none();
+        if made {
+            let made = handle.link().add(LinkBridge::new(name).build()).execute().await;
+            done(made).map_err(kernel(format!("creating bridge {name}")))?;
+            present = found(handle.link().get().match_name(name.to_owned()).execute()).await;
         }
+        let Some(link) = present else {
+            return Err(NetworkError::Kernel {
+                what: format!("looking for bridge {name}"),
+                message: "it is gone".to_owned(),
+            });
+        };
+        deafen(name);
+        let index = link.header.index;
+        if made || !link.header.flags.contains(LinkFlags::Up) {
+            // An address that was set stays. Else it would be the lowest of the ports' own, and pods would go on sending to
+            // that of a pod that has ended.
+            let address = hardware_address(handle, index).await;
+            let up = LinkUnspec::new_with_index(index).address(address).up().build();
+            handle.link().set(up).execute().await.map_err(kernel(format!("setting bridge {name} up")))?;
+        }
+        Ok((index, made))
+    })
+    .await
+}
+
+/// Puts a link that lost its bridge on it again; `pod`: the first address of the pod behind it.
+pub async fn join(handle: &Handle, bridge: u32, name: &str, pod: Option<IpAddr>) -> Result<(), NetworkError> {
+    let what = format!("putting link {name} on its bridge");
+    in_turn(&what, async {
+        let Some(index) = index(handle, name).await else { return Ok(()) };
+        let joined = LinkUnspec::new_with_index(index).controller(bridge).up().build();
+        handle.link().set(joined).execute().await.map_err(kernel(what.clone()))?;
+        let Some(pod) = pod else { return Ok(()) };
+        set_port(handle, index, name, &hardware_address_of(pod)).await
+    })
+    .await
+}
+
+/// How the bridge treats the link of a pod that is called by `address`. The pod must reach itself by the address of a Service
+/// it is behind. What it sends from teaches the bridge nothing: each address it made up would be kept for minutes, in memory
+/// that no cgroup counts, and one of another pod would lead that one's packets here. So its own is told; frames for one it
+/// gives itself go to all ports.
+async fn set_port(handle: &Handle, index: u32, name: &str, address: &[u8]) -> Result<(), NetworkError> {
+    let told = handle.neighbours().add_bridge(index, address).flags(NeighbourFlags::Controller);
+    let told = told.state(NeighbourState::Noarp).replace();
+    told.execute().await.map_err(kernel(format!("telling the bridge who is behind link {name}")))?;
+    let port = LinkBridgePort::new(index).hairpin(true).learning(false).build();
+    handle.link().set_port(port).execute().await.map_err(kernel(format!("setting hairpin and learning of link {name}")))
+}
+
+/// Gives a link an address, at once: nobody else has it, and to look for that would take a second (`IFA_F_NODAD`).
+async fn give(handle: &Handle, index: u32, ip: IpAddr, prefix: u8) -> Result<(), Error> {
+    let mut request = handle.address().add(index, ip, prefix);
+    if ip.is_ipv6() {
+        request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
     }
-    Ok(())
+    done(request.execute().await)
+}
+
+/// Gives the bridge an address. Repeatable.
+pub async fn add_address(handle: &Handle, index: u32, name: &str, ip: IpAddr, prefix: u8) -> Result<(), NetworkError> {
+    let what = format!("adding {ip} to bridge {name}");
+    in_turn(&what, async { give(handle, index, ip, prefix).await.map_err(kernel(what.clone())) }).await
+}
+
+/// Takes an address off its link.
+pub async fn remove_address(handle: &Handle, address: AddressMessage) -> Result<(), NetworkError> {
+    let what = "removing an address of before from the bridge";
+    in_turn(what, async { handle.address().del(address).execute().await.map_err(kernel(what)) }).await
+}
+
+/// Routes of one family.
+pub async fn routes(handle: &Handle, family: RouteMessage) -> Result<Vec<RouteMessage>, NetworkError> {
+    let what = "reading this machine's routes";
+    let asked = handle.route().get(family).execute().try_collect();
+    in_turn(what, async { asked.await.map_err(kernel(what)) }).await
 }
 
 /// Lets packets from 127.0.0.0/8 leave by the bridge, and answers to them come back, or not. Nothing of the machine's other
 /// links changes.
 pub fn loopback(bridge: &str, allowed: bool) -> io::Result<()> {
-    std::fs::write(format!("/proc/sys/net/ipv4/conf/{bridge}/route_localnet"), if allowed { "1" } else { "0" })
+    crate::files::set(format!("/proc/sys/net/ipv4/conf/{bridge}/route_localnet"), if allowed { "1" } else { "0" })
+}
+
+/// What [`loopback`] set; not without the bridge.
+pub fn is_loopback_let_out(bridge: &str) -> bool {
+    std::fs::read_to_string(format!("/proc/sys/net/ipv4/conf/{bridge}/route_localnet")).is_ok_and(|v| v.trim() == "1")
+}
+
+/// Addresses of this machine, as the kernel has them.
+pub async fn address_messages(handle: &Handle) -> Result<Vec<AddressMessage>, NetworkError> {
+    let what = "reading this machine's addresses";
+    let asked = handle.address().get().execute().try_collect();
+    in_turn(what, async { asked.await.map_err(kernel(what)) }).await
 }
 
 /// Addresses of this machine.
 pub async fn addresses(handle: &Handle) -> Result<Vec<IpAddr>, NetworkError> {
-    let what = "reading this machine's addresses";
-    let asked = handle.address().get().execute().try_collect();
-    let found: Vec<AddressMessage> = in_turn(what, async { asked.await.map_err(kernel(what)) }).await?;
-    let attributes = found.into_iter().flat_map(|message| message.attributes);
+    let attributes = address_messages(handle).await?.into_iter().flat_map(|message| message.attributes);
     Ok(attributes
         .filter_map(|a| match a {
             AddressAttribute::Address(ip) | AddressAttribute::Local(ip) => Some(ip),
@@ -146,6 +234,16 @@ pub async fn attach(
     in_turn(&format!("connecting link {outside}"), connect_pod(handle, bridge, outside, pod, addresses)).await
 }
 
+/// The pod's end is called by its address: who spoke with the pod that had the address before, speaks with this one at once.
+/// Locally administered, with the prefix that the plugins of CNI use.
+pub fn hardware_address_of(first: IpAddr) -> [u8; 6] {
+    let [a, b, c, d] = match first {
+        IpAddr::V4(ip) => ip.octets(),
+        IpAddr::V6(ip) => (ip.to_bits() as u32).to_be_bytes(),
+    };
+    [0x0a, 0x58, a, b, c, d]
+}
+
 async fn connect_pod(
     handle: &Handle,
     bridge: &str,
@@ -154,17 +252,21 @@ async fn connect_pod(
     addresses: Vec<(IpAddr, u8, Option<IpAddr>)>,
 ) -> Result<(), NetworkError> {
     let bridge_index = need(handle, bridge).await?;
+    let Some((first, ..)) = addresses.first() else {
+        let message = "the pod has no address".to_owned();
+        return Err(NetworkError::Kernel { what: format!("creating link {outside}"), message });
+    };
+    let address = hardware_address_of(*first).to_vec();
     if index(handle, outside).await.is_none() {
         // the other end is made in the pod: moving it there later takes the kernel ten times as long
-        let peer = LinkMessageBuilder::<LinkUnspec>::new().name(INSIDE).setns_by_fd(pod.as_raw_fd()).build();
+        let peer = LinkMessageBuilder::<LinkUnspec>::new().name(INSIDE).setns_by_fd(pod.as_raw_fd());
+        let peer = peer.address(address.clone()).build();
         let pair = LinkVeth::new(outside, INSIDE).set_info_data(InfoData::Veth(InfoVeth::Peer(peer)));
         let made = handle.link().add(pair.controller(bridge_index).up().build()).execute().await;
         done(made).map_err(kernel(format!("creating link {outside} on bridge {bridge}")))?;
     }
     let own = need(handle, outside).await?;
-    // a pod must reach itself by the address of a Service it is behind
-    let hairpin = LinkBridgePort::new(own).hairpin(true).build();
-    handle.link().set_port(hairpin).execute().await.map_err(kernel(format!("setting hairpin on link {outside}")))?;
+    set_port(handle, own, outside, &address).await?;
     let inside = std::thread::spawn(move || {
         setns(&pod, CloneFlags::CLONE_NEWNET).map_err(|e| NetworkError::Kernel {
             what: "entering the pod's network namespace".to_owned(),
@@ -191,9 +293,16 @@ async fn configure(addresses: Vec<(IpAddr, u8, Option<IpAddr>)>) -> Result<(), N
     let lo = LinkUnspec::new_with_name("lo").up().build();
     handle.link().set(lo).execute().await.map_err(kernel("setting lo up in the pod"))?;
     let index = need(&handle, INSIDE).await?;
+    // the way out is the bridge, whatever another pod says
+    deafen(INSIDE);
+    // its link-local address is the one that `guard` lets in; that is the kernel's way unless the machine has another
+    let _ = crate::files::set(format!("/proc/sys/net/ipv6/conf/{INSIDE}/addr_gen_mode"), "0");
+    if !addresses.iter().any(|(ip, ..)| ip.is_ipv6()) {
+        // `::1` stays; a kernel without IPv6 has nothing to turn off
+        let _ = crate::files::set(format!("/proc/sys/net/ipv6/conf/{INSIDE}/disable_ipv6"), "1");
+    }
     for (ip, prefix, _) in &addresses {
-        let added = handle.address().add(index, *ip, *prefix).execute().await;
-        done(added).map_err(kernel(format!("adding {ip} in the pod")))?;
+        give(&handle, index, *ip, *prefix).await.map_err(kernel(format!("adding {ip} in the pod")))?;
     }
     let up = LinkUnspec::new_with_index(index).up().build();
     handle.link().set(up).execute().await.map_err(kernel("setting eth0 up in the pod"))?;

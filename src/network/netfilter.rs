@@ -8,6 +8,11 @@ use netlink_packet_netfilter::NetfilterMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 use nix::sys::socket::{setsockopt, sockopt::SndBufForce};
 
+use super::wire;
+
+/// `NLMSG_ERROR` and `NLMSG_DONE`.
+const ERROR: u16 = 2;
+const DONE: u16 = 3;
 /// Bytes of answers read at a time.
 const ANSWER: usize = 64 * 1024;
 /// Bytes a socket takes at once unless it is told otherwise.
@@ -62,6 +67,25 @@ pub fn answers(
                 return Ok(());
             }
             rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        }
+    }
+}
+
+/// Hands the body of every answer to a request for a list to `take`, whatever it is made of.
+pub fn raw_answers(socket: &Socket, mut take: impl FnMut(&[u8])) -> io::Result<()> {
+    let mut buffer = Vec::with_capacity(ANSWER);
+    loop {
+        buffer.clear();
+        socket.recv(&mut buffer, 0)?;
+        for message in wire::messages(&buffer) {
+            match message.kind {
+                DONE => return Ok(()),
+                ERROR => {
+                    let code = message.body.get(..4).map_or(0, |b| i32::from_ne_bytes([b[0], b[1], b[2], b[3]]));
+                    return if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(-code)) };
+                }
+                _ => take(message.body),
+            }
         }
     }
 }

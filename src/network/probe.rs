@@ -6,9 +6,10 @@ use ipnet::IpNet;
 use nix::sched::{CloneFlags, unshare};
 use rtnetlink::{Handle, LinkBridge, LinkVeth, LinkVxlan};
 
-use super::link;
+use super::expressions::Action;
 use super::table::Table;
 use super::types::{HostPort, NetworkError, Protocol};
+use super::{link, nft};
 
 /// Name of the bridge, and of the nftables table.
 const NAME: &str = "probe0";
@@ -16,7 +17,7 @@ const NAME: &str = "probe0";
 /// What one thing came to.
 #[derive(Debug)]
 pub struct Attempt {
-    /// `bridge`, `veth`, `vxlan`, `nftables`, `nftables IPv6` or `hostPort`.
+    /// `bridge`, `veth`, `vxlan`, `nftables`, `nftables IPv6`, `nftables netdev` or `hostPort`.
     pub what: &'static str,
     /// Why it cannot be made.
     pub result: Result<(), String>,
@@ -45,7 +46,7 @@ fn rules() -> impl Iterator<Item = Attempt> {
     ];
     kinds.into_iter().map(|(what, range, ports)| {
         let table = Table { name: NAME.to_owned(), ranges: vec![range], ports, ..Table::default() };
-        Attempt { what, result: table.install().map_err(|e| e.to_string()) }
+        Attempt { what, result: table.install(true).and_then(|()| table.install(false)).map_err(|e| e.to_string()) }
     })
 }
 
@@ -58,6 +59,8 @@ pub fn probe() -> Result<Vec<Attempt>, NetworkError> {
         let runtime = runtime.map_err(|e| failed("starting a netlink thread", e.to_string()))?;
         let mut attempts = runtime.block_on(async { Ok(links(&link::connect()?).await) })?;
         attempts.extend(rules());
+        let result = nft::put_guard(NAME, "probe1", &[(Vec::new(), Action::Drop)]).map_err(|e| e.to_string());
+        attempts.push(Attempt { what: "nftables netdev", result });
         Ok(attempts)
     });
     attempt.join().unwrap_or_else(|_| Err(failed("trying links", "thread ended".to_owned())))

@@ -5,76 +5,151 @@ use std::net::IpAddr;
 
 use super::types::DnsOptions;
 
-/// Kubernetes' limits.
+/// Kubernetes' limits (`MaxDNSNameservers`, `MaxDNSSearchPaths`, `MaxDNSSearchListChars`).
 const MAX_SERVERS: usize = 3;
 const MAX_SEARCHES: usize = 32;
+const MAX_SEARCH_LINE: usize = 2048;
 
-/// The host's resolv.conf; the real one where systemd-resolved puts a stub in front.
-pub fn host_resolv_conf() -> String {
-    let text = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-    if text.contains("127.0.0.53") {
-        return std::fs::read_to_string("/run/systemd/resolve/resolv.conf").unwrap_or(text);
-    }
-    text
+/// What a resolv.conf says.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Parsed {
+    pub servers: Vec<String>,
+    pub searches: Vec<String>,
+    pub options: Vec<String>,
 }
 
-fn values(host: &str, key: &str) -> Vec<String> {
-    let lines = host.lines().filter_map(|l| l.trim().strip_prefix(key)?.strip_prefix([' ', '\t']));
-    lines.flat_map(str::split_whitespace).map(str::to_owned).collect()
-}
-
-/// resolv.conf by `dnsPolicy` and `dnsConfig`.
-pub fn resolv_conf(
-    policy: &str,
-    host_network: bool,
-    host: &str,
-    cluster_dns: &[IpAddr],
-    domain: &str,
-    namespace: &str,
-    dns: Option<&DnsOptions>,
-) -> String {
-    let cluster = match policy {
-        "ClusterFirstWithHostNet" => true,
-        "ClusterFirst" => !host_network,
-        _ => false,
-    } && !cluster_dns.is_empty();
-    let (mut servers, mut searches, mut options) = match policy {
-        "None" => (Vec::new(), Vec::new(), Vec::new()),
-        _ => (values(host, "nameserver"), values(host, "search"), values(host, "options")),
-    };
-    if cluster {
-        servers = cluster_dns.iter().map(IpAddr::to_string).collect();
-        let own = [format!("{namespace}.svc.{domain}"), format!("svc.{domain}"), domain.to_owned()];
-        searches.splice(0..0, own);
-        options = vec!["ndots:5".to_owned()];
-    }
-    if let Some(dns) = dns {
-        servers.extend(dns.nameservers.iter().cloned());
-        searches.extend(dns.searches.iter().cloned());
-        for option in &dns.options {
-            let name = option.split(':').next().unwrap_or_default();
-            options.retain(|o| o.split(':').next() != Some(name));
-            options.push(option.clone());
+impl Parsed {
+    /// As the kubelet reads it (`parseResolvConf`): the last `search` counts, the root is no search domain, and a dot at the
+    /// end none of a name.
+    pub fn of(text: &str) -> Self {
+        let mut parsed = Self::default();
+        for line in text.lines().map(str::trim).filter(|l| !l.starts_with(['#', ';'])) {
+            let mut words = line.split_whitespace().map(str::to_owned);
+            match words.next().as_deref() {
+                Some("nameserver") => parsed.servers.extend(words.next()),
+                Some("search") => {
+                    let names = words.map(|name| name.strip_suffix('.').unwrap_or(&name).to_owned());
+                    parsed.searches = names.filter(|name| !name.is_empty()).collect();
+                }
+                Some("options") => add_options(&mut parsed.options, words),
+                _ => {}
+            }
         }
+        parsed
     }
-    let mut text = String::new();
-    for server in servers.iter().take(MAX_SERVERS) {
+}
+
+/// One that is named again counts anew.
+fn add_options(options: &mut Vec<String>, more: impl Iterator<Item = String>) {
+    for option in more {
+        let name = option.split(':').next().unwrap_or_default();
+        options.retain(|o| o.split(':').next() != Some(name));
+        options.push(option);
+    }
+}
+
+/// Whom a pod asks for names, by its settings and the node's.
+#[derive(Debug)]
+pub struct Resolver<'a> {
+    /// `dnsPolicy`.
+    pub policy: &'a str,
+    /// The pod shares the host's network.
+    pub host_network: bool,
+    /// Name servers of the cluster.
+    pub cluster_dns: &'a [IpAddr],
+    /// Domain of the cluster.
+    pub domain: &'a str,
+    /// The pod's namespace.
+    pub namespace: &'a str,
+    /// The pod's `dnsConfig`.
+    pub dns: Option<&'a DnsOptions>,
+}
+
+/// A pod's resolv.conf.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ResolvConf {
+    /// The file.
+    pub text: String,
+    /// What was left out of it, for an Event (`DNSConfigForming`).
+    pub left_out: Vec<String>,
+}
+
+impl Resolver<'_> {
+    fn asks_cluster(&self) -> bool {
+        let wants = match self.policy {
+            "ClusterFirstWithHostNet" => true,
+            "ClusterFirst" => !self.host_network,
+            _ => false,
+        };
+        wants && !self.cluster_dns.is_empty()
+    }
+
+    /// True when the pod asks whom the host asks.
+    pub fn follows_host(&self) -> bool {
+        !self.asks_cluster() && self.policy != "None"
+    }
+
+    /// resolv.conf by `dnsPolicy` and `dnsConfig`; `host`: that of the host.
+    pub fn conf(&self, host: &str) -> ResolvConf {
+        let mut parsed = if self.policy == "None" { Parsed::default() } else { Parsed::of(host) };
+        if self.asks_cluster() {
+            parsed.servers = self.cluster_dns.iter().map(IpAddr::to_string).collect();
+            let (namespace, domain) = (self.namespace, self.domain);
+            let own = [format!("{namespace}.svc.{domain}"), format!("svc.{domain}"), domain.to_owned()];
+            parsed.searches.splice(0..0, own);
+            parsed.options = vec!["ndots:5".to_owned()];
+        } else if !self.host_network {
+            // an address at a link of the host means nothing elsewhere
+            parsed.servers.retain(|server| !server.contains('%'));
+        }
+        if let Some(dns) = self.dns {
+            parsed.servers.extend(dns.nameservers.iter().cloned());
+            parsed.searches.extend(dns.searches.iter().cloned());
+            add_options(&mut parsed.options, dns.options.iter().cloned());
+        }
+        write(parsed)
+    }
+}
+
+/// The file, within Kubernetes' limits.
+fn write(parsed: Parsed) -> ResolvConf {
+    let (mut text, mut left_out) = (String::new(), Vec::new());
+    let servers = &parsed.servers[..parsed.servers.len().min(MAX_SERVERS)];
+    if servers.len() < parsed.servers.len() {
+        left_out.push(format!(
+            "Nameserver limits were exceeded, some nameservers have been omitted, the applied nameserver line is: {}",
+            servers.join(" ")
+        ));
+    }
+    for server in servers {
         // writing to a String cannot fail, here and below
         let _ = writeln!(text, "nameserver {server}");
     }
-    let mut unique = Vec::new();
-    for search in searches {
-        if !unique.contains(&search) && unique.len() < MAX_SEARCHES {
+    let mut unique: Vec<String> = Vec::new();
+    for search in parsed.searches {
+        if !unique.contains(&search) {
             unique.push(search);
         }
     }
-    if !unique.is_empty() {
-        let _ = writeln!(text, "search {}", unique.join(" "));
+    let (all, mut length) = (unique.len(), 0);
+    let fits = |name: &String| {
+        length += name.len() + 1;
+        length <= MAX_SEARCH_LINE + 1
+    };
+    let searches: Vec<String> = unique.into_iter().take(MAX_SEARCHES).take_while(fits).collect();
+    if searches.len() < all {
+        left_out.push(format!(
+            "Search Line limits were exceeded, some search paths have been omitted, the applied search line is: {}",
+            searches.join(" ")
+        ));
     }
-    if !options.is_empty() {
-        let _ = writeln!(text, "options {}", options.join(" "));
+    if !searches.is_empty() {
+        let _ = writeln!(text, "search {}", searches.join(" "));
     }
-    text
+    if !parsed.options.is_empty() {
+        let _ = writeln!(text, "options {}", parsed.options.join(" "));
+    }
+    ResolvConf { text, left_out }
 }
 
 /// The managed hosts file of a pod with these names.
@@ -108,15 +183,56 @@ fn add_aliases(mut text: String, aliases: &[(String, Vec<String>)]) -> String {
 mod tests {
     use super::*;
 
+    fn resolver<'a>(policy: &'a str, host_network: bool, cluster_dns: &'a [IpAddr]) -> Resolver<'a> {
+        Resolver { policy, host_network, cluster_dns, domain: "cluster.local", namespace: "ns", dns: None }
+    }
+
     #[test]
     fn policies() {
         let dns = ["10.96.0.10".parse().unwrap()];
         let host = "nameserver 9.9.9.9\nsearch home\n";
-        let text = resolv_conf("ClusterFirst", false, host, &dns, "cluster.local", "ns", None);
+        let text = resolver("ClusterFirst", false, &dns).conf(host).text;
         let want = "nameserver 10.96.0.10\nsearch ns.svc.cluster.local svc.cluster.local cluster.local home\noptions ndots:5\n";
         assert_eq!(text, want);
-        assert_eq!(resolv_conf("ClusterFirst", true, host, &dns, "cluster.local", "ns", None), host);
+        assert_eq!(resolver("ClusterFirst", true, &dns).conf(host).text, host);
         let own = DnsOptions { nameservers: vec!["1.2.3.4".into()], ..DnsOptions::default() };
-        assert_eq!(resolv_conf("None", false, host, &dns, "c", "ns", Some(&own)), "nameserver 1.2.3.4\n");
+        let none = Resolver { dns: Some(&own), ..resolver("None", false, &dns) };
+        assert_eq!(none.conf(host).text, "nameserver 1.2.3.4\n");
+        let follow = [("Default", false), ("ClusterFirst", true), ("ClusterFirst", false), ("None", false)];
+        assert_eq!(
+            follow.map(|(policy, host)| resolver(policy, host, &dns).follows_host()),
+            [true, true, false, false]
+        );
+    }
+
+    #[test]
+    fn the_host_is_read_as_the_kubelet_reads_it() {
+        let of = |host: &str| resolver("Default", false, &[]).conf(host).text;
+        assert_eq!(of("nameserver 9.9.9.9\nsearch .\n"), "nameserver 9.9.9.9\n");
+        assert_eq!(of("search old\nsearch lan. home\n"), "search lan home\n");
+        assert_eq!(
+            of("# nameserver 127.0.0.53\n;nameserver 1.1.1.1\nnameserver 8.8.8.8 # why\n"),
+            "nameserver 8.8.8.8\n"
+        );
+        assert_eq!(of("options ndots:1 rotate\noptions ndots:2\n"), "options rotate ndots:2\n");
+        let at_link = "nameserver fe80::1%eth0\n";
+        assert_eq!(of(at_link), "");
+        assert_eq!(resolver("Default", true, &[]).conf(at_link).text, at_link);
+    }
+
+    #[test]
+    fn what_is_too_much_is_said() {
+        let many: String = (1..=4).map(|n| format!("nameserver 10.0.0.{n}\n")).collect();
+        let conf = resolver("Default", false, &[]).conf(&many);
+        assert_eq!(conf.text.lines().count(), 3);
+        assert!(conf.left_out[0].ends_with("nameserver line is: 10.0.0.1 10.0.0.2 10.0.0.3"), "{conf:?}");
+        let names = |n: usize, length: usize| (0..n).map(|i| format!(" {i:0length$}")).collect::<String>();
+        let searches = |line: &str| {
+            let conf = resolver("Default", false, &[]).conf(&format!("search{line}\n"));
+            (conf.text.split_whitespace().count() - 1, conf.left_out.len())
+        };
+        assert_eq!([searches(&names(32, 4)), searches(&names(33, 4))], [(32, 0), (32, 1)]);
+        // 16 of 127 and 15 blanks are 2047
+        assert_eq!([searches(&names(16, 127)), searches(&names(17, 127))], [(16, 0), (16, 1)]);
     }
 }

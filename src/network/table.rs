@@ -1,7 +1,7 @@
 //! The node's table of rules: what pods send out is masqueraded, and ports of the host lead to pods (`hostPort`).
 //!
-//! One table of each family, in the name of the bridge, with chains of its own: those of others (kube-proxy, k3s, a firewall)
-//! are neither read nor written. Services come first where one has the same port: their chains have the usual priority of
+//! One table of each family, in the name of the bridge, with chains of its own: those of others (kube-proxy, k3s) are neither
+//! read nor written, but for the way past a firewall (`firewall`). Services come first where one has the same port: their chains have the usual priority of
 //! translation, ours the next one.
 
 use std::io;
@@ -34,7 +34,7 @@ const RETURNING: &str = "returning";
 /// What no pod may send.
 const GUARD: &str = "guard";
 
-fn base(name: &'static str, kind: &'static str, hook: InetHookNumber, priority: i32) -> Chain {
+fn base(name: &'static str, kind: &'static str, hook: InetHookNumber, priority: i32) -> Chain<'static> {
     Chain { name, base: Some(Base { kind, hook, priority }) }
 }
 
@@ -50,7 +50,7 @@ fn loopback_v4() -> IpNet {
 }
 
 /// What the table is made of.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Table {
     /// Its name, and that of the bridge.
     pub name: String,
@@ -70,10 +70,10 @@ impl Table {
 
     /// True when programs of the node reach pods by `127.0.0.1`.
     pub fn leads_from_loopback(&self) -> bool {
-        self.ports(true).next().is_some()
+        self.has_ports(true)
     }
 
-    fn chains(&self, v4: bool) -> Vec<Chain> {
+    fn chains(&self, v4: bool) -> Vec<Chain<'static>> {
         let mut chains = vec![base(OUT, "nat", InetHookNumber::PostRouting, PRIORITY_SOURCE)];
         if self.ports(v4).next().is_none() {
             return chains;
@@ -137,15 +137,40 @@ impl Table {
         rules
     }
 
-    /// Puts it in the place of the one there is.
-    pub fn install(&self) -> io::Result<()> {
-        for (family, v4) in [(NetfilterProtoFamily::IPv4, true), (NetfilterProtoFamily::IPv6, false)] {
-            if self.ranges.iter().any(|r| r.addr().is_ipv4() == v4) {
-                nft::replace(family, &self.name, &self.chains(v4), &self.rules(v4))?;
-            }
-        }
-        Ok(())
+    fn has(&self, v4: bool) -> bool {
+        self.ranges.iter().any(|r| r.addr().is_ipv4() == v4)
     }
+
+    /// Puts one family's rules in the place of those there are.
+    pub fn install(&self, v4: bool) -> io::Result<()> {
+        if !self.has(v4) {
+            return Ok(());
+        }
+        nft::replace(family(v4), &self.name, &self.chains(v4), &self.rules(v4))
+    }
+
+    /// False when somebody took something of one family's rules away, or put something between them.
+    pub fn stands(&self, v4: bool) -> io::Result<bool> {
+        if !self.has(v4) {
+            return Ok(true);
+        }
+        Ok(nft::size(family(v4), &self.name)? == (self.chains(v4).len(), self.rules(v4).len()))
+    }
+
+    /// Without ports of that family.
+    pub fn without_ports(&self, v4: bool) -> Self {
+        let ports = self.ports.iter().filter(|(pod, _)| pod.is_ipv4() != v4).copied().collect();
+        Self { ports, ..self.clone() }
+    }
+
+    /// True when there are ports of that family.
+    pub fn has_ports(&self, v4: bool) -> bool {
+        self.ports(v4).next().is_some()
+    }
+}
+
+fn family(v4: bool) -> NetfilterProtoFamily {
+    if v4 { NetfilterProtoFamily::IPv4 } else { NetfilterProtoFamily::IPv6 }
 }
 
 #[cfg(test)]

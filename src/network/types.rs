@@ -8,12 +8,14 @@ use serde::{Deserialize, Serialize};
 /// Names and paths of one agent's pod network.
 #[derive(Debug, Clone)]
 pub struct NetworkConfig {
-    /// Bridge interface, e.g. `pikelet0`; also the stem of the nftables table and of veth names.
+    /// Bridge interface, e.g. `pikelet0`; also the name of the nftables table.
     pub bridge: String,
     /// Directory of the address leases (`/run/pikelet/network`).
     pub state_dir: PathBuf,
     /// MTU of pod links; `None`: as the default route's link.
     pub mtu: Option<u32>,
+    /// Ports of this machine that no pod gets while a program listens there: those by which it is reached.
+    pub kept_ports: Vec<u16>,
     /// Ranges that are not masqueraded beside the node's own pod CIDRs (the cluster CIDR).
     pub cluster_cidrs: Vec<ipnet::IpNet>,
 }
@@ -68,6 +70,19 @@ pub enum NetworkError {
         "pod network is not ready: this node has no pod CIDR yet (spec.podCIDR of the Node, or set podCIDR in the configuration)"
     )]
     NotReady,
+    /// No range can be used: why, for each.
+    #[error("pod network is not ready: {}", .0.join("; "))]
+    Ranges(Vec<String>),
+    /// A port of the machine is one by which a person or the cluster reaches it.
+    #[error(
+        "hostPort {port}: a program of this node listens there ({listens}), and would not be reached any more: use another port"
+    )]
+    Kept {
+        /// The port.
+        port: u16,
+        /// Where the program listens.
+        listens: IpAddr,
+    },
     /// Every address of the range is taken.
     #[error("no free address left in {0}")]
     Exhausted(String),

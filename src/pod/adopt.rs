@@ -41,8 +41,9 @@ pub(super) fn adopt(shared: &Shared, found: Option<SandboxInfo>, containers: &mu
     }
     let spec = found.spec;
     let addresses = shared.network.addresses(&spec.id).map(|a| a.ips);
-    let ips = if spec.host_network { shared.host_ips.clone() } else { addresses.unwrap_or_default() };
-    let ready = found.alive && !ips.is_empty();
+    let ips = if spec.host_network { shared.host_ips.borrow().clone() } else { addresses.unwrap_or_default() };
+    // in the host's network there is always one, even if the machine has no address in this moment
+    let ready = found.alive && (spec.host_network || !ips.is_empty());
     let ids = spec.user_namespace;
     let next_sandbox = spec.attempt + 1;
     Adopted { sandbox: Some(Sandbox { id: spec.id, attempt: spec.attempt, ips, ids, ready }), next_sandbox, unstarted }

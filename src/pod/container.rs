@@ -15,6 +15,9 @@ pub const LABEL_IMAGE: &str = "image";
 /// Label of a container that holds the digest of the image it was made from.
 pub const LABEL_IMAGE_ID: &str = "image-id";
 
+/// Label of a run that holds the reason of its end, where the runtime cannot tell it.
+pub const LABEL_REASON: &str = "exit-reason";
+
 /// Why a container does not run, as `state.waiting` says it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Waiting {
@@ -132,6 +135,11 @@ impl ContainerState {
     pub fn wake(&self, now: Instant) -> Option<Instant> {
         [self.crash.pending(now), self.pull.pending(now), self.retry.pending(now)].into_iter().flatten().min()
     }
+}
+
+/// Why a run ended: what is noted of it, or what its end says.
+pub fn reason_of<'a>(run: &'a ContainerInfo, exit: &ExitRecord) -> &'a str {
+    run.spec.labels.get(LABEL_REASON).map_or_else(|| exit_reason(exit), String::as_str)
 }
 
 /// `Error`, `Completed` or `OOMKilled`.

@@ -1,19 +1,19 @@
 //! What a container sees of its pod's volumes and files, and how that is given back.
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{Container, VolumeDevice as ApiVolumeDevice, VolumeMount};
 
 use super::worker::Worker;
 use super::{PodExt, env};
+use crate::mount_tree::Follow;
 use crate::runtime::{DeviceGrant, Mount, Propagation, VolumeDevice};
-use crate::volume;
+use crate::volume::{self, Part};
 
 impl Worker {
     /// The mounts of the run `id`. `variables`: the container's environment, for `subPathExpr`.
-    pub(super) fn mounts(
+    pub(super) async fn mounts(
         &self,
         container: &Container,
         id: &str,
@@ -45,15 +45,18 @@ impl Worker {
             let volume = self.volumes.as_ref().and_then(|v| v.get(&mount.name)).ok_or_else(|| {
                 format!("cannot find volume {:?} to mount into container {:?}", mount.name, container.name)
             })?;
-            if self.claim_read_only(&mount.name).is_some() && is_block_device(volume) {
+            if self.claim_read_only(&mount.name).is_some() && self.is_block_device(&mount.name, volume).await? {
                 return Err(format!("volume {} has volumeMode Block, but is specified in volumeMounts", mount.name));
             }
             let is_image = self.is_image_volume(&mount.name);
             let source = match sub_path(mount, variables)? {
                 Some(sub) => {
                     let place = self.sub_paths_dir(id).join(index.to_string());
-                    volume::sub_path(volume, &sub, &place, !is_image)
-                        .map_err(|e| format!("failed to prepare subPath for volumeMount {:?}: {e}", mount.name))?;
+                    let both = mount.mount_propagation.as_deref() == Some("Bidirectional");
+                    let follow = if both { Follow::Both } else { Follow::Source };
+                    let part = Part { volume: volume.clone(), sub, place: place.clone(), create: !is_image, follow };
+                    let bound = self.shared.volumes.bind_part(&self.pod, &mount.name, part).await;
+                    bound.map_err(|e| format!("failed to prepare subPath for volumeMount {:?}: {e}", mount.name))?;
                     place
                 }
                 None => volume.clone(),
@@ -61,7 +64,7 @@ impl Worker {
             mounts.push(Mount {
                 source,
                 destination: mount.mount_path.clone(),
-                read_only: is_image || mount.read_only.unwrap_or(false),
+                read_only: is_image || self.is_read_only(&mount.name) || mount.read_only.unwrap_or(false),
                 recursive_read_only: matches!(mount.recursive_read_only.as_deref(), Some("Enabled" | "IfPossible")),
                 no_exec: is_image,
                 propagation: match mount.mount_propagation.as_deref() {
@@ -76,21 +79,26 @@ impl Worker {
     }
 
     /// The volumes a container gets as devices.
-    pub(super) fn volume_devices(&self, container: &Container) -> Result<Vec<VolumeDevice>, String> {
-        let device = |wanted: &ApiVolumeDevice| {
-            let name = &wanted.name;
+    pub(super) async fn volume_devices(&self, container: &Container) -> Result<Vec<VolumeDevice>, String> {
+        let mut devices = Vec::new();
+        for ApiVolumeDevice { name, device_path } in container.volume_devices.iter().flatten() {
             let path =
                 self.volumes.as_ref().and_then(|v| v.get(name)).ok_or_else(|| {
                     format!("cannot find volume {name:?} to pass into container {:?}", container.name)
                 })?;
-            if !is_block_device(path) {
+            if !self.is_block_device(name, path).await? {
                 return Err(format!("volume {name} has volumeMode Filesystem, but is specified in volumeDevices"));
             }
             let permissions = if self.claim_read_only(name) == Some(true) { "r" } else { "rwm" };
             let grant = DeviceGrant { path: path.clone(), permissions: permissions.to_owned() };
-            Ok(VolumeDevice { grant, destination: PathBuf::from(&wanted.device_path) })
-        };
-        container.volume_devices.iter().flatten().map(device).collect()
+            devices.push(VolumeDevice { grant, destination: PathBuf::from(device_path) });
+        }
+        Ok(devices)
+    }
+
+    async fn is_block_device(&self, name: &str, path: &Path) -> Result<bool, String> {
+        let found = self.shared.volumes.is_block_device(&self.pod, name, path).await;
+        found.map_err(|e| format!("volume {name:?}: {e}"))
     }
 
     /// Whether a volume that a claim brings is read-only; `None` for others.
@@ -98,6 +106,12 @@ impl Worker {
         let volume = self.pod.pod_spec()?.volumes.iter().flatten().find(|v| v.name == name)?;
         let claim = volume.persistent_volume_claim.as_ref();
         claim.map(|c| c.read_only == Some(true)).or(volume.ephemeral.as_ref().map(|_| false))
+    }
+
+    /// What one container would write into a ConfigMap, a Secret or the like another one would read.
+    fn is_read_only(&self, name: &str) -> bool {
+        let mut volumes = self.pod.pod_spec().into_iter().flat_map(|s| s.volumes.iter().flatten());
+        volumes.any(|v| v.name == name && volume::volume_is_read_only(volume::kind_of(v)))
     }
 
     fn is_image_volume(&self, name: &str) -> bool {
@@ -116,10 +130,6 @@ impl Worker {
         let parts = tokio::task::spawn_blocking(move || volume::release_sub_paths(&dir)).await;
         layer.and(parts.unwrap_or_else(|e| Err(e.to_string())))
     }
-}
-
-fn is_block_device(path: &Path) -> bool {
-    std::fs::metadata(path).is_ok_and(|meta| meta.file_type().is_block_device())
 }
 
 /// `subPath`, or what `subPathExpr` comes to.

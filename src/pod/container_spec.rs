@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{Container, PodSpec};
+use tracing::warn;
 
 use super::allocation::LABEL_RESOURCES;
 use super::container::{LABEL_IMAGE, LABEL_IMAGE_ID};
@@ -11,6 +12,7 @@ use super::env::{self, EnvContext};
 use super::termination::{LABEL_LOG_IS_MESSAGE, LABEL_STOP_SIGNAL, stop_signal};
 use super::worker::Worker;
 use super::{PodExt, ephemeral, qos};
+use crate::files;
 use crate::image::Image;
 use crate::machine::apparmor::{AppArmor, DEFAULT_PROFILE};
 use crate::runtime::{self, ContainerSpec, Seccomp, User};
@@ -34,7 +36,7 @@ impl Worker {
         let default = PodSpec::default();
         let pod_spec = pod.pod_spec().unwrap_or(&default);
         let context = EnvContext {
-            host_ips: self.shared.host_ips.clone(),
+            host_ips: self.host_ips.clone(),
             pod_ips: ips.to_vec(),
             node_name: self.shared.node_name.clone(),
             hostname: self.identity().map_err(config_error)?.hostname,
@@ -46,12 +48,12 @@ impl Worker {
             .await
             .map_err(config_error)?;
         let variables = env.iter().cloned().collect();
-        let expand = |list: &[String]| list.iter().map(|s| env::expand(s, &variables)).collect::<Vec<_>>();
+        let expand = |list: &[String]| env::expand_all(list, &variables).map_err(config_error);
         let command = container.command.as_deref().filter(|c| !c.is_empty());
         let args = container.args.as_deref().filter(|a| !a.is_empty());
-        let mut argv = command.map_or_else(|| image.config.entrypoint.clone(), expand);
+        let mut argv = command.map_or_else(|| Ok(image.config.entrypoint.clone()), expand)?;
         argv.extend(match (args, command) {
-            (Some(args), _) => expand(args),
+            (Some(args), _) => expand(args)?,
             (None, None) => image.config.cmd.clone(),
             (None, Some(_)) => Vec::new(),
         });
@@ -78,7 +80,7 @@ impl Worker {
             env,
             cwd: if cwd.is_empty() { "/".to_owned() } else { cwd },
             user: self.user(container, image, rootfs).map_err(config_error)?,
-            mounts: self.mounts(container, id, &termination_log, &variables).map_err(config_error)?,
+            mounts: self.mounts(container, id, &termination_log, &variables).await.map_err(config_error)?,
             read_only_rootfs: security.and_then(|s| s.read_only_root_filesystem).unwrap_or(false),
             privileged,
             no_new_privileges: security.and_then(|s| s.allow_privilege_escalation) == Some(false),
@@ -88,7 +90,7 @@ impl Worker {
             apparmor: self.apparmor(container),
             unmasked_proc: security.and_then(|s| s.proc_mount.as_deref()) == Some("Unmasked"),
             devices: self.shared.allocations.devices.grants(&self.uid, &container.name).map_err(config_error)?,
-            volume_devices: self.volume_devices(container).map_err(config_error)?,
+            volume_devices: self.volume_devices(container).await.map_err(config_error)?,
             resources: qos::container_resources(pod, container, &self.shared.limits, self.shared.machine),
             oom_score_adj: qos::oom_score_adj(pod, container, self.shared.machine.memory),
             log_path: self.shared.logs_dir.join(log_dir).join(&container.name).join(format!("{attempt}.log")),
@@ -110,13 +112,24 @@ impl Worker {
         })
     }
 
+    fn termination_log_path(&self, container: &Container, id: &str) -> PathBuf {
+        self.pod_dir().join("containers").join(&container.name).join(&id[..8])
+    }
+
+    /// Of a run that has come to nothing.
+    pub(super) fn remove_termination_log(&self, container: &Container, id: &str) {
+        let file = self.termination_log_path(container, id);
+        if let Err(error) = std::fs::remove_file(&file)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            warn!(file = %file.display(), %error, "termination log not removed");
+        }
+    }
+
     fn termination_log(&self, container: &Container, id: &str) -> Result<PathBuf, String> {
-        use std::os::unix::fs::PermissionsExt;
-        let dir = self.pod_dir().join("containers").join(&container.name);
-        let file = dir.join(&id[..8]);
-        std::fs::create_dir_all(&dir)
-            .and_then(|()| std::fs::write(&file, ""))
-            .and_then(|()| std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o666)))
+        let file = self.termination_log_path(container, id);
+        files::dir_kept(&self.pod_dir().join("containers").join(&container.name), 0o750)
+            .and_then(|()| files::create(&file, 0o666).map(drop))
             .map_err(|e| format!("creating termination log {}: {e}", file.display()))?;
         Ok(file)
     }

@@ -8,9 +8,12 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::container::{ContainerState, LABEL_IMAGE, LABEL_IMAGE_ID, exit_reason};
+use super::container::{ContainerState, LABEL_IMAGE, LABEL_IMAGE_ID, reason_of};
 use super::is_sidecar;
 use crate::runtime::{ContainerInfo, User};
+
+/// What stands before the id of a container in a status.
+pub(super) const ID_PREFIX: &str = "pikelet://";
 
 /// A Kubernetes time from nanoseconds since the epoch.
 fn time(nanoseconds: i64) -> Time {
@@ -26,7 +29,7 @@ fn run_state(info: &ContainerInfo, message: Option<&String>) -> ApiState {
                 container_id: Some(container_id(info)),
                 exit_code: exit.code,
                 signal: exit.signal,
-                reason: Some(exit_reason(exit).to_owned()),
+                reason: Some(reason_of(info, exit).to_owned()),
                 message: message.cloned(),
                 started_at: started,
                 finished_at: Some(time(exit.finished_at)),
@@ -38,7 +41,7 @@ fn run_state(info: &ContainerInfo, message: Option<&String>) -> ApiState {
 }
 
 fn container_id(info: &ContainerInfo) -> String {
-    format!("pikelet://{}", info.spec.id)
+    format!("{ID_PREFIX}{}", info.spec.id)
 }
 
 fn waiting(reason: &str, message: Option<String>) -> ApiState {

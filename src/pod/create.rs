@@ -1,16 +1,27 @@
 //! Bringing a pod up: volumes and sandbox, then containers in their order.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Container;
 use tracing::{debug, warn};
 
+use super::container::LABEL_REASON;
 use super::ephemeral::ephemeral;
+use super::recall::UNKNOWN;
+use super::restart::policy;
 use super::sandbox::new_id;
 use super::worker::{Worker, now_nanos};
 use super::{PodExt, is_sidecar, log_links};
 use crate::image::Image;
-use crate::runtime::ContainerInfo;
+use crate::runtime::{ContainerInfo, ContainerSpec, ExitRecord, RuntimeError};
+
+/// Why a container was not made that could have been.
+pub(super) const ENDS: &str = "the pod is to end";
+/// Exit code and reason of a program that could not be run, as containerd gives them.
+const NOT_STARTED: i32 = 128;
+const START_ERROR: &str = "StartError";
+/// How long the start of a container may take when its pod is to end.
+const START_OF_ENDING: Duration = Duration::from_secs(3);
 
 /// Why a container could not be made: reason and message of its waiting state.
 pub(super) type Refused = (&'static str, String);
@@ -30,7 +41,15 @@ impl Worker {
         if self.sandbox.as_ref().is_some_and(|s| !s.ready) {
             self.drop_sandbox().await;
         }
-        if let Err((reason, message)) = self.prepare().await {
+        if self.sandbox.is_none() && self.spent() {
+            let message = "its sandbox is gone, and what has run is not to run again (restartPolicy: Never)";
+            self.failed = Some((UNKNOWN.to_owned(), message.to_owned()));
+            return None;
+        }
+        if let Err((reason, message)) = Box::pin(self.prepare()).await {
+            if message == ENDS {
+                return None;
+            }
             self.event(None, "Warning", reason, message.clone());
             self.setup_error = Some(message);
             self.setup_retry.fail(Instant::now());
@@ -62,6 +81,40 @@ impl Worker {
         self.containers.values().filter_map(|s| s.wake(now)).min()
     }
 
+    /// True when the pod is to have no other sandbox: something of it has run, and it runs once.
+    fn spent(&self) -> bool {
+        self.pod.restart_policy() == "Never" && self.containers.values().any(|s| s.exit().is_some())
+    }
+
+    /// A fresh sandbox is set up from the start: what init containers did to the one before, such as to its network, is
+    /// gone with it.
+    fn initialize_anew(&mut self) {
+        let pod = self.pod.clone();
+        for container in pod.init_containers().iter().filter(|c| !is_sidecar(c)) {
+            let state = self.state(&container.name);
+            if state.current.is_some() {
+                state.last = state.current.take();
+                state.last_message = state.message.take();
+            }
+        }
+    }
+
+    /// Notes on disk that a container which runs once is about to: should the machine lose power before more is told of
+    /// it, it has run.
+    fn note_start(&mut self, container: &Container, made: &ContainerInfo) {
+        let pod = self.pod.clone();
+        let init = pod.init_containers().iter().any(|c| c.name == container.name);
+        if policy(&pod, container, init) != "Never" {
+            return;
+        }
+        let state = self.state(&container.name);
+        let before = (state.current.replace(made.clone()), state.waiting.take());
+        let status = self.compute();
+        let state = self.state(&container.name);
+        (state.current, state.waiting) = before;
+        self.save_with(status);
+    }
+
     /// Volumes, and the sandbox with its network, side by side.
     async fn prepare(&mut self) -> Result<(), Refused> {
         if self.volumes.is_some() && self.sandbox.is_some() {
@@ -70,7 +123,7 @@ impl Worker {
         let volumes = async {
             match &self.volumes {
                 Some(_) => Ok(None),
-                None => self.shared.volumes.prepare(&self.pod).await.map(Some),
+                None => Box::pin(self.shared.volumes.prepare(&self.pod)).await.map(Some),
             }
         };
         let sandbox = async {
@@ -87,6 +140,7 @@ impl Worker {
             Ok(Some(sandbox)) => {
                 self.next_sandbox = sandbox.attempt + 1;
                 self.sandbox = Some(sandbox);
+                self.initialize_anew();
                 None
             }
             Ok(None) => None,
@@ -143,7 +197,16 @@ impl Worker {
             }
         };
         if let Err((reason, message)) = self.start(container, &image).await {
+            if message == ENDS {
+                return;
+            }
+            let pod = self.pod.clone();
             let state = self.state(&container.name);
+            if state.exit().is_some() && !state.wants_restart(&pod, &container.name) {
+                state.waiting = None;
+                self.event(Some(container), "Warning", "Failed", format!("Error: {message}"));
+                return;
+            }
             let new = state.wait(reason, &message);
             state.retry.fail(Instant::now());
             if new {
@@ -164,20 +227,34 @@ impl Worker {
         let made = async {
             let spec = self.container_spec(container, image, &id, &rootfs, &ips).await?;
             let created_at = now_nanos();
-            let pid = self
-                .shared
-                .runtime
-                .create_container(&sandbox, spec.clone())
-                .await
-                .map_err(|e| ("RunContainerError", e.to_string()))?;
+            let created = tokio::select! {
+                created = self.shared.runtime.create_container(&sandbox, spec.clone()) => created,
+                () = self.mailbox.ending() => Err(RuntimeError::Shim(ENDS.to_owned())),
+            };
+            let pid = match created {
+                Ok(pid) => pid,
+                Err(error) => return Err(self.not_run(container, spec, &error)),
+            };
             self.event(Some(container), "Normal", "Created", format!("Container created: {}", container.name));
-            match self.shared.runtime.start_container(&sandbox, &id).await {
+            let at = now_nanos();
+            let about = ContainerInfo { spec: spec.clone(), pid, started_at: Some(at), created_at: at, exit: None };
+            self.note_start(container, &about);
+            let stuck = async {
+                self.mailbox.ending().await;
+                tokio::time::sleep(START_OF_ENDING).await;
+            };
+            let started = tokio::select! {
+                started = self.shared.runtime.start_container(&sandbox, &id) => started,
+                () = stuck => Err(RuntimeError::Shim(ENDS.to_owned())),
+            };
+            match started {
                 Ok(started) => Ok(ContainerInfo { spec, pid, started_at: Some(started), created_at, exit: None }),
+                Err(error) if error.to_string() == ENDS => Err(("RunContainerError", ENDS.to_owned())),
                 Err(error) => {
                     if let Err(error) = self.shared.runtime.remove_container(&sandbox, &id).await {
                         warn!(container = %id, %error, "container that failed to start not removed");
                     }
-                    Err(("RunContainerError", error.to_string()))
+                    Err(self.not_run(container, spec, &error))
                 }
             }
         }
@@ -205,12 +282,46 @@ impl Worker {
                 Ok(())
             }
             Err(refused) => {
+                if refused.1 == ENDS {
+                    // the shim may be at it still: what it has made goes with the sandbox
+                    self.half_made.push(id);
+                    return Err(refused);
+                }
                 if let Err(error) = self.unmount(&id).await {
                     warn!(container = %id, %error, "write layer of a container that failed not removed");
+                }
+                let counted = self.state(&container.name).current.as_ref().is_some_and(|run| run.spec.id == id);
+                if !counted {
+                    self.remove_termination_log(container, &id);
                 }
                 Err(refused)
             }
         }
+    }
+
+    /// The shim could not run the program: that counts as a run which has failed, so that restart policy, back-off and
+    /// phase take it as one. One that did not answer has tried nothing.
+    fn not_run(&mut self, container: &Container, spec: ContainerSpec, error: &RuntimeError) -> Refused {
+        let message = error.to_string();
+        if matches!(error, RuntimeError::Shim(_)) && message != ENDS {
+            let now = now_nanos();
+            let exit = ExitRecord { code: NOT_STARTED, signal: None, oom_killed: false, finished_at: now };
+            let mut run = ContainerInfo { spec, pid: 0, started_at: None, created_at: now, exit: Some(exit) };
+            run.spec.labels.insert(LABEL_REASON.to_owned(), START_ERROR.to_owned());
+            let pod = self.pod.clone();
+            let state = self.state(&container.name);
+            if let Some(old) = state.current.replace(run) {
+                state.last = Some(old);
+                state.last_message = state.message.take();
+            }
+            state.message = Some(message.clone());
+            state.next_attempt += 1;
+            state.changed = false;
+            if state.wants_restart(&pod, &container.name) && state.restart_count() > 0 {
+                state.crash.fail(Instant::now());
+            }
+        }
+        ("RunContainerError", message)
     }
 
     /// One ended run is kept beside the newest; the one before goes.

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::times;
 use super::worker::Worker;
 
 const MESSAGE: &str = "Pod was active on the node longer than the specified deadline";
@@ -11,7 +12,9 @@ impl Worker {
     pub(super) fn keep_deadline(&mut self) -> Option<Instant> {
         let seconds = self.pod.spec.as_ref()?.active_deadline_seconds?;
         let active = jiff::Timestamp::now().duration_since(self.started_at()?);
-        let left = Duration::try_from(jiff::SignedDuration::from_secs(seconds) - active).unwrap_or_default();
+        // below zero where the clock was set back
+        let active = Duration::try_from(active).unwrap_or_default();
+        let left = times::seconds(seconds).saturating_sub(active);
         if !left.is_zero() {
             return Some(Instant::now() + left);
         }

@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use futures::future::join_all;
 use k8s_openapi::api::core::v1::Pod;
 use nix::sys::signal::Signal;
 use tokio::sync::watch;
@@ -14,6 +15,8 @@ use super::hook::{LEAST_GRACE, Run, pre_stop};
 use super::worker::Worker;
 use super::{PodExt, is_sidecar};
 
+/// How long killed containers may take to end. Then their sandbox is given up, with its shim, which may be stuck.
+const KILLED: Duration = Duration::from_secs(3);
 /// How often the end of containers is looked at again, should an event be missed.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
@@ -22,7 +25,8 @@ const LOOK_AGAIN: Duration = Duration::from_secs(10);
 pub(super) struct Ending {
     since: Instant,
     grace: Duration,
-    killed: bool,
+    killed: Option<Instant>,
+    abandoned: bool,
     /// Names of containers that still run, for those whose turn comes after them.
     running: watch::Sender<BTreeSet<String>>,
 }
@@ -53,7 +57,13 @@ impl Worker {
             ending.grace = ending.grace.min(grace);
             ending.running.send_replace(running);
         } else {
-            let ending = Ending { since: Instant::now(), grace, killed: false, running: watch::Sender::new(running) };
+            let ending = Ending {
+                since: Instant::now(),
+                grace,
+                killed: None,
+                abandoned: false,
+                running: watch::Sender::new(running),
+            };
             self.ask_all(&ending).await;
             self.ending = Some(ending);
         }
@@ -62,11 +72,21 @@ impl Worker {
         if Instant::now() < deadline {
             return Some(deadline);
         }
-        if !std::mem::replace(&mut ending.killed, true) {
+        let Some(killed) = ending.killed else {
             let pod = self.pod.clone();
-            for run in all_containers(&pod).filter_map(|c| self.run_of(&c)) {
-                run.signal(Signal::SIGKILL as i32, true).await;
-            }
+            let runs: Vec<_> = all_containers(&pod).filter_map(|c| self.run_of(&c)).collect();
+            join_all(runs.iter().map(|run| run.signal(Signal::SIGKILL as i32, true))).await;
+            let now = Instant::now();
+            self.ending.as_mut()?.killed = Some(now);
+            return Some(now + KILLED);
+        };
+        if killed.elapsed() < KILLED {
+            return Some(killed + KILLED);
+        }
+        if !std::mem::replace(&mut ending.abandoned, true)
+            && let Some(sandbox) = &self.sandbox
+        {
+            self.shared.runtime.abandon(&sandbox.id).await;
         }
         Some(Instant::now() + LOOK_AGAIN)
     }
@@ -76,6 +96,7 @@ impl Worker {
             probes.stop();
         }
         let pod = self.pod.clone();
+        let mut at_once = Vec::new();
         for container in all_containers(&pod) {
             let Some(run) = self.run_of(&container) else { continue };
             let message = format!("Stopping container {}", container.name);
@@ -84,9 +105,10 @@ impl Worker {
             if pre_stop(&container).is_some() || !before.is_empty() {
                 tokio::spawn(ask_in_turn(run, ending.grace, ending.running.subscribe(), before));
             } else {
-                run.signal(run.stop_signal, false).await;
+                at_once.push(run);
             }
         }
+        join_all(at_once.iter().map(|run| run.signal(run.stop_signal, false))).await;
     }
 }
 

@@ -1,5 +1,6 @@
 //! The environment of a container, and the expansion of `$(VAR)`.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -13,6 +14,10 @@ use crate::volume::{self, ObjectSource, fields};
 
 /// The search path of a container whose image sets none.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Most that the variables of a container come to, or what its command line does, in bytes. The kernel hands no more to a
+/// program (execve(2): at most 6 MiB of both, mostly 2); references to references would come to any size.
+const MOST: usize = 4 << 20;
 
 /// What the environment may say that the pod's manifest does not.
 #[derive(Debug, Clone, Default)]
@@ -45,53 +50,66 @@ pub async fn build_env(
     objects: &dyn ObjectSource,
 ) -> Result<Vec<(String, String)>, String> {
     let mut env = Environment::default();
-    env.set("PATH", DEFAULT_PATH.into());
-    env.set("HOSTNAME", ctx.hostname.clone());
+    env.set("PATH", DEFAULT_PATH.into())?;
+    env.set("HOSTNAME", ctx.hostname.clone())?;
     for (name, value) in image_env.iter().filter_map(|e| e.split_once('=')) {
-        env.set(name, value.into());
+        env.set(name, value.into())?;
     }
     let mut visible = BTreeMap::new();
     for (name, value) in &ctx.extra {
-        env.set(name, value.clone());
+        env.set(name, value.clone())?;
         visible.insert(name.clone(), value.clone());
     }
     let mut objects = Objects::new(pod, objects);
-    for (name, value) in from_objects(container, &mut objects).await? {
-        env.set(&name, value.clone());
+    let mut set = |name: String, value: String| {
+        env.set(&name, value.clone())?;
         visible.insert(name, value);
-    }
+        Ok(())
+    };
+    from_objects(container, &mut objects, &mut set).await?;
     for var in container.env.iter().flatten() {
         let value = match (&var.value_from, &var.value) {
             (Some(source), _) => match value_from(pod, container, source, ctx, &mut objects).await? {
                 Some(value) => value,
                 None => continue,
             },
-            (None, Some(value)) => expand(value, &visible),
+            (None, Some(value)) => expand(value, &visible).map_err(|e| format!("variable {}: {e}", var.name))?,
             (None, None) => String::new(),
         };
-        visible.insert(var.name.clone(), value.clone());
-        env.set(&var.name, value);
+        env.set(&var.name, value.clone())?;
+        visible.insert(var.name.clone(), value);
     }
     Ok(env.variables)
 }
 
 /// Replaces `$(NAME)` by the variable's value and `$$` by `$`; a name that is not known stays as written.
-pub fn expand(text: &str, variables: &BTreeMap<String, String>) -> String {
-    replace(text, |name| Some(variables.get(name).cloned().unwrap_or_else(|| format!("$({name})")))).unwrap_or_default()
+fn expand(text: &str, variables: &BTreeMap<String, String>) -> Result<String, String> {
+    replace(text, |name| Ok(variables.get(name).map_or_else(|| format!("$({name})").into(), |v| v.as_str().into())))
+}
+
+/// Does that with all words of a command line.
+pub fn expand_all(words: &[String], variables: &BTreeMap<String, String>) -> Result<Vec<String>, String> {
+    let mut all = 0;
+    let mut one = |word: &String| {
+        let expanded = expand(word, variables).map_err(|e| format!("command line: {e}"))?;
+        all += expanded.len();
+        if all > MOST { Err(format!("command line: {}", too_long())) } else { Ok(expanded) }
+    };
+    words.iter().map(&mut one).collect()
+}
+
+fn too_long() -> String {
+    format!("more than {} MiB, which the kernel hands to no program", MOST >> 20)
 }
 
 /// As [`expand`]; a name that is not known is an error.
 pub fn expand_known(text: &str, variables: &BTreeMap<String, String>) -> Result<String, String> {
-    let mut missing = None;
-    let replaced = replace(text, |name| {
-        missing = Some(name.to_owned());
-        variables.get(name).cloned()
-    });
-    replaced.ok_or_else(|| format!("missing value for {:?}", missing.unwrap_or_default()))
+    let known = |name: &str| variables.get(name).ok_or_else(|| format!("missing value for {name:?}"));
+    replace(text, |name| known(name).map(|value| value.as_str().into()))
 }
 
-/// Replaces each `$(NAME)` by what `value` says of it; ends with `None` when that does.
-fn replace(text: &str, mut value: impl FnMut(&str) -> Option<String>) -> Option<String> {
+/// Replaces each `$(NAME)` by what `value` says of it; ends when that does, or with more than [`MOST`].
+fn replace<'a>(text: &str, value: impl Fn(&str) -> Result<Cow<'a, str>, String>) -> Result<String, String> {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(at) = rest.find('$') {
@@ -102,26 +120,40 @@ fn replace(text: &str, mut value: impl FnMut(&str) -> Option<String>) -> Option<
             rest = tail;
         } else if let Some((name, tail)) = rest.strip_prefix('(').and_then(|r| r.split_once(')')) {
             out.push_str(&value(name)?);
+            if out.len() > MOST {
+                return Err(too_long());
+            }
             rest = tail;
         } else {
             out.push('$');
         }
     }
-    Some(out + rest)
+    Ok(out + rest)
 }
 
 /// Variables in order, each name once.
 #[derive(Default)]
 struct Environment {
     variables: Vec<(String, String)>,
+    /// Where each name is in them.
+    places: BTreeMap<String, usize>,
+    /// Bytes of all that was set.
+    size: usize,
 }
 
 impl Environment {
-    fn set(&mut self, name: &str, value: String) {
-        match self.variables.iter_mut().find(|(known, _)| known == name) {
-            Some(variable) => variable.1 = value,
-            None => self.variables.push((name.to_owned(), value)),
+    fn set(&mut self, name: &str, value: String) -> Result<(), String> {
+        self.size += name.len() + value.len();
+        if self.size > MOST {
+            return Err(format!("environment: {}", too_long()));
         }
+        if let Some(&place) = self.places.get(name) {
+            self.variables[place].1 = value;
+        } else {
+            self.places.insert(name.to_owned(), self.variables.len());
+            self.variables.push((name.to_owned(), value));
+        }
+        Ok(())
     }
 }
 
@@ -156,14 +188,20 @@ impl<'a> Objects<'a> {
     }
 }
 
-async fn from_objects(container: &Container, objects: &mut Objects<'_>) -> Result<Vec<(String, String)>, String> {
-    let mut variables = Vec::new();
+async fn from_objects(
+    container: &Container,
+    objects: &mut Objects<'_>,
+    set: &mut impl FnMut(String, String) -> Result<(), String>,
+) -> Result<(), String> {
     for from in container.env_from.iter().flatten() {
         let prefix = from.prefix.as_deref().unwrap_or_default();
         if let Some(source) = &from.config_map_ref {
             match objects.config_map(&source.name).await? {
-                Some(map) => variables
-                    .extend(map.data.iter().flatten().map(|(key, value)| (format!("{prefix}{key}"), value.clone()))),
+                Some(map) => {
+                    for (key, value) in map.data.iter().flatten() {
+                        set_named(format!("{prefix}{key}"), || value.clone(), set)?;
+                    }
+                }
                 None if source.optional == Some(true) => {}
                 None => return Err(format!("configmap {:?} not found", source.name)),
             }
@@ -172,7 +210,7 @@ async fn from_objects(container: &Container, objects: &mut Objects<'_>) -> Resul
             match objects.secret(&source.name).await? {
                 Some(secret) => {
                     for (key, value) in secret.data.iter().flatten() {
-                        variables.push((format!("{prefix}{key}"), text(&value.0)));
+                        set_named(format!("{prefix}{key}"), || text(&value.0), set)?;
                     }
                 }
                 None if source.optional == Some(true) => {}
@@ -180,11 +218,19 @@ async fn from_objects(container: &Container, objects: &mut Objects<'_>) -> Resul
             }
         }
     }
-    variables.retain(|(name, _)| is_variable_name(name));
-    Ok(variables)
+    Ok(())
 }
 
-/// A name the kernel can carry; others are left out, as kubelet does.
+/// Sets a variable, unless its name is one that is left out, as kubelet does.
+fn set_named(
+    name: String,
+    value: impl FnOnce() -> String,
+    set: &mut impl FnMut(String, String) -> Result<(), String>,
+) -> Result<(), String> {
+    if is_variable_name(&name) { set(name, value()) } else { Ok(()) }
+}
+
+/// A name the kernel can carry.
 fn is_variable_name(name: &str) -> bool {
     !name.is_empty() && !name.contains('=') && name.bytes().all(|b| (0x20..0x7f).contains(&b))
 }
@@ -322,7 +368,7 @@ mod tests {
         for (text, expected) in
             [("$(A)-$$(A)-$(B)", "1-$(A)-$(B)"), ("$", "$"), ("$(A", "$(A"), ("$A $$", "$A $"), ("é$(A)", "é1")]
         {
-            assert_eq!(expand(text, &variables), expected);
+            assert_eq!(expand(text, &variables).unwrap(), expected);
         }
     }
 
@@ -375,5 +421,32 @@ mod tests {
             let error = env_of(serde_json::json!({"name": "c", "env": [{"name": "V", "valueFrom": source}]})).await;
             assert_eq!(error.unwrap_err(), message);
         }
+    }
+
+    #[tokio::test]
+    async fn what_refers_to_itself_again_and_again_ends() {
+        let vars = |count: usize| {
+            let first = serde_json::json!({"name": "A0", "value": "x".repeat(1024)});
+            let next = (1..count)
+                .map(|i| serde_json::json!({"name": format!("A{i}"), "value": format!("$(A{0})$(A{0})", i - 1)}));
+            std::iter::once(first).chain(next).collect::<Vec<_>>()
+        };
+        let error = env_of(serde_json::json!({"name": "c", "env": vars(100)})).await.unwrap_err();
+        assert!(error.contains("environment: more than 4 MiB"), "{error}");
+        let wide = "$(A6)".repeat(1000);
+        let error = env_of(serde_json::json!({"name": "c", "env": vars(7).into_iter()
+            .chain([serde_json::json!({"name": "B", "value": wide})]).collect::<Vec<_>>()}));
+        assert!(error.await.unwrap_err().starts_with("variable B: more than 4 MiB"));
+        let env = env_of(serde_json::json!({"name": "c", "env": vars(7)})).await.unwrap();
+        assert_eq!(env["A6"].len(), 64 << 10);
+        let words = vec!["$(A6)".to_owned(); 100];
+        assert!(expand_all(&words, &env).unwrap_err().starts_with("command line: more than 4 MiB"));
+        // the same object again and again
+        let prefix = "P".repeat(1000);
+        let many: Vec<_> = (0..4000)
+            .map(|i| serde_json::json!({"prefix": format!("{prefix}{i}_"), "configMapRef": {"name": "cm"}}))
+            .collect();
+        let error = env_of(serde_json::json!({"name": "c", "envFrom": many})).await.unwrap_err();
+        assert!(error.starts_with("environment: more than 4 MiB"), "{error}");
     }
 }

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use tracing::debug;
 
-use super::hook::seconds;
 use super::probe::{self, Kind};
+use super::times::seconds;
 use super::worker::{Worker, now_nanos};
 
 impl Worker {

@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{Container, LifecycleHandler, Pod, Probe};
 use nix::sys::signal::Signal;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::message::Message;
 use super::probe::Check;
 use super::shared::Shared;
 use super::termination;
+use super::times::seconds;
 use super::worker::Worker;
 
 /// What a program has after its preStop hook has used up the grace period.
@@ -23,11 +24,6 @@ const POST_START: Duration = Duration::from_hours(1);
 /// The preStop hook of a container.
 pub(super) fn pre_stop(container: &Container) -> Option<&LifecycleHandler> {
     container.lifecycle.as_ref()?.pre_stop.as_ref()
-}
-
-/// A time of the API; one below zero is none.
-pub(super) fn seconds(value: i64) -> Duration {
-    Duration::from_secs(u64::try_from(value).unwrap_or(0))
 }
 
 /// A run of a container, as hooks need it.
@@ -74,7 +70,8 @@ impl Run {
             return;
         }
         if let Err(error) = self.handle(hook, grace).await {
-            self.event("FailedPreStopHook", format!("PreStopHook failed: {error}"));
+            debug!(pod = self.pod.metadata.uid, container = self.container.name, error, "preStop hook failed");
+            self.event("FailedPreStopHook", "PreStopHook failed".to_owned());
         }
     }
 
@@ -122,7 +119,7 @@ impl Worker {
         tokio::spawn(async move {
             let result = run.handle(&hook, POST_START).await;
             // a worker that has ended asks no more
-            let _ = tell.send(Message::PostStarted { container: run.id, result }).await;
+            tell.send(Message::PostStarted { container: run.id, result });
         });
     }
 
@@ -134,7 +131,8 @@ impl Worker {
         state.hooking = false;
         let (Err(error), name) = (result, name.clone()) else { return };
         let Some(container) = super::containers(&pod).find(|c| c.name == name) else { return };
-        self.event(Some(container), "Warning", "FailedPostStartHook", format!("PostStartHook failed: {error}"));
+        debug!(pod = %self.uid, container = container.name, error, "postStart hook failed");
+        self.event(Some(container), "Warning", "FailedPostStartHook", "PostStartHook failed".to_owned());
         if let Some(run) = self.run_of(container) {
             tokio::spawn(run.end(self.grace()));
         }

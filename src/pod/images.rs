@@ -10,8 +10,12 @@ use super::create::Refused;
 use super::ephemeral::all_containers;
 use super::message::{Message, Pulled};
 use super::worker::Worker;
-use crate::image::{Image, ImageError};
+use crate::image::{Image, ImageError, Needs};
 use crate::volume;
+
+fn not_present(name: &str) -> Refused {
+    ("ErrImageNeverPull", format!("Container image {name:?} is not present with pull policy of Never"))
+}
 
 impl Worker {
     /// Containers whose image was changed in the spec are started again from the new one, whatever held them back.
@@ -85,17 +89,30 @@ impl Worker {
         let fresh = self.pulled_fresh.iter().any(|(c, i)| *c == container.name && i == name);
         match (present, policy) {
             (Some(image), _) if fresh => Ok(Some(image)),
-            (Some(image), "Never" | "IfNotPresent") => {
-                let message = format!("Container image {name:?} already present on machine");
+            (Some(image), "Never" | "IfNotPresent") if self.may_use(&image, name).await => {
+                let message =
+                    format!("Container image {name:?} already present on machine and can be accessed by the pod");
                 self.event(Some(container), "Normal", "Pulled", message);
                 Ok(Some(image))
             }
-            (None, "Never") if !self.shared.images.is_importing() => {
-                Err(("ErrImageNeverPull", format!("Container image {name:?} is not present with pull policy of Never")))
-            }
+            // that it is here is not for who cannot pull it
+            (Some(_), "Never") => Err(not_present(name)),
+            (None, "Never") if !self.shared.images.is_importing() => Err(not_present(name)),
             _ => {
                 self.pull(container, name.to_owned(), policy).await;
                 Ok(None)
+            }
+        }
+    }
+
+    /// Whether the pod could have pulled an image that is here, as the kubelet asks it.
+    async fn may_use(&self, image: &Image, name: &str) -> bool {
+        match self.shared.images.needs(image, name) {
+            Needs::Nothing => true,
+            Needs::Pull => false,
+            Needs::Login => {
+                let credentials = super::pull_secret::credentials(&self.pod, &*self.shared.objects).await;
+                self.shared.images.granted(image, name, &credentials)
             }
         }
     }
@@ -112,7 +129,7 @@ impl Worker {
         tokio::spawn(async move {
             let result = images.pull(&image, &credentials).await;
             // a worker that is gone no longer cares
-            let _ = tx.send(Message::Pulled(Box::new(Pulled { container: name, image, result }))).await;
+            tx.send(Message::Pulled(Box::new(Pulled { container: name, image, result })));
         });
     }
 
@@ -122,7 +139,7 @@ impl Worker {
         let (images, tx, name) = (self.shared.images.clone(), self.tx.clone(), container.name.clone());
         tokio::spawn(async move {
             images.imported().await;
-            let _ = tx.send(Message::Imported { container: name }).await;
+            tx.send(Message::Imported { container: name });
         });
     }
 

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use tracing::warn;
 
+use crate::files;
+
 /// The links' folder: beside that of the logs.
 fn dir(logs_dir: &Path) -> PathBuf {
     logs_dir.parent().unwrap_or(Path::new("/")).join("containers")
@@ -14,7 +16,7 @@ fn dir(logs_dir: &Path) -> PathBuf {
 /// Links a container's log file; without the link the container runs all the same.
 pub fn make(logs_dir: &Path, pod: &str, namespace: &str, container: &str, id: &str, log: &Path) {
     let link = dir(logs_dir).join(format!("{pod}_{namespace}_{container}-{id}.log"));
-    let made = fs::create_dir_all(dir(logs_dir)).and_then(|()| symlink(log, &link));
+    let made = files::dir_kept(&dir(logs_dir), 0o755).and_then(|()| symlink(log, &link));
     if let Err(error) = made
         && error.kind() != std::io::ErrorKind::AlreadyExists
     {

@@ -3,19 +3,23 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
+use super::backoff::Backoff;
+use super::checkpoint::Checkpoints;
+use super::mailbox::Post;
 use super::message::Message;
 use super::order::Order;
 use super::shared::Shared;
 use super::source::{self, StaticUpdate};
 use super::worker::Worker;
 use super::{PodExt, checkpoint, log_links};
-use crate::cluster::{self, PodUpdate};
+use crate::cluster::{self, PodUpdate, Unreadable};
 use crate::runtime::{RuntimeEvent, SandboxInfo};
 
 /// Where pods and orders come from.
@@ -25,9 +29,11 @@ pub struct Inputs {
     /// Static pods.
     pub manifests: mpsc::Receiver<StaticUpdate>,
     /// What the runtime has to say.
-    pub runtime: mpsc::Receiver<RuntimeEvent>,
+    pub runtime: mpsc::UnboundedReceiver<RuntimeEvent>,
     /// What a person on the machine orders.
     pub orders: mpsc::Receiver<Order>,
+    /// Who asks whether the manager still turns.
+    pub pings: mpsc::Receiver<oneshot::Sender<()>>,
 }
 
 /// The API server's copy of a static pod.
@@ -52,15 +58,20 @@ impl StaticPod {
 /// See the module.
 pub struct Manager {
     shared: Arc<Shared>,
-    workers: BTreeMap<String, mpsc::Sender<Message>>,
+    workers: BTreeMap<String, Post>,
     /// Static pods that run, by uid.
     statics: BTreeMap<String, StaticPod>,
     /// Static pods of the manifests, by their source.
     manifests: BTreeMap<&'static str, Vec<Arc<Pod>>>,
     tasks: JoinSet<String>,
     found: BTreeMap<String, SandboxInfo>,
+    /// Uids of pods that wait until what is left of them is gone, and those that are wanted.
+    orphans: BTreeMap<String, Option<Arc<Pod>>>,
+    removals: JoinSet<Option<String>>,
     /// Mirror pods on the API server by their uid.
     mirrors: BTreeMap<String, Mirror>,
+    /// Uids of the API server's pods that cannot be read.
+    unreadable: BTreeSet<String>,
     /// The API server's pods were listed.
     listed: bool,
     draining: Option<oneshot::Sender<()>>,
@@ -76,42 +87,64 @@ impl Manager {
             manifests: BTreeMap::new(),
             tasks: JoinSet::new(),
             found: BTreeMap::new(),
+            orphans: BTreeMap::new(),
+            removals: JoinSet::new(),
             mirrors: BTreeMap::new(),
+            unreadable: BTreeSet::new(),
             listed: false,
             draining: None,
         }
     }
 
-    /// Takes over what an earlier agent left: pods with a checkpoint go on, sandboxes with none are removed.
-    /// What an agent left half-made or half-removed when it was cut off goes.
+    /// Takes over what an earlier agent left: pods with a checkpoint go on. What an agent left half-made or half-removed
+    /// when it was cut off goes, as do sandboxes no pod claims; none of a pod whose sandbox is not gone starts again.
     pub async fn recover(&mut self, sandboxes: Vec<SandboxInfo>) {
         let known = sandboxes.iter().flat_map(|s| &s.containers).map(|c| c.spec.id.clone()).collect();
         self.sweep(&known).await;
         let mut newest: BTreeMap<String, SandboxInfo> = BTreeMap::new();
-        let mut stale = Vec::new();
         for sandbox in sandboxes {
             let old = newest.remove(&sandbox.spec.pod_uid);
             let (keep, drop) = match old {
                 Some(old) if old.spec.attempt > sandbox.spec.attempt => (old, Some(sandbox)),
                 old => (sandbox, old),
             };
-            stale.extend(drop);
             newest.insert(keep.spec.pod_uid.clone(), keep);
+            if let Some(stale) = drop {
+                self.remove_orphan(stale, false);
+            }
         }
         self.found = newest;
-        for pod in checkpoint::load_all(&self.shared.pods_dir) {
+        let Checkpoints { pods, unreadable } = checkpoint::load_all(&self.shared.pods_dir);
+        for pod in pods {
             let uid = pod.uid().to_owned();
             if pod.is_static() {
                 self.statics.insert(uid, StaticPod::of(&pod));
             }
-            self.upsert(Arc::new(pod));
+            self.start(Arc::new(pod), true);
         }
         self.shared.objects.sweep();
-        stale.extend(std::mem::take(&mut self.found).into_values());
-        for sandbox in stale {
-            info!(sandbox = %sandbox.spec.id, pod = %sandbox.spec.pod_name, "removing a sandbox no pod claims");
-            self.remove_orphan(&sandbox).await;
+        // what runs of a pod whose checkpoint cannot be read goes on until its source has told of it
+        let gone: Vec<_> = self.found.extract_if(.., |uid, _| !unreadable.contains(uid)).map(|(_, s)| s).collect();
+        for sandbox in gone {
+            self.remove_orphan(sandbox, true);
         }
+    }
+
+    /// Once all sources were read, what no pod has claimed goes.
+    fn remove_unclaimed(&mut self) {
+        if self.all_read() {
+            let unread = &self.unreadable;
+            let unclaimed: Vec<_> = self.found.extract_if(.., |uid, _| !unread.contains(uid)).map(|(_, s)| s).collect();
+            for sandbox in unclaimed {
+                self.remove_orphan(sandbox, true);
+            }
+        }
+    }
+
+    /// Whether all sources of pods were read.
+    fn all_read(&self) -> bool {
+        let manifests = source::KINDS.iter().all(|kind| self.manifests.contains_key(kind));
+        manifests && (self.listed || self.shared.client.is_none())
     }
 
     /// Removes write layers no container has, and folders of pods that have no checkpoint.
@@ -136,18 +169,36 @@ impl Manager {
         }
     }
 
-    async fn remove_orphan(&self, sandbox: &SandboxInfo) {
-        let id = &sandbox.spec.id;
-        let mut errors = Vec::new();
-        errors.extend(self.shared.network.detach(id).await.err().map(|e| e.to_string()));
-        errors.extend(self.shared.runtime.remove_sandbox(id).await.err().map(|e| e.to_string()));
-        for container in &sandbox.containers {
-            let dir = self.shared.containers_dir.join(&container.spec.id);
-            errors.extend(self.shared.images.unmount(&dir).await.err().map(|e| e.to_string()));
+    /// Removes a sandbox no pod claims, again and again until it is gone, beside all else; its pod waits for that.
+    fn remove_orphan(&mut self, sandbox: SandboxInfo, whole_pod: bool) {
+        info!(sandbox = %sandbox.spec.id, pod = %sandbox.spec.pod_name, "removing a sandbox no pod claims");
+        let (shared, uid) = (self.shared.clone(), sandbox.spec.pod_uid.clone());
+        if whole_pod {
+            self.orphans.insert(uid.clone(), None);
         }
-        errors.extend(self.shared.volumes.teardown(&sandbox.spec.pod_uid).await);
-        if !errors.is_empty() {
-            warn!(sandbox = %id, errors = errors.join("; "), "orphaned sandbox not wholly removed");
+        self.removals.spawn(async move {
+            let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
+            loop {
+                let errors = remove_sandbox(&shared, &sandbox, whole_pod).await;
+                if errors.is_empty() {
+                    return whole_pod.then_some(uid);
+                }
+                warn!(sandbox = %sandbox.spec.id, errors = errors.join("; "), "orphaned sandbox not wholly removed");
+                tokio::time::sleep(backoff.fail(Instant::now())).await;
+            }
+        });
+    }
+
+    /// What is left of a pod is gone: it may start again, if it is wanted.
+    fn orphan_removed(&mut self, removed: Result<Option<String>, tokio::task::JoinError>) {
+        match removed {
+            Ok(None) => {}
+            Ok(Some(uid)) => {
+                if let Some(pod) = self.orphans.remove(&uid).flatten() {
+                    self.upsert(pod);
+                }
+            }
+            Err(error) => warn!(%error, "the removal of a sandbox ended abnormally"),
         }
     }
 
@@ -155,11 +206,13 @@ impl Manager {
     pub async fn run(mut self, mut inputs: Inputs) {
         loop {
             tokio::select! {
-                Some(event) = inputs.runtime.recv() => self.runtime_event(event).await,
-                Some(update) = next(&mut inputs.cluster) => self.cluster_update(update).await,
-                Some(update) = inputs.manifests.recv() => self.static_update(update).await,
-                Some(order) = inputs.orders.recv() => self.order(order).await,
+                Some(event) = inputs.runtime.recv() => self.runtime_event(event),
+                Some(update) = next(&mut inputs.cluster) => self.cluster_update(update),
+                Some(update) = inputs.manifests.recv() => self.static_update(update),
+                Some(order) = inputs.orders.recv() => self.order(order),
                 Some(ended) = self.tasks.join_next() => self.worker_ended(ended),
+                Some(removed) = self.removals.join_next() => self.orphan_removed(removed),
+                Some(asked) = inputs.pings.recv() => drop(asked.send(())),
                 else => return,
             }
             if self.workers.is_empty()
@@ -185,21 +238,29 @@ impl Manager {
         }
     }
 
-    async fn cluster_update(&mut self, update: PodUpdate) {
+    fn cluster_update(&mut self, update: PodUpdate) {
         match update {
-            PodUpdate::Upsert(pod) if pod.is_mirror() => self.mirror_update(&pod).await,
+            PodUpdate::Upsert(pod) if pod.is_mirror() => self.mirror_update(&pod),
             PodUpdate::Upsert(pod) => {
                 let uid = pod.uid().to_owned();
+                self.unreadable.remove(&uid);
                 if self.workers.contains_key(&uid) {
-                    self.tell(&uid, Message::Update(pod)).await;
+                    self.tell(&uid, Message::Update(pod));
                 } else {
                     self.upsert(Arc::from(pod));
                 }
             }
-            PodUpdate::Removed { uid } => match self.mirrors.remove(&uid) {
-                Some(mirror) => self.tell(&mirror.static_uid, Message::MirrorChanged).await,
-                None => self.tell(&uid, Message::Removed { forced: true }).await,
-            },
+            PodUpdate::Unreadable(it) => self.leave_alone(it),
+            PodUpdate::Removed { uid } => {
+                self.unreadable.remove(&uid);
+                if let Some(mirror) = self.mirrors.remove(&uid) {
+                    self.tell(&mirror.static_uid, Message::MirrorChanged);
+                } else {
+                    self.orphans.entry(uid.clone()).and_modify(|waiting| *waiting = None);
+                    self.tell(&uid, Message::Removed { forced: true });
+                    self.remove_unclaimed();
+                }
+            }
             PodUpdate::Synced(uids) => {
                 let uids: BTreeSet<_> = uids.into_iter().collect();
                 let gone: Vec<_> = self
@@ -209,19 +270,41 @@ impl Manager {
                     .cloned()
                     .collect();
                 for uid in gone {
-                    self.tell(&uid, Message::Removed { forced: true }).await;
+                    self.tell(&uid, Message::Removed { forced: true });
                 }
                 self.mirrors.retain(|uid, _| uids.contains(uid));
+                self.unreadable.retain(|uid| uids.contains(uid));
+                for (uid, waiting) in &mut self.orphans {
+                    if waiting.as_ref().is_some_and(|pod| !pod.is_static() && !uids.contains(uid)) {
+                        *waiting = None;
+                    }
+                }
                 self.listed = true;
                 self.delete_lone_mirrors();
+                self.remove_unclaimed();
+            }
+            PodUpdate::Unreached => {
+                info!("the API server is not in reach: pods of before go on without it");
+                for worker in self.workers.values() {
+                    worker.send(Message::Unreached);
+                }
             }
         }
     }
 
-    async fn mirror_update(&mut self, pod: &Pod) {
+    /// A pod that cannot be read: it is said so, once, and what runs of it goes on.
+    fn leave_alone(&mut self, it: Unreadable) {
+        if self.unreadable.insert(it.metadata.uid.clone().unwrap_or_default()) {
+            let message = format!("{}: what runs of the pod goes on as it is", it.why);
+            let pod = Pod { metadata: *it.metadata, ..Pod::default() };
+            self.shared.events.pod_event(&pod, None, "Warning", "Unreadable", message);
+        }
+    }
+
+    fn mirror_update(&mut self, pod: &Pod) {
         let static_uid = cluster::mirrored(pod).unwrap_or_default().to_owned();
         if pod.metadata.deletion_timestamp.is_some() {
-            self.tell(&static_uid, Message::MirrorChanged).await;
+            self.tell(&static_uid, Message::MirrorChanged);
         }
         let mirror = Mirror { static_uid, namespace: pod.ns().to_owned(), name: pod.name().to_owned() };
         self.mirrors.insert(pod.uid().to_owned(), mirror);
@@ -231,9 +314,13 @@ impl Manager {
     /// Mirrors whose manifest went away while no agent ran.
     fn delete_lone_mirrors(&mut self) {
         // until all sources were read one cannot tell
-        let known = self.listed && source::KINDS.iter().all(|kind| self.manifests.contains_key(kind));
+        let known = self.listed && self.all_read();
         let Some(client) = self.shared.client.clone().filter(|_| known) else { return };
-        for (uid, mirror) in self.mirrors.extract_if(.., |_, m| !self.statics.contains_key(&m.static_uid)) {
+        let lone = |_: &String, m: &mut Mirror| {
+            // anybody may copy the annotation
+            !self.statics.get(&m.static_uid).is_some_and(|s| s.name.0 == m.namespace && s.name.1 == m.name)
+        };
+        for (uid, mirror) in self.mirrors.extract_if(.., lone) {
             let client = client.clone();
             tokio::spawn(async move {
                 let Mirror { namespace, name, .. } = mirror;
@@ -245,16 +332,17 @@ impl Manager {
         }
     }
 
-    async fn static_update(&mut self, StaticUpdate { source, pods }: StaticUpdate) {
+    fn static_update(&mut self, StaticUpdate { source, pods }: StaticUpdate) {
         let wanted: BTreeSet<String> = pods.iter().map(|p| p.uid().to_owned()).collect();
         let of_source = self.statics.iter().filter(|(_, pod)| pod.source == source);
         let gone: Vec<_> = of_source.map(|(uid, _)| uid).filter(|u| !wanted.contains(*u)).cloned().collect();
         for uid in gone {
-            self.tell(&uid, Message::Removed { forced: false }).await;
+            self.tell(&uid, Message::Removed { forced: false });
         }
         self.manifests.insert(source, pods);
         self.start_statics();
         self.delete_lone_mirrors();
+        self.remove_unclaimed();
     }
 
     /// Starts static pods that do not run: not before an older one of the same name has ended.
@@ -268,36 +356,35 @@ impl Manager {
         }
     }
 
-    async fn runtime_event(&mut self, event: RuntimeEvent) {
+    fn runtime_event(&mut self, event: RuntimeEvent) {
         match event {
             RuntimeEvent::ContainerExited { pod_uid, container, exit, .. } => {
-                self.tell(&pod_uid, Message::Exited { container, exit }).await;
+                self.tell(&pod_uid, Message::Exited { container, exit });
             }
             RuntimeEvent::SandboxLost { sandbox, pod_uid } => {
-                self.tell(&pod_uid, Message::SandboxLost { sandbox }).await;
+                self.tell(&pod_uid, Message::SandboxLost { sandbox });
             }
         }
     }
 
-    async fn order(&mut self, order: Order) {
+    fn order(&mut self, order: Order) {
         match order {
             Order::Drain { for_restart, done } => {
                 self.draining = Some(done);
                 let uids: Vec<_> = self.workers.keys().cloned().collect();
                 for uid in uids {
                     let message = if for_restart { Message::Halt } else { Message::Removed { forced: false } };
-                    self.tell(&uid, message).await;
+                    self.tell(&uid, message);
                 }
             }
-            Order::Stop { uid, containers, grace } => self.tell(&uid, Message::Stop { containers, grace }).await,
+            Order::Stop { uid, containers, grace } => self.tell(&uid, Message::Stop { containers, grace }),
             Order::Evict { uid, reason, message, grace } => {
-                self.tell(&uid, Message::Evict { reason, message, grace }).await;
+                self.tell(&uid, Message::Evict { reason, message, grace });
             }
             Order::Clean(done) => {
                 let (each, mut all) = mpsc::channel(1);
                 for worker in self.workers.values() {
-                    // one that just ended has nothing to remove
-                    let _ = worker.send(Message::Clean(each.clone())).await;
+                    worker.send(Message::Clean(each.clone()));
                 }
                 tokio::spawn(async move {
                     drop(each);
@@ -306,31 +393,58 @@ impl Manager {
                     let _ = done.send(());
                 });
             }
-            Order::Renew { uid, grace, done } => self.tell(&uid, Message::Renew { grace, done }).await,
+            Order::Renew { uid, grace, done } => self.tell(&uid, Message::Renew { grace, done }),
         }
     }
 
-    async fn tell(&mut self, uid: &str, message: Message) {
-        // a worker that just ended needs to hear nothing more
+    fn tell(&self, uid: &str, message: Message) {
         if let Some(worker) = self.workers.get(uid) {
-            let _ = worker.send(message).await;
+            worker.send(message);
         }
     }
 
     /// Starts a worker, unless this agent is draining.
     fn upsert(&mut self, pod: Arc<Pod>) {
+        self.start(pod, false);
+    }
+
+    /// The same; `before`: the pod is one that an earlier agent has accepted.
+    fn start(&mut self, pod: Arc<Pod>, before: bool) {
         let uid = pod.uid().to_owned();
         if self.draining.is_some() || self.workers.contains_key(&uid) {
             return;
         }
+        if let Some(waiting) = self.orphans.get_mut(&uid) {
+            *waiting = Some(pod);
+            return;
+        }
         let found = self.found.remove(&uid);
-        let (worker, tx) = Worker::new(self.shared.clone(), pod, found);
+        // what runs goes on
+        let runs = found.as_ref().is_some_and(|sandbox| sandbox.alive);
+        let held = before && !runs && !pod.is_static() && self.shared.client.is_some();
+        let (worker, tx) = Worker::new(self.shared.clone(), pod, found, held);
         self.workers.insert(uid.clone(), tx);
         self.tasks.spawn(async move {
             worker.run().await;
             uid
         });
     }
+}
+
+/// Removes a sandbox that has no worker, with the rest of its pod if that is `whole_pod`; returns what could not be done.
+async fn remove_sandbox(shared: &Shared, sandbox: &SandboxInfo, whole_pod: bool) -> Vec<String> {
+    let id = &sandbox.spec.id;
+    let mut errors = Vec::new();
+    errors.extend(shared.network.detach(id).await.err().map(|e| e.to_string()));
+    errors.extend(shared.runtime.remove_sandbox(id).await.err().map(|e| e.to_string()));
+    for container in &sandbox.containers {
+        let dir = shared.containers_dir.join(&container.spec.id);
+        errors.extend(shared.images.unmount(&dir).await.err().map(|e| e.to_string()));
+    }
+    if whole_pod && errors.is_empty() {
+        errors.extend(shared.volumes.teardown(&sandbox.spec.pod_uid).await);
+    }
+    errors
 }
 
 fn full_name(pod: &Pod) -> (String, String) {

@@ -21,6 +21,8 @@ pub enum Message {
     },
     /// The machine is about to go down: end all processes, and keep the rest for when it is back.
     Halt,
+    /// The API server does not answer: the pod may go on without it.
+    Unreached,
     /// Somebody deleted the API server's copy of this static pod.
     MirrorChanged,
     /// A container ended.
@@ -81,8 +83,19 @@ pub enum Message {
     },
     /// Remove what ended containers have written; dropped when done.
     Clean(mpsc::Sender<()>),
-    /// A pull this worker asked for has ended. Boxed: a channel has room for many messages of the largest kind.
+    /// A pull this worker asked for has ended. Boxed: a mailbox has room for messages of the largest kind.
     Pulled(Box<Pulled>),
+}
+
+impl Message {
+    /// True for one after which nothing of the pod is to be made any more.
+    pub fn ends_pod(&self) -> bool {
+        match self {
+            Self::Update(pod) => pod.metadata.deletion_timestamp.is_some(),
+            Self::Removed { .. } | Self::Halt | Self::Evict { .. } => true,
+            _ => false,
+        }
+    }
 }
 
 /// The end of a pull.
@@ -96,5 +109,5 @@ pub struct Pulled {
     pub result: Result<Image, ImageError>,
 }
 
-// hundreds of workers have a channel each
+// hundreds of workers have a mailbox each
 const _: () = assert!(size_of::<Message>() <= 80);

@@ -12,6 +12,7 @@ mod env_file;
 pub mod ephemeral;
 pub mod eviction;
 pub mod manager;
+pub mod node_allocatable;
 pub mod order;
 pub mod probe;
 pub mod qos;
@@ -23,6 +24,7 @@ pub mod status;
 pub mod table;
 mod taints;
 mod termination;
+pub mod times;
 pub mod weights;
 pub mod worker;
 
@@ -37,14 +39,20 @@ mod ending;
 mod evict;
 mod halt;
 mod health;
+mod held;
 mod hook;
 mod host_ports;
 mod identity;
 mod images;
 mod limit_policy;
 mod log_links;
+mod mailbox;
 mod message;
+mod names;
+mod over;
 mod pull_secret;
+pub mod pulse;
+mod recall;
 pub mod restart;
 mod restart_all;
 mod runtime_class;
@@ -61,6 +69,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use k8s_openapi::api::core::v1::{Container, ContainerPort, Pod, PodSpec};
 
+use crate::cluster::mirrored;
+
 /// Read-only views of a Pod that every file of this room needs.
 pub trait PodExt {
     /// `metadata.uid`; for a mirror pod's static twin the static uid.
@@ -69,7 +79,8 @@ pub trait PodExt {
     fn ns(&self) -> &str;
     /// `metadata.name`.
     fn name(&self) -> &str;
-    /// True for pods that came from a manifest, not from the API server.
+    /// True for pods that came from a manifest. What the API server gave has a resource version, which nobody can take
+    /// from it, and which no manifest has (`source::complete`): annotations are for users to write.
     fn is_static(&self) -> bool;
     /// True for the API server's copy of a static pod.
     fn is_mirror(&self) -> bool;
@@ -100,10 +111,10 @@ impl PodExt for Pod {
         self.metadata.name.as_deref().unwrap_or_default()
     }
     fn is_static(&self) -> bool {
-        annotation(self, "kubernetes.io/config.source").is_some_and(|s| s != "api") && !self.is_mirror()
+        self.metadata.resource_version.is_none() && source::KINDS.contains(&source::source_of(self))
     }
     fn is_mirror(&self) -> bool {
-        annotation(self, "kubernetes.io/config.mirror").is_some()
+        mirrored(self).is_some()
     }
     fn restart_policy(&self) -> &str {
         self.spec.as_ref().and_then(|s| s.restart_policy.as_deref()).unwrap_or("Always")

@@ -8,7 +8,6 @@ use tracing::warn;
 
 use super::ephemeral::all_containers;
 use super::worker::Worker;
-use super::{PodExt, is_sidecar};
 
 /// An order to the manager.
 #[derive(Debug)]
@@ -100,15 +99,7 @@ impl Worker {
         if self.ended() {
             return true;
         }
-        let pod = self.pod.clone();
-        // a fresh sandbox is set up from the start, and at once
-        for container in pod.init_containers().iter().filter(|c| !is_sidecar(c)) {
-            let state = self.state(&container.name);
-            if state.current.is_some() {
-                state.last = state.current.take();
-                state.last_message = state.message.take();
-            }
-        }
+        // the containers of a fresh one start at once
         for state in self.containers.values_mut() {
             state.crash.reset();
             state.waiting = None;

@@ -7,7 +7,7 @@ use serde_json::Value;
 use tracing::warn;
 
 use super::PodExt;
-use crate::image::{Credential, docker_config};
+use crate::image::{Credential, Origin, docker_config};
 use crate::volume::ObjectSource;
 
 /// The logins of every pull secret that can be read; one that can't is said and passed over, as kubelet does.
@@ -16,7 +16,14 @@ pub(super) async fn credentials(pod: &Pod, objects: &dyn ObjectSource) -> Vec<Cr
     let references = pod.pod_spec().and_then(|s| s.image_pull_secrets.as_deref()).unwrap_or_default();
     for reference in references {
         match objects.secret(pod.ns(), &reference.name).await {
-            Ok(Some(secret)) => found.extend(parse(&secret)),
+            Ok(Some(secret)) => {
+                let origin = Origin::Secret {
+                    uid: secret.metadata.uid.clone().unwrap_or_default(),
+                    namespace: pod.ns().to_owned(),
+                    name: reference.name.clone(),
+                };
+                found.extend(parse(&secret).into_iter().map(|login| Credential { origin: origin.clone(), ..login }));
+            }
             Ok(None) => warn!(pod = pod.name(), secret = reference.name, "pull secret not found"),
             Err(error) => warn!(pod = pod.name(), secret = reference.name, error, "pull secret not read"),
         }

@@ -92,7 +92,8 @@ pub fn pod_cgroup(pod: &Pod) -> String {
     }
 }
 
-fn shares(milli: i64) -> u64 {
+/// CPU shares of so many thousandths of a CPU.
+pub fn shares(milli: i64) -> u64 {
     ((milli.max(0) as u64) * 1024 / 1000).clamp(MIN_SHARES, MAX_SHARES)
 }
 
@@ -192,16 +193,25 @@ pub fn burstable_shares<'a>(pods: impl Iterator<Item = &'a Pod>) -> u64 {
     shares(burstable.map(|pod| pod_request(pod, "cpu")).sum())
 }
 
-/// `oom_score_adj` by QoS: Guaranteed -997, `BestEffort` 1000, Burstable by its share of the machine's memory.
+/// The class of pods without which the node is none.
+const NODE_CRITICAL: &str = "system-node-critical";
+
+/// `oom_score_adj` by QoS (the kubelet's `qos/policy.go`): Guaranteed and node-critical pods -997, `BestEffort` 1000,
+/// Burstable by its share of the machine's memory; a sidecar goes no sooner than any of the app containers.
 pub fn oom_score_adj(pod: &Pod, container: &Container, machine_memory: u64) -> i32 {
+    let class = pod.pod_spec().and_then(|s| s.priority_class_name.as_deref());
     match qos_class(pod) {
+        _ if class == Some(NODE_CRITICAL) => -997,
         "Guaranteed" => -997,
         "BestEffort" => 1000,
         _ => {
             let containers = i64::try_from(super::containers(pod).count().max(1)).unwrap_or(1);
             // of what the whole pod requests each has its part
             let part = || whole_request(pod, "memory").map(|whole| whole / containers);
-            let request = request(container, "memory").or_else(part).unwrap_or(0);
+            let of = |container: &Container| request(container, "memory").or_else(part).unwrap_or(0);
+            let sidecar = pod.init_containers().iter().any(|c| c.name == container.name && is_sidecar(c));
+            let least = pod.app_containers().iter().map(of).min().filter(|_| sidecar).unwrap_or(0);
+            let request = of(container).max(least);
             let share = 1000 * request / (machine_memory.max(1) as i64);
             (1000 - share).clamp(3, 999) as i32
         }
@@ -233,6 +243,23 @@ mod tests {
         assert_eq!(qos_class(&some), "Burstable");
         assert_eq!(pod_resources(&some, &LimitPolicy::default()).memory_limit, None);
         assert_eq!(oom_score_adj(&some, &some.app_containers()[0], 1 << 30), 500);
+    }
+
+    #[test]
+    fn the_kernel_takes_critical_pods_last_and_sidecars_no_sooner_than_what_they_serve() {
+        let critical =
+            pod(serde_json::json!({"priorityClassName": "system-node-critical", "containers": [{"name": "a"}]}));
+        assert_eq!(oom_score_adj(&critical, &critical.app_containers()[0], 1 << 30), -997);
+        let cluster =
+            pod(serde_json::json!({"priorityClassName": "system-cluster-critical", "containers": [{"name": "a"}]}));
+        assert_eq!(oom_score_adj(&cluster, &cluster.app_containers()[0], 1 << 30), 1000);
+        let served = pod(serde_json::json!({
+            "initContainers": [{"name": "s", "restartPolicy": "Always"}, {"name": "i"}],
+            "containers": [{"name": "a", "resources": {"requests": {"memory": "512Mi"}}},
+                {"name": "b", "resources": {"requests": {"memory": "256Mi"}}}]}));
+        let of = |c: &Container| oom_score_adj(&served, c, 1 << 30);
+        assert_eq!((of(&served.init_containers()[0]), of(&served.init_containers()[1])), (750, 999));
+        assert_eq!((of(&served.app_containers()[0]), of(&served.app_containers()[1])), (500, 750));
     }
 
     #[test]

@@ -21,7 +21,7 @@ pub(super) fn rule_for(container: &Container, code: i32) -> Option<&ContainerRes
 }
 
 /// `Always`, `OnFailure` or `Never`, where no rule says otherwise.
-fn policy<'a>(pod: &'a Pod, container: &'a Container, init: bool) -> &'a str {
+pub(super) fn policy<'a>(pod: &'a Pod, container: &'a Container, init: bool) -> &'a str {
     let own = container.restart_policy.as_deref();
     match own.unwrap_or_else(|| pod.restart_policy()) {
         // an init container that ended well is done, whatever the pod's policy

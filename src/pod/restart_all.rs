@@ -17,6 +17,8 @@ use super::containers;
 use super::restart::{RESTART_ALL, rule_for};
 use super::worker::Worker;
 
+use crate::files::{self, Durability};
+
 const FILE: &str = "replaced.json";
 
 /// How often the end of the runs is looked at again, should an event be missed.
@@ -36,7 +38,7 @@ pub(super) fn load(pod_dir: &Path) -> BTreeSet<String> {
 fn save(pod_dir: &Path, replaced: &BTreeSet<String>) -> std::io::Result<()> {
     let text = serde_json::to_vec(replaced).map_err(std::io::Error::other)?;
     // it need not outlive a power cut: no run does
-    crate::durable::replace(&pod_dir.join(FILE), &text, false)
+    files::write(&pod_dir.join(FILE), &text, 0o600, Durability::Volatile)
 }
 
 impl Worker {

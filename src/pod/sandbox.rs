@@ -1,15 +1,18 @@
 //! The pod's sandbox: its namespaces, its network, and the files its containers share.
 
-use std::path::PathBuf;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::PodSpec;
 use tracing::warn;
 
 use super::admission::sysctl_name;
+use super::create::ENDS;
 use super::host_ports::host_ports;
 use super::identity::Identity;
 use super::worker::{Sandbox, Worker};
 use super::{PodExt, qos};
+use crate::files;
 use crate::hex::hex;
 use crate::runtime::SandboxSpec;
 use crate::{machine, network};
@@ -52,10 +55,13 @@ impl Worker {
             user_namespace: ids,
         };
         let id = sandbox.id.clone();
-        let made = self.shared.runtime.create_sandbox(sandbox).await.map_err(|e| e.to_string());
+        let made = tokio::select! {
+            made = self.shared.runtime.create_sandbox(sandbox) => made.map_err(|e| e.to_string()),
+            () = self.mailbox.ending() => Err(ENDS.to_owned()),
+        };
         let attached = match made {
             Err(error) => Err(error),
-            Ok(()) if host_network => Ok(self.shared.host_ips.clone()),
+            Ok(()) if host_network => Ok(self.host_ips.clone()),
             Ok(()) => match self.shared.runtime.netns_path(&id) {
                 Some(netns) => {
                     let attached = self.shared.network.attach(&id, &netns, &ports).await;
@@ -75,7 +81,7 @@ impl Worker {
                         warn!(pod = %self.uid, %error, "sandbox that failed not wholly removed");
                     }
                 }
-                Err(format!("Failed to create pod sandbox: {error}"))
+                Err(if error == ENDS { error } else { format!("Failed to create pod sandbox: {error}") })
             }
         }
     }
@@ -89,10 +95,8 @@ impl Worker {
         Identity::of(&self.pod, &self.shared.cluster_domain, &machine::hostname())
     }
 
-    /// The managed `/etc/hosts`, `/etc/resolv.conf` and `/etc/hostname`.
-    fn write_files(&self, spec: &PodSpec, identity: &Identity, ips: &[std::net::IpAddr]) -> Result<(), String> {
-        let dir = self.pod_dir();
-        let pod = &self.pod;
+    /// Whom the pod asks for names.
+    fn with_resolver<T>(&self, spec: &PodSpec, then: impl FnOnce(&network::Resolver<'_>) -> T) -> T {
         let dns = spec.dns_config.as_ref().map(|d| network::DnsOptions {
             nameservers: d.nameservers.clone().unwrap_or_default(),
             searches: d.searches.clone().unwrap_or_default(),
@@ -106,25 +110,72 @@ impl Worker {
                 })
                 .collect(),
         });
-        let resolv = network::resolv_conf(
-            spec.dns_policy.as_deref().unwrap_or("ClusterFirst"),
-            pod.host_network(),
-            &network::host_resolv_conf(),
-            &self.shared.cluster_dns,
-            &self.shared.cluster_domain,
-            pod.ns(),
-            dns.as_ref(),
-        );
-        let write = |name: &str, text: &str| {
-            std::fs::write(dir.join(name), text).map_err(|e| format!("writing {}: {e}", dir.join(name).display()))
+        then(&network::Resolver {
+            policy: spec.dns_policy.as_deref().unwrap_or("ClusterFirst"),
+            host_network: self.pod.host_network(),
+            cluster_dns: &self.shared.cluster_dns,
+            domain: &self.shared.cluster_domain,
+            namespace: self.pod.ns(),
+            dns: dns.as_ref(),
+        })
+    }
+
+    /// Makes the pod's resolv.conf what the host's says now, if it is of that.
+    pub(super) fn rewrite_resolv_conf(&self) {
+        let default = PodSpec::default();
+        let spec = self.pod.pod_spec().unwrap_or(&default);
+        let text = self.with_resolver(spec, |resolver| {
+            resolver.follows_host().then(|| resolver.conf(&self.shared.resolv_conf.borrow()).text)
+        });
+        let file = self.pod_dir().join("resolv.conf");
+        // without a sandbox there is no file yet
+        let Some(text) = text.filter(|text| says_other(&file, text)) else {
+            return;
         };
-        std::fs::create_dir_all(&dir).map_err(|e| format!("creating {}: {e}", dir.display()))?;
-        write("resolv.conf", &resolv)?;
+        if let Err(error) = write_in_place(&file, &text) {
+            warn!(pod = %self.uid, error, "the pod goes on with name servers of before");
+        }
+    }
+
+    /// The machine has other addresses now.
+    pub(super) fn take_host_ips(&mut self) {
+        self.host_ips.clone_from(&self.shared.host_ips.borrow());
+        if self.pod.host_network()
+            && let Some(sandbox) = &mut self.sandbox
+        {
+            sandbox.ips.clone_from(&self.host_ips);
+        }
+    }
+
+    /// The managed `/etc/hosts`, `/etc/resolv.conf` and `/etc/hostname`.
+    fn write_files(&self, spec: &PodSpec, identity: &Identity, ips: &[std::net::IpAddr]) -> Result<(), String> {
+        let dir = self.pod_dir();
+        let pod = &self.pod;
+        let resolv = self.with_resolver(spec, |resolver| resolver.conf(&self.shared.resolv_conf.borrow()));
+        for left_out in resolv.left_out {
+            self.event(None, "Warning", "DNSConfigForming", left_out);
+        }
+        let write = |name: &str, text: &str| write_in_place(&dir.join(name), text);
+        files::dir_kept(&dir, 0o750).map_err(|e| format!("creating {}: {e}", dir.display()))?;
+        write("resolv.conf", &resolv.text)?;
         // a machine without the file has no names to give
         let machine = pod.host_network().then(|| std::fs::read_to_string("/etc/hosts").unwrap_or_default());
         write("etc-hosts", &identity.hosts_file(spec, ips, machine.as_deref()))?;
         write("hostname", &format!("{}\n", identity.hostname))
     }
+}
+
+/// Whether the file is there and is not `text`. Containers write to it: it may be of any size.
+fn says_other(file: &Path, text: &str) -> bool {
+    let Ok(open) = files::open_regular(file) else { return false };
+    let mut there = Vec::new();
+    open.take(text.len() as u64 + 1).read_to_end(&mut there).is_ok() && there != text.as_bytes()
+}
+
+/// In its place, as containers that run have this very file mounted.
+fn write_in_place(file: &Path, text: &str) -> Result<(), String> {
+    let written = files::create(file, 0o644).and_then(|mut open| open.write_all(text.as_bytes()));
+    written.map_err(|e| format!("writing {}: {e}", file.display()))
 }
 
 /// The pod's kernel settings.

@@ -68,8 +68,10 @@ pub struct Shared {
     pub statuses: Gate,
     /// Name of this node.
     pub node_name: String,
-    /// Addresses of this node.
-    pub host_ips: Vec<IpAddr>,
+    /// Addresses of this node; none while the machine has none.
+    pub host_ips: watch::Receiver<Vec<IpAddr>>,
+    /// Its resolv.conf, of which pods get theirs.
+    pub resolv_conf: watch::Receiver<String>,
     /// `<root>/pods`.
     pub pods_dir: PathBuf,
     /// `<root>/containers`: write layers.

@@ -12,9 +12,9 @@ use tracing::{info, warn};
 
 use super::PodExt;
 use super::eviction::ranking::{is_critical, priority};
-use super::hook::seconds;
 use super::order::Order;
 use super::table::PodTable;
+use super::times::seconds;
 use crate::machine::logind::Logind;
 
 /// Priority from which pods are critical (`SystemCriticalPriority`).

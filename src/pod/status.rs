@@ -102,6 +102,10 @@ pub(super) fn phase(facts: &Facts) -> &'static str {
     if let Some(outcome) = outcome(facts).filter(|_| !running(facts)) {
         return outcome;
     }
+    // of a pod that is deleted nothing is to come: controllers wait for its end (the kubelet's status manager)
+    if facts.pod.metadata.deletion_timestamp.is_some() && !facts.pod.is_static() && !running(facts) {
+        return "Failed";
+    }
     let begun = |c: &Container| {
         let current = facts.containers.get(&c.name).and_then(|s| s.current.as_ref());
         current.is_some_and(|c| c.started_at.is_some() || c.exit.is_some())
@@ -271,10 +275,12 @@ mod tests {
 
     fn phase_of(policy: &str, codes: &[Option<i32>]) -> String {
         let names: Vec<_> = (0..codes.len()).map(|i| serde_json::json!({"name": format!("c{i}")})).collect();
-        let pod: Pod = serde_json::from_value(
-            serde_json::json!({"metadata": {}, "spec": {"restartPolicy": policy, "containers": names}}),
-        )
-        .unwrap();
+        let pod = serde_json::json!({"metadata": {}, "spec": {"restartPolicy": policy, "containers": names}});
+        phase_in(pod, codes)
+    }
+
+    fn phase_in(pod: serde_json::Value, codes: &[Option<i32>]) -> String {
+        let pod: Pod = serde_json::from_value(pod).unwrap();
         let containers = codes.iter().enumerate().map(|(i, c)| (format!("c{i}"), state(true, *c))).collect();
         let facts = Facts {
             pod: &pod,
@@ -288,9 +294,22 @@ mod tests {
             resizing: &Resizing::default(),
             evicted: None,
             restarting_all: false,
-            terminating: false,
+            terminating: pod.metadata.deletion_timestamp.is_some(),
         };
         compute(&facts).phase.unwrap()
+    }
+
+    #[test]
+    fn deleted_pods_come_to_an_end_even_if_nothing_of_them_ran() {
+        let pod = |containers: serde_json::Value| {
+            serde_json::json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"},
+                "spec": {"containers": containers}})
+        };
+        assert_eq!(phase_in(pod(serde_json::json!([{"name": "never-made"}])), &[]), "Failed");
+        let both = serde_json::json!([{"name": "c0"}, {"name": "never-made"}]);
+        assert_eq!(phase_in(pod(both.clone()), &[None]), "Pending", "one runs still");
+        assert_eq!(phase_in(pod(both), &[Some(0)]), "Failed");
+        assert_eq!(phase_in(pod(serde_json::json!([{"name": "c0"}])), &[Some(0)]), "Succeeded");
     }
 
     #[test]

@@ -5,9 +5,12 @@ use std::time::{Duration, Instant};
 use tracing::warn;
 
 use super::backoff::Backoff;
-use super::hook::{LEAST_GRACE, seconds};
+use super::hook::LEAST_GRACE;
+use super::recall::is_recalled;
+use super::times::seconds;
 use super::worker::Worker;
 use super::{PodExt, checkpoint, log_links};
+use crate::files;
 use crate::runtime::{ContainerInfo, rotated_files};
 
 /// Longest wait between two tries of a teardown that left something.
@@ -54,7 +57,7 @@ impl Worker {
         }
         let mut errors = self.drop_sandbox().await;
         // before the checkpoint goes with the folder: nobody would know of them after that
-        errors.extend(self.remove_logs());
+        errors.extend(self.remove_logs().await);
         errors.extend(self.shared.volumes.teardown(&self.uid).await);
         self.volumes = None;
         let now = Instant::now();
@@ -91,6 +94,9 @@ impl Worker {
             self.volumes = None;
         }
         self.released = errors.is_empty();
+        if self.released {
+            self.reduce();
+        }
         if !errors.is_empty() {
             warn!(pod = %self.uid, errors = errors.join("; "), "ended pod not wholly taken down");
         }
@@ -113,6 +119,12 @@ impl Worker {
                 errors.extend(self.unmount(&run.spec.id).await.err());
             }
         }
+        for id in std::mem::take(&mut self.half_made) {
+            if let Err(error) = self.unmount(&id).await {
+                errors.push(error);
+                self.half_made.push(id);
+            }
+        }
         if errors.is_empty() {
             self.sandbox = None;
         }
@@ -122,6 +134,9 @@ impl Worker {
     /// Removes one ended run: state, cgroup, write layer and log.
     pub(super) async fn discard(&self, sandbox: &str, run: &ContainerInfo) {
         let id = &run.spec.id;
+        if is_recalled(run) {
+            return;
+        }
         if let Err(error) = self.shared.runtime.remove_container(sandbox, id).await {
             warn!(container = %id, %error, "ended container not removed");
         }
@@ -139,14 +154,11 @@ impl Worker {
         }
     }
 
-    fn remove_logs(&self) -> Option<String> {
+    async fn remove_logs(&self) -> Option<String> {
         let logs = self.shared.logs_dir.join(format!("{}_{}_{}", self.pod.ns(), self.pod.name(), self.uid));
         log_links::remove(&self.shared.logs_dir, &logs);
-        match std::fs::remove_dir_all(&logs) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Some(format!("removing {}: {error}", logs.display()))
-            }
-            _ => None,
-        }
+        let place = logs.clone();
+        let removed = files::removal(move || files::remove_tree(&place)).await.flatten();
+        removed.err().map(|error| format!("removing {}: {error}", logs.display()))
     }
 }

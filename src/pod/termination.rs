@@ -1,7 +1,6 @@
 //! How a container is asked to end (`stopSignal`) and what it says of its end (`terminationMessagePath`,
 //! `terminationMessagePolicy`).
 
-use std::fs::File;
 use std::io::Read;
 use std::str::FromStr;
 
@@ -9,6 +8,7 @@ use k8s_openapi::api::core::v1::Container;
 use nix::sys::signal::Signal;
 use tracing::warn;
 
+use crate::files;
 use crate::image::Image;
 use crate::runtime::{ContainerInfo, last_lines};
 
@@ -62,7 +62,7 @@ pub fn stop_signal_of(info: &ContainerInfo) -> i32 {
 pub fn message(info: &ContainerInfo) -> Option<String> {
     let exit = info.exit.as_ref()?;
     let mut text = Vec::new();
-    if let Some(file) = info.spec.termination_log.as_ref().and_then(|path| File::open(path).ok()) {
+    if let Some(file) = info.spec.termination_log.as_ref().and_then(|path| files::open_regular(path).ok()) {
         // what could be read is told
         let _ = file.take(MESSAGE_MAX).read_to_end(&mut text);
     }

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tracing::warn;
 
 use super::worker::Worker;
-use crate::durable::write_whole;
+use crate::files::{self, write_changed};
 use crate::image::Users;
 use crate::runtime::IdRange;
 
@@ -69,7 +69,8 @@ impl IdRanges {
         let mapping = json!([{"hostId": ids.first, "containerId": 0, "length": ids.count}]);
         let file = self.pods_dir.join(uid).join(FILE);
         let text = json!({"uidMappings": mapping, "gidMappings": mapping}).to_string();
-        let kept = fs::create_dir_all(self.pods_dir.join(uid)).and_then(|()| write_whole(&file, text.as_bytes()));
+        let kept = files::dir_kept(&self.pods_dir.join(uid), 0o750)
+            .and_then(|()| write_changed(&file, text.as_bytes(), 0o600));
         kept.map_err(|e| format!("writing {}: {e}", file.display()))?;
         taken.insert(uid.to_owned(), number);
         Ok(ids)

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodStatus};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use tracing::{debug, warn};
 
 use super::adopt::{Adopted, adopt};
@@ -19,10 +19,11 @@ use super::container::{ContainerState, Containers};
 use super::ending::Ending;
 use super::evict::Evicted;
 use super::halt::Halt;
+use super::mailbox::{Mailbox, Post};
 use super::message::Message;
 use super::shared::Shared;
 use super::stop::Stopping;
-use super::{PodExt, checkpoint, ephemeral, references, restart_all, status, termination, writer};
+use super::{PodExt, checkpoint, ephemeral, recall, references, restart_all, status, termination, writer};
 use crate::runtime::{ContainerInfo, ExitRecord, IdRange, SandboxInfo};
 
 /// The sandbox of a pod.
@@ -39,14 +40,18 @@ pub(super) struct Sandbox {
 /// See the module.
 pub struct Worker {
     pub(super) shared: Arc<Shared>,
+    /// Addresses of this node as the pod was told of them.
+    pub(super) host_ips: Vec<std::net::IpAddr>,
     pub(super) pod: Arc<Pod>,
     pub(super) uid: String,
-    pub(super) tx: mpsc::Sender<Message>,
-    rx: mpsc::Receiver<Message>,
+    pub(super) tx: Post,
+    pub(super) mailbox: Mailbox,
     pub(super) sandbox: Option<Sandbox>,
     pub(super) next_sandbox: u32,
     pub(super) containers: Containers,
     pub(super) unstarted: Vec<ContainerInfo>,
+    /// Ids of containers whose making was given up.
+    pub(super) half_made: Vec<String>,
     pub(super) volumes: Option<BTreeMap<String, PathBuf>>,
     pub(super) setup_retry: Backoff,
     /// What its containers wait for: volumes, or the sandbox.
@@ -57,6 +62,8 @@ pub struct Worker {
     pub(super) removed: bool,
     /// It ends with the machine.
     pub(super) halt: Option<Halt>,
+    /// The API server is to be heard of first.
+    pub(super) held: bool,
     /// It was removed by force: somebody may count on it being gone.
     pub(super) forced: bool,
     /// Somebody waits for the sandbox to be removed.
@@ -76,33 +83,27 @@ pub struct Worker {
     pub(super) victims: BTreeSet<String>,
     /// The volumes of the ended pod are given back.
     pub(super) released: bool,
-    status: PodStatus,
+    /// It is over, and little is kept of it (`over.rs`).
+    pub(super) reduced: bool,
+    pub(super) status: PodStatus,
     writer: writer::StatusWriter,
 }
 
 impl Worker {
     /// A worker for `pod`, going on from `found` (its newest sandbox in the runtime).
-    pub fn new(shared: Arc<Shared>, mut pod: Arc<Pod>, found: Option<SandboxInfo>) -> (Self, mpsc::Sender<Message>) {
-        let (tx, rx) = mpsc::channel(64);
+    /// `held`: nothing of it is started until the API server, or its absence, was heard of (`held.rs`).
+    pub fn new(shared: Arc<Shared>, mut pod: Arc<Pod>, found: Option<SandboxInfo>, held: bool) -> (Self, Post) {
+        let mailbox = Mailbox::default();
+        let tx = mailbox.post();
         let uid = pod.uid().to_owned();
         let status = pod.status.clone().unwrap_or_default();
-        let mut containers = BTreeMap::new();
-        for reported in
-            [&status.init_container_statuses, &status.container_statuses, &status.ephemeral_container_statuses]
-                .into_iter()
-                .flatten()
-                .flatten()
-        {
-            if reported.container_id.is_some() {
-                let state =
-                    ContainerState { next_attempt: reported.restart_count as u32 + 1, ..ContainerState::default() };
-                containers.insert(reported.name.clone(), Box::new(state));
-            }
-        }
-        if found.is_none() && matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
-            containers.clear();
-        }
+        let mut containers = Containers::new();
+        let done = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
+        let told = (!(done && found.is_none())).then(|| (status.clone(), found.clone()));
         let Adopted { sandbox, next_sandbox, unstarted } = adopt(&shared, found, &mut containers);
+        if let Some((status, found)) = told {
+            recall::recall(&status, found.as_ref(), &mut containers);
+        }
         // of a static pod only its manifest's going away is noted so
         let removed = pod.is_static() && pod.metadata.deletion_timestamp.is_some();
         let replaced = restart_all::load(&shared.pods_dir.join(&uid));
@@ -119,16 +120,19 @@ impl Worker {
         }
         let writer = writer::StatusWriter::new(shared.client.clone(), shared.statuses.clone());
         shared.objects.hold(&uid, references::references(&pod));
+        let host_ips = shared.host_ips.borrow().clone();
         let worker = Self {
             shared,
+            host_ips,
             pod,
             uid,
             tx: tx.clone(),
-            rx,
+            mailbox,
             sandbox,
             next_sandbox,
             containers,
             unstarted,
+            half_made: Vec::new(),
             volumes: None,
             setup_retry: Backoff::new(Duration::from_millis(250), Duration::from_secs(5)),
             setup_error: None,
@@ -136,6 +140,7 @@ impl Worker {
             ending: None,
             removed,
             halt: None,
+            held,
             forced: false,
             renewal: None,
             failed: None,
@@ -146,6 +151,7 @@ impl Worker {
             replaced,
             victims: BTreeSet::new(),
             released: false,
+            reduced: false,
             pulled_fresh: Vec::new(),
             status,
             writer,
@@ -157,7 +163,15 @@ impl Worker {
     pub async fn run(mut self) {
         let mut network = self.shared.network_ready.clone();
         let mut objects = self.shared.objects_changed.clone();
+        let (mut addresses, mut resolv_conf) = (self.shared.host_ips.clone(), self.shared.resolv_conf.clone());
+        if self.sandbox.is_some() {
+            // it may be another one since the agent of before
+            resolv_conf.mark_changed();
+        }
         Box::pin(self.remove_unstarted()).await;
+        while let Some(message) = self.mailbox.try_recv() {
+            self.take(message).await;
+        }
         loop {
             // boxed, and so gone while the worker waits: it is large, and there are hundreds of workers
             let wake = Box::pin(self.sync()).await;
@@ -177,30 +191,42 @@ impl Worker {
                 }
             };
             tokio::select! {
-                message = self.rx.recv() => match message {
-                    Some(message) => self.take(message).await,
-                    None => return,
-                },
+                message = self.mailbox.recv() => self.take(message).await,
                 () = sleep => {}
                 Ok(()) = network.changed() => {}
                 Ok(()) = objects.changed() => Box::pin(self.refresh()).await,
+                Ok(()) = addresses.changed() => self.take_host_ips(),
+                Ok(()) = resolv_conf.changed() => self.rewrite_resolv_conf(),
             }
-            while let Ok(message) = self.rx.try_recv() {
+            while let Some(message) = self.mailbox.try_recv() {
                 self.take(message).await;
             }
         }
         self.shared.objects.release(&self.uid);
         self.shared.allocations.release(&self.uid);
         self.shared.id_ranges.release(&self.uid);
-        Box::pin(self.writer.finish(&self.pod, self.removed)).await;
-        self.shared.table.remove(&self.uid);
-        self.shared.probe_counts.remove(&self.uid);
+        let Self { shared, pod, uid, writer, mut mailbox, removed, .. } = self;
+        // the API server may be away for long, or refuse: the pod can be taken from it by others meanwhile
+        let gone = async {
+            loop {
+                if let Message::Removed { .. } | Message::Halt = mailbox.recv().await {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            () = Box::pin(writer.finish(&pod, removed, &shared.events)) => {}
+            () = gone => {}
+        }
+        shared.table.remove(&uid);
+        shared.probe_counts.remove(&uid);
     }
 
     async fn take(&mut self, message: Message) {
         match message {
             Message::Update(pod) => {
-                let mut pod = *pod;
+                self.confirmed();
+                let mut pod = self.reduced(*pod);
                 if self.pod.metadata.deletion_timestamp.is_some() && pod.metadata.deletion_timestamp.is_none() {
                     pod.metadata.deletion_timestamp.clone_from(&self.pod.metadata.deletion_timestamp);
                 }
@@ -216,6 +242,7 @@ impl Worker {
                 self.forced = forced;
             }
             Message::Halt => self.halt = self.halt.or(Some(Halt::Asked)),
+            Message::Unreached => self.unreached(),
             Message::MirrorChanged => self.writer.mirror_changed(),
             Message::Exited { container, exit } => self.exited(&container, &exit),
             Message::SandboxLost { sandbox } => self.sandbox_lost(&sandbox),
@@ -278,7 +305,7 @@ impl Worker {
     async fn refresh(&mut self) {
         if self.volumes.is_some()
             && self.stopping.is_none()
-            && let Err(error) = self.shared.volumes.refresh(&self.pod).await
+            && let Err(error) = Box::pin(self.shared.volumes.refresh(&self.pod)).await
         {
             warn!(pod = %self.uid, %error, "volume not refreshed");
         }
@@ -300,8 +327,12 @@ impl Worker {
             self.end_of_life().await;
             return None;
         }
-        let pod = self.pod.clone();
-        self.save(&pod);
+        if self.held && self.failed.is_none() {
+            return None;
+        }
+        if self.allocated.is_some() {
+            self.save();
+        }
         if !self.renewed().await {
             return None;
         }
@@ -313,22 +344,30 @@ impl Worker {
         } else if let Some(at) = self.replace_all().await {
             Some(at)
         } else {
-            let wake = self.create().await;
+            let wake = Box::pin(self.create()).await;
             self.start_probes();
             wake
         };
         if self.ended() {
             self.publish();
+            if self.sandbox.is_none() {
+                self.reduce();
+            }
             // so that an agent that starts with no API server does not run it again
-            let pod = Pod { status: Some(self.status.clone()), ..(*self.pod).clone() };
-            self.save(&pod);
+            self.save();
             self.end_of_life().await;
         }
         [wake, deadline, resize].into_iter().flatten().min()
     }
 
-    fn save(&self, pod: &Pod) {
-        if let Err(error) = checkpoint::save(&self.shared.pods_dir, &self.uid, pod) {
+    /// Keeps the pod with what was last told of it.
+    pub(super) fn save(&self) {
+        self.save_with(self.status.clone());
+    }
+
+    pub(super) fn save_with(&self, status: PodStatus) {
+        let pod = Pod { status: Some(status), ..(*self.pod).clone() };
+        if let Err(error) = checkpoint::save(&self.shared.pods_dir, &self.uid, &pod) {
             warn!(pod = %self.uid, %error, "checkpoint not written: the pod would not come back after a reboot with no API server");
         }
     }
@@ -358,8 +397,8 @@ impl Worker {
         matches!(self.status.phase.as_deref(), Some("Succeeded" | "Failed"))
     }
 
-    fn compute(&self) -> PodStatus {
-        status::compute(&self.facts())
+    pub(super) fn compute(&self) -> PodStatus {
+        if self.reduced { self.status.clone() } else { status::compute(&self.facts()) }
     }
 
     fn facts(&self) -> status::Facts<'_> {
@@ -369,7 +408,7 @@ impl Worker {
             containers: &self.containers,
             sandbox_ready: self.sandbox.as_ref().is_some_and(|s| s.ready),
             pod_ips: self.sandbox.as_ref().map(|s| s.ips.as_slice()).unwrap_or_default(),
-            host_ips: &self.shared.host_ips,
+            host_ips: &self.host_ips,
             failed: self.failed.as_ref().map(|(r, m)| (r.as_str(), m.as_str())),
             waits_for: self.setup_error.as_deref(),
             resizing: &self.resizing,
@@ -381,6 +420,12 @@ impl Worker {
 
     /// Makes the newest status known: to the other rooms at once, to the API server when it has changed.
     pub(super) fn publish(&mut self) {
+        if self.held {
+            // nothing is told, but on this node it is known that nothing of it runs
+            let pod = Pod { status: Some(self.compute()), ..(*self.pod).clone() };
+            self.shared.table.put(&self.uid, Arc::new(pod));
+            return;
+        }
         let status = self.compute();
         let mut pod = (*self.pod).clone();
         let changed = status != self.status || self.shared.table.by_uid(&self.uid).is_none();
@@ -392,6 +437,10 @@ impl Worker {
         }
         if changed || self.pod.status.as_ref() != pod.status.as_ref() {
             self.writer.put(pod);
+        }
+        let lasting = self.stopping.is_none() && self.halt.is_none() && !self.deleted() && !self.terminal();
+        if changed && lasting && self.allocated.is_some() {
+            self.save();
         }
     }
 

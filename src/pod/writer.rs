@@ -5,13 +5,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use tokio::sync::{Mutex, OwnedMutexGuard, watch};
 use tokio::task::JoinHandle;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, warn};
 
 use super::PodExt;
 use super::backoff::Backoff;
-use crate::cluster::{self, ClusterError, Retry};
+use crate::cluster::{self, ClusterError, Complaint, EventRecorder, Retry};
 
 const RETRY_FIRST: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(5);
@@ -70,8 +72,13 @@ impl StatusWriter {
         Self { client, wanted, task }
     }
 
-    /// Hands over a newer status.
+    /// Hands over a newer status; more of the pod is kept only where its mirror is made of it.
     pub fn put(&self, pod: Arc<Pod>) {
+        let (name, namespace, uid) = (pod.name(), pod.ns(), pod.uid());
+        let [name, namespace, uid] = [name, namespace, uid].map(|text| Some(text.to_owned()));
+        let metadata = ObjectMeta { name, namespace, uid, ..ObjectMeta::default() };
+        let small = || Arc::new(Pod { metadata, spec: None, status: pod.status.clone() });
+        let pod = if pod.is_static() { pod } else { small() };
         self.wanted.send_modify(|w| w.pod = Some(pod));
     }
 
@@ -81,8 +88,8 @@ impl StatusWriter {
     }
 
     /// Waits for the last status to be written, then deletes the pod from the API server unless it is gone already.
-    /// The mirror of a static pod goes in any case.
-    pub async fn finish(self, pod: &Pod, gone: bool) {
+    /// The mirror of a static pod goes in any case. When it is given up, nothing more is written.
+    pub async fn finish(self, pod: &Pod, gone: bool, events: &EventRecorder) {
         let Self { client, wanted, task } = self;
         let (Some(client), Some(task)) = (client, task) else { return };
         if gone {
@@ -93,15 +100,25 @@ impl StatusWriter {
             return;
         }
         drop(wanted);
-        if task.await.is_err() {
+        if AbortOnDropHandle::new(task).await.is_err() {
             warn!(pod = pod.name(), "status writer ended early");
         }
+        let mut complaint = Complaint::default();
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MAX);
         while let Err(error) = cluster::delete_pod(&client, pod.ns(), pod.name(), pod.uid()).await {
             if error.is_not_found() || error.is_conflict() {
                 return;
             }
-            debug!(pod = pod.name(), %error, "pod not deleted yet");
+            if error.is_answer() && complaint.is_due(&error.to_string()) {
+                warn!(pod = pod.name(), %error, "nothing of the pod is left on this node, but the API server does not let it go");
+                events.pod_event(
+                    pod,
+                    None,
+                    "Warning",
+                    "FailedDelete",
+                    format!("The pod has ended on its node: {error}"),
+                );
+            }
             tokio::time::sleep(backoff.fail(Instant::now())).await;
         }
     }
@@ -129,6 +146,7 @@ async fn write_all(client: kube::Client, mut changes: watch::Receiver<Wanted>, g
     let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MAX);
     let (mut pending, mut hurried, mut first) = (false, false, None);
     let (mut mirror, mut seen) = (None, 0);
+    let mut complaint = Complaint::default();
     loop {
         if !pending && changes.changed().await.is_err() {
             return;
@@ -144,7 +162,7 @@ async fn write_all(client: kube::Client, mut changes: watch::Receiver<Wanted>, g
             cluster::patch_status(&client, &pod, &uid).await
         };
         match written.await {
-            Ok(_) => {
+            Ok(()) => {
                 pending = false;
                 backoff.reset();
                 gate.open(first.take());
@@ -154,7 +172,9 @@ async fn write_all(client: kube::Client, mut changes: watch::Receiver<Wanted>, g
                 gate.open(first.take());
             }
             Err(error) => {
-                debug!(pod = pod.name(), %error, "status not written yet");
+                if error.is_answer() && complaint.is_due(&error.to_string()) {
+                    warn!(pod = pod.name(), %error, "status not written: trying again");
+                }
                 mirror = None;
                 pending = true;
                 drop(first.take());

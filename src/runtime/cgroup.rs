@@ -9,47 +9,63 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use super::cgroup_tree;
 use super::limits::settings;
 use super::types::Resources;
 
+use crate::files;
+
+/// Most cgroups a pod may make on version 2 below its own, and how deep: a nested systemd or kubelet has hundreds.
+const MOST_BELOW: [(&str, &str); 2] = [("cgroup.max.descendants", "5000"), ("cgroup.max.depth", "100")];
 /// Controllers switched on for children on version 2.
 const V2_CONTROLLERS: [&str; 6] = ["cpu", "memory", "pids", "cpuset", "io", "hugetlb"];
 /// Tries to remove a busy cgroup; killed processes leave it a moment later.
-const REMOVE_TRIES: u32 = 60;
-const REMOVE_PAUSE: Duration = Duration::from_millis(25);
+pub const REMOVE_TRIES: u32 = 60;
+/// Between two of them.
+pub const REMOVE_PAUSE: Duration = Duration::from_millis(25);
 
 /// The cgroup hierarchies of this machine.
 #[derive(Debug, Clone)]
 pub struct Hierarchies {
+    /// Those with controllers: of version 1 each, or the one of version 2.
     mounts: Vec<PathBuf>,
+    /// Those without beside version 1: named ones (systemd's), and version 2. Whoever stays in the root of one has all of the
+    /// machine below itself there, and with a user and a cgroup namespace of its own may kill it (`cgroup.kill`).
+    others: Vec<PathBuf>,
     unified: bool,
 }
 
 impl Hierarchies {
-    /// Finds them among the mounts. A version 2 tree next to version 1 hierarchies is left alone.
+    /// Finds them among the mounts.
     pub fn detect() -> io::Result<Self> {
         Self::parse(&fs::read_to_string("/proc/self/mountinfo")?)
             .ok_or_else(|| io::Error::new(ErrorKind::NotFound, "no cgroup file system is mounted"))
     }
 
     fn parse(mountinfo: &str) -> Option<Self> {
-        let (mut v1, mut v2) = (Vec::<PathBuf>::new(), None);
+        let (mut v1, mut others, mut v2) = (Vec::<PathBuf>::new(), Vec::<PathBuf>::new(), None);
         for line in mountinfo.lines() {
             let Some((left, right)) = line.split_once(" - ") else { continue };
             let Some(point) = left.split(' ').nth(4) else { continue };
             let mut right = right.split(' ');
             let (kind, options) = (right.next(), right.nth(1).unwrap_or_default());
             match kind {
-                Some("cgroup") if options.split(',').any(|o| o.starts_with("name=")) => {}
-                Some("cgroup") if !v1.iter().any(|m| m == Path::new(point)) => v1.push(point.into()),
+                Some("cgroup") => {
+                    let named = options.split(',').any(|o| o.starts_with("name="));
+                    let of = if named { &mut others } else { &mut v1 };
+                    if !of.iter().any(|m| m == Path::new(point)) {
+                        of.push(point.into());
+                    }
+                }
                 Some("cgroup2") => v2 = v2.or(Some(PathBuf::from(point))),
                 _ => {}
             }
         }
         if v1.is_empty() {
-            Some(Self { mounts: vec![v2?], unified: true })
+            Some(Self { mounts: vec![v2?], others, unified: true })
         } else {
-            Some(Self { mounts: v1, unified: false })
+            others.extend(v2);
+            Some(Self { mounts: v1, others, unified: false })
         }
     }
 
@@ -68,10 +84,22 @@ impl Hierarchies {
         names.flat_map(|n| n.split(',').map(str::to_owned)).collect()
     }
 
+    fn all(&self) -> impl Iterator<Item = &PathBuf> {
+        self.mounts.iter().chain(&self.others)
+    }
+
     /// The directories of the cgroup `path` in all hierarchies.
     pub fn dirs(&self, path: &str) -> impl Iterator<Item = PathBuf> {
         let path = path.trim_start_matches('/').to_owned();
-        self.mounts.iter().map(move |m| m.join(&path))
+        self.all().map(move |m| m.join(&path))
+    }
+
+    /// Moves the calling process to the cgroup `path` in the hierarchies without controllers, which libcontainer leaves alone.
+    pub fn join_others(&self, path: &str) -> io::Result<()> {
+        self.others.iter().try_for_each(|mount| {
+            let dir = mount.join(path.trim_start_matches('/'));
+            files::set(dir.join("cgroup.procs"), "0").map_err(|e| at(&dir, &e))
+        })
     }
 
     /// The directory of the cgroup `path` that has the files of a controller; `None` when it is not mounted.
@@ -88,7 +116,7 @@ impl Hierarchies {
     /// Creates `path` with its parents. On version 2 a cgroup whose children have controllers takes no process, so only
     /// the parents get theirs switched on.
     pub fn create(&self, path: &str) -> io::Result<()> {
-        for mount in &self.mounts {
+        for mount in self.all() {
             let mut parent = mount.clone();
             for part in path.split('/').filter(|p| !p.is_empty()) {
                 let dir = parent.join(part);
@@ -99,9 +127,20 @@ impl Hierarchies {
         Ok(())
     }
 
+    /// Bounds how many cgroups the processes of `path` make below it, where the kernel can.
+    pub fn bound(&self, path: &str) {
+        for (file, most) in MOST_BELOW {
+            for file in self.dirs(path).map(|dir| dir.join(file)).filter(|file| file.exists()) {
+                if let Err(e) = files::set(&file, most) {
+                    tracing::warn!("{}: {e}", file.display());
+                }
+            }
+        }
+    }
+
     /// Creates the cgroup `name` in `parent`, which [`Hierarchies::create`] has made.
     pub fn create_in(&self, parent: &str, name: &str) -> io::Result<()> {
-        let parents = self.mounts.iter().zip(self.dirs(parent));
+        let parents = self.all().zip(self.dirs(parent));
         parents.into_iter().try_for_each(|(mount, parent)| self.create_one(mount, &parent, &parent.join(name)))
     }
 
@@ -109,7 +148,7 @@ impl Hierarchies {
         if self.unified {
             delegate(parent)?;
         }
-        match fs::create_dir(dir) {
+        match files::new_dir(dir, 0o755) {
             Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(at(dir, &e)),
             _ => {}
         }
@@ -136,12 +175,12 @@ impl Hierarchies {
                 }
                 continue;
             };
-            if fs::write(&target, &setting.value).is_err() {
+            if files::set(&target, &setting.value).is_err() {
                 refused.push((target, setting.value));
             }
         }
         // some bound each other, such as memory and memory with swap, and which has to be first depends on what is there
-        refused.into_iter().try_for_each(|(target, value)| fs::write(&target, value).map_err(|e| at(&target, &e)))
+        refused.into_iter().try_for_each(|(target, value)| files::set(&target, value).map_err(|e| at(&target, &e)))
     }
 
     /// Names of the hugetlb controller's files, which depend on the page sizes of the machine.
@@ -155,7 +194,14 @@ impl Hierarchies {
     pub fn processes(&self, path: &str) -> Vec<Pid> {
         let mut pids = Vec::new();
         for dir in self.dirs(path) {
-            collect_processes(&dir, &mut pids);
+            let visited = cgroup_tree::visit(&dir, &mut |cgroup| {
+                let text = cgroup_tree::read(cgroup, "cgroup.procs").unwrap_or_default();
+                // 0 stands for a process of another PID namespace, and kill(0) would hit the caller's own group.
+                pids.extend(text.lines().filter_map(|l| l.parse().ok()).filter(|&p| p > 1).map(Pid::from_raw));
+            });
+            if let Err(e) = visited {
+                tracing::warn!("looking for processes: {}", at(&dir, &e));
+            }
         }
         pids.sort_unstable();
         pids.dedup();
@@ -164,12 +210,14 @@ impl Hierarchies {
 
     /// Sends `signal` to every process in `path` and below.
     pub fn signal_all(&self, path: &str, signal: Signal) {
-        // in one step, and also those that are being forked (Linux 5.14)
-        if self.unified
-            && signal == Signal::SIGKILL
-            && self.dirs(path).all(|dir| fs::write(dir.join("cgroup.kill"), "1").is_ok())
-        {
-            return;
+        if signal == Signal::SIGKILL {
+            // in one step, and also those that are being forked (Linux 5.14)
+            let killed = self.dirs(path).filter(|dir| files::set(dir.join("cgroup.kill"), "1").is_ok()).count();
+            if self.unified && killed == 1 {
+                return;
+            }
+            // on version 1 a frozen process does not even end
+            self.thaw_all(path);
         }
         for pid in self.processes(path) {
             // A process that ended meanwhile is what is wanted.
@@ -179,24 +227,28 @@ impl Hierarchies {
 
     /// Kills every process of `path` and removes it with everything below. A missing cgroup is fine.
     pub fn remove(&self, path: &str) -> io::Result<()> {
+        let mut left = self.try_remove(path);
+        for _ in 1..REMOVE_TRIES {
+            if left.is_ok() {
+                break;
+            }
+            std::thread::sleep(REMOVE_PAUSE);
+            left = self.try_remove(path);
+        }
+        left
+    }
+
+    /// The same without waiting for what was killed to be gone: to be tried again every [`REMOVE_PAUSE`].
+    pub fn try_remove(&self, path: &str) -> io::Result<()> {
         // mostly there is nothing in it any more, and the kernel knows
         if self.dirs(path).all(|dir| fs::remove_dir(dir).is_ok()) {
             return Ok(());
         }
+        self.signal_all(path, Signal::SIGKILL);
         let mut left = Ok(());
-        for attempt in 0..REMOVE_TRIES {
-            if attempt > 0 {
-                std::thread::sleep(REMOVE_PAUSE);
-            }
-            self.signal_all(path, Signal::SIGKILL);
-            left = Ok(());
-            for dir in self.dirs(path) {
-                if let Err(e) = remove_tree(&dir) {
-                    left = Err(at(&dir, &e));
-                }
-            }
-            if left.is_ok() {
-                break;
+        for dir in self.dirs(path) {
+            if let Err(e) = cgroup_tree::remove(&dir) {
+                left = Err(at(&dir, &e));
             }
         }
         left
@@ -222,7 +274,7 @@ fn delegate(dir: &Path) -> io::Result<()> {
     let (available, present) = (words("cgroup.controllers"), words("cgroup.subtree_control"));
     let has = |list: &str, controller: &str| list.split_whitespace().any(|c| c == controller);
     for controller in V2_CONTROLLERS.into_iter().filter(|c| has(&available, c) && !has(&present, c)) {
-        match fs::write(dir.join("cgroup.subtree_control"), format!("+{controller}")) {
+        match files::set(dir.join("cgroup.subtree_control"), format!("+{controller}")) {
             Err(e) if matches!(e.kind(), ErrorKind::ResourceBusy | ErrorKind::Unsupported) => {
                 let message = format!(
                     "cgroup {}: there are processes in it ({controller} for its children: {e}), so no pod can be below; \
@@ -244,42 +296,17 @@ fn inherit_cpuset(parent: &Path, dir: &Path) {
     if fs::read_to_string(dir.join("cpuset.mems")).is_ok_and(|own| !own.trim().is_empty()) {
         return;
     }
-    if let Err(e) = fs::write(dir.join("cgroup.clone_children"), "1") {
+    if let Err(e) = files::set(dir.join("cgroup.clone_children"), "1") {
         tracing::warn!("{}: cgroup.clone_children: {e}", dir.display());
     }
     for file in ["cpuset.cpus", "cpuset.mems"] {
         let Ok(own) = fs::read_to_string(dir.join(file)) else { continue };
         if own.trim().is_empty()
             && let Ok(value) = fs::read_to_string(parent.join(file))
-            && let Err(e) = fs::write(dir.join(file), value.trim())
+            && let Err(e) = files::set(dir.join(file), value.trim())
         {
             tracing::warn!("{}: {e}", dir.join(file).display());
         }
-    }
-}
-
-fn subdirs(dir: &Path) -> impl Iterator<Item = PathBuf> {
-    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    entries.filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path())
-}
-
-fn collect_processes(dir: &Path, pids: &mut Vec<Pid>) {
-    if let Ok(text) = fs::read_to_string(dir.join("cgroup.procs")) {
-        // 0 stands for a process of another PID namespace, and kill(0) would hit the caller's own group.
-        pids.extend(text.lines().filter_map(|l| l.parse().ok()).filter(|&p| p > 1).map(Pid::from_raw));
-    }
-    for sub in subdirs(dir) {
-        collect_processes(&sub, pids);
-    }
-}
-
-fn remove_tree(dir: &Path) -> io::Result<()> {
-    for sub in subdirs(dir) {
-        remove_tree(&sub)?;
-    }
-    match fs::remove_dir(dir) {
-        Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
-        _ => Ok(()),
     }
 }
 
@@ -293,7 +320,8 @@ mod tests {
                       3 0 0:3 / /c/unified rw shared:1 - cgroup2 cgroup2 rw\n";
         let found = Hierarchies::parse(hybrid).unwrap();
         assert!(!found.unified());
-        assert_eq!(found.dirs("/a/b").collect::<Vec<_>>(), [PathBuf::from("/c/cpu/a/b")]);
+        let dirs = ["/c/cpu/a/b", "/c/systemd/a/b", "/c/unified/a/b"].map(PathBuf::from);
+        assert_eq!(found.dirs("/a/b").collect::<Vec<_>>(), dirs);
         assert_eq!(found.controllers(), ["cpu".to_owned()].into());
         let found = Hierarchies::parse("3 0 0:3 / /c rw - cgroup2 cgroup2 rw\n").unwrap();
         assert!(found.unified());

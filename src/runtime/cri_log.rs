@@ -1,11 +1,14 @@
 //! The CRI log format: one line per output line, stamped, named and marked full (`F`) or partial (`P`).
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use jiff::civil::DateTime;
 use serde::{Deserialize, Serialize};
+
+use crate::files;
 
 /// Longest text of one log line; longer output lines are split.
 pub const MAX_LINE: usize = 16 * 1024;
@@ -113,6 +116,21 @@ impl Default for Rotation {
     }
 }
 
+/// How the time is written in the name of a file that was put aside (UTC).
+const TIME: &str = "%Y%m%d-%H%M%S.%9f";
+
+/// When `file`, of the log at `path`, was put aside.
+fn time_of(path: &Path, file: &Path) -> Option<DateTime> {
+    let time = file.to_str()?.strip_prefix(path.to_str()?)?.strip_prefix('.')?;
+    DateTime::strptime(TIME, time).ok()
+}
+
+/// Names tell the order of the files, also when the clock was set back since the last one.
+fn time_after(now: DateTime, last: Option<DateTime>) -> DateTime {
+    let next = last.and_then(|last| last.checked_add(jiff::Span::new().nanoseconds(1)).ok());
+    next.map_or(now, |next| next.max(now))
+}
+
 /// The files of the log at `path` that were put aside, oldest first: `<path>.<time>`.
 pub fn rotated_files(path: &Path) -> Vec<PathBuf> {
     let (Some(dir), Some(name)) = (path.parent(), path.file_name().and_then(|n| n.to_str())) else { return Vec::new() };
@@ -130,16 +148,22 @@ impl LogFile {
     /// Opens `path` for appending; creates it and its directories.
     pub fn open(path: &Path, rotation: Rotation) -> io::Result<Self> {
         if let Some(parent) = path.parent() {
-            std::fs::create_dir_all(parent)?;
+            files::dir_kept(parent, 0o750)?;
         }
-        let file = OpenOptions::new().create(true).append(true).open(path)?;
+        let file = files::append(path, 0o640)?;
         let size = file.metadata()?.len();
         Ok(Self { file, failed: None, path: path.to_owned(), size, rotation })
     }
 
-    /// Appends finished lines. Output must go on when the disk is full: an error is returned once in a while only.
-    pub fn append(&mut self, lines: &[u8]) -> io::Result<()> {
-        match self.write(lines) {
+    /// Appends finished lines. Output must go on when the disk is full: what went wrong, and what it cost, is returned
+    /// once in a while only.
+    pub fn append(&mut self, lines: &[u8]) -> Result<(), String> {
+        let written = self.write(lines).map_err(|e| format!("{e}; lines are lost")).and_then(|()| {
+            let full = self.size >= self.rotation.max_size;
+            let rotated = if full { self.rotate() } else { Ok(()) };
+            rotated.map_err(|e| format!("putting the full file aside: {e}; it grows on"))
+        });
+        match written {
             Err(e) if self.failed.is_none_or(|last| last.elapsed() >= REMINDER) => {
                 self.failed = Some(Instant::now());
                 Err(e)
@@ -157,20 +181,21 @@ impl LogFile {
             return Err(e);
         }
         self.size += lines.len() as u64;
-        if self.size >= self.rotation.max_size { self.rotate() } else { Ok(()) }
+        Ok(())
     }
 
     /// Puts the file aside, begins a new one and removes those beyond the limit.
     fn rotate(&mut self) -> io::Result<()> {
-        let time = jiff::Timestamp::now().strftime("%Y%m%d-%H%M%S.%9f").to_string();
+        let now = jiff::tz::Offset::UTC.to_datetime(jiff::Timestamp::now());
+        let last = rotated_files(&self.path).iter().rev().find_map(|file| time_of(&self.path, file));
         let mut aside = self.path.clone().into_os_string();
-        aside.push(format!(".{time}"));
+        aside.push(format!(".{}", time_after(now, last).strftime(TIME)));
         match std::fs::rename(&self.path, &aside) {
             // removed by somebody
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}
         }
-        match OpenOptions::new().create(true).append(true).open(&self.path) {
+        match files::append(&self.path, 0o640) {
             Ok(file) => self.file = file,
             Err(e) => {
                 // on a full disk: it goes on where readers look for it
@@ -232,6 +257,25 @@ mod tests {
         let again = LogFile::open(&path, Rotation::default()).unwrap();
         assert_eq!(again.size, 0);
         std::fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn the_order_of_files_survives_a_clock_that_is_set_back() {
+        let folder = crate::machine::folder::Folder::new();
+        let path = folder.path().join("0.log");
+        // as by a clock that was ahead
+        std::fs::write(folder.path().join("0.log.20990101-000000.000000000"), "oldest\n").unwrap();
+        let mut log = LogFile::open(&path, Rotation { max_size: 1, max_files: 4 }).unwrap();
+        for i in 0..3 {
+            log.append(format!("line {i}\n").as_bytes()).unwrap();
+        }
+        let read = |file: &PathBuf| std::fs::read_to_string(file).unwrap();
+        let old: Vec<String> = rotated_files(&path).iter().map(read).collect();
+        assert_eq!(old, ["line 0\n", "line 1\n", "line 2\n"]);
+        // where no file can be begun, the old one is written on, and that is said
+        std::fs::remove_dir_all(folder.path()).unwrap();
+        let said = log.append(b"line 3\n").unwrap_err();
+        assert!(said.contains("it grows on") && !said.contains("lost"), "{said}");
     }
 
     #[test]

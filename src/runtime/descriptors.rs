@@ -23,6 +23,10 @@ pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8], descriptors: &mut Vec<
     let mut space = cmsg_space!([RawFd; MOST]);
     let mut buffers = [IoSliceMut::new(buffer)];
     let received = recvmsg::<()>(socket.as_raw_fd(), &mut buffers, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
+    // the kernel leaves out what does not fit, here or among the process's open files
+    if received.flags.contains(MsgFlags::MSG_CTRUNC) {
+        return Err(io::Error::other("descriptors of a message are lost: too many of them, or too many open files"));
+    }
     for message in received.cmsgs()? {
         if let ControlMessageOwned::ScmRights(raw) = message {
             // SAFETY: the kernel has just installed these descriptors for us; nobody else owns them.
@@ -30,4 +34,27 @@ pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8], descriptors: &mut Vec<
         }
     }
     Ok(received.bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn lost_descriptors_are_an_error() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let receive = || {
+            let mut descriptors = Vec::new();
+            let received = receive(theirs.as_fd(), &mut [0; 8], &mut descriptors);
+            received.map(|bytes| (bytes, descriptors.len())).map_err(|e| e.to_string())
+        };
+        send(ours.as_fd(), b"ab", &[ours.as_fd(); MOST]).unwrap();
+        assert_eq!(receive(), Ok((2, MOST)));
+        // one more may have room where the message is padded
+        send(ours.as_fd(), b"ab", &[ours.as_fd(); MOST + 2]).unwrap();
+        assert!(receive().unwrap_err().contains("lost"));
+    }
 }

@@ -4,19 +4,24 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
 use inotify::{Inotify, WatchMask};
-use tokio::io::{AsyncReadExt, AsyncSeekExt};
+use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
 
 use super::cri_log::{Stream, rotated_files};
+use crate::files;
 
 /// Bytes read at a time.
 const BLOCK: usize = 32 * 1024;
 /// Longest line kept while it is incomplete; the shim writes shorter ones.
 const MAX_LINE: usize = 64 * 1024;
+
+/// How often a log is looked at where the kernel does not tell of changes.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// What of a log is wanted (Kubernetes' `PodLogOptions`).
 #[derive(Debug, Clone, Default)]
@@ -64,13 +69,17 @@ async fn copy(
     ended: impl Future<Output = ()>,
     out: &mpsc::Sender<io::Result<Bytes>>,
 ) -> io::Result<Option<LogOptions>> {
-    let mut changes = if options.follow { Some(watch(path)?) } else { None };
-    let mut file = tokio::fs::File::open(path).await?;
-    if let Some(lines) = options.tail {
-        let found = path.to_owned();
-        let start = tokio::task::spawn_blocking(move || tail_start(&mut std::fs::File::open(found)?, lines));
-        file.seek(SeekFrom::Start(start.await.map_err(io::Error::other)??)).await?;
-    }
+    let mut changes = if options.follow { Changes::of(path) } else { Changes::None };
+    let (found, tail) = (path.to_owned(), options.tail);
+    let opened = tokio::task::spawn_blocking(move || {
+        let mut file = files::open_regular(&found)?;
+        if let Some(lines) = tail {
+            let start = tail_start(&mut file, lines)?;
+            file.seek(SeekFrom::Start(start))?;
+        }
+        Ok::<_, io::Error>(file)
+    });
+    let mut file = tokio::fs::File::from_std(opened.await.map_err(io::Error::other)??);
     let mut lines = Lines::new(&options);
     let mut block = vec![0; BLOCK];
     let mut last = !options.follow;
@@ -99,22 +108,39 @@ async fn copy(
         }
         tokio::select! {
             () = &mut ended => last = true,
-            () = next(&mut changes) => {}
+            () = changes.next() => {}
         }
     }
 }
 
-fn watch(path: &Path) -> io::Result<inotify::EventStream<[u8; 1024]>> {
-    let inotify = Inotify::init()?;
-    let dir = path.parent().unwrap_or(Path::new("/"));
-    inotify.watches().add(dir, WatchMask::MODIFY | WatchMask::CREATE | WatchMask::MOVED_TO)?;
-    inotify.into_event_stream([0; 1024])
+/// When a log may have grown.
+enum Changes {
+    /// It does not matter.
+    None,
+    /// The kernel tells.
+    Told(inotify::EventStream<[u8; 1024]>),
+    /// The kernel does not: a user has few inotify instances (`fs.inotify.max_user_instances`), and containers whose user
+    /// is the agent's take all of them if they like.
+    Looked,
 }
 
-async fn next(changes: &mut Option<inotify::EventStream<[u8; 1024]>>) {
-    match changes {
-        Some(changes) => drop(changes.next().await),
-        None => std::future::pending().await,
+impl Changes {
+    fn of(path: &Path) -> Self {
+        let told = || {
+            let inotify = Inotify::init()?;
+            let dir = path.parent().unwrap_or(Path::new("/"));
+            inotify.watches().add(dir, WatchMask::MODIFY | WatchMask::CREATE | WatchMask::MOVED_TO)?;
+            inotify.into_event_stream([0; 1024])
+        };
+        told().map_or_else(|_: io::Error| Self::Looked, Self::Told)
+    }
+
+    async fn next(&mut self) {
+        match self {
+            Self::None => std::future::pending().await,
+            Self::Told(changes) => drop(changes.next().await),
+            Self::Looked => tokio::time::sleep(LOOK).await,
+        }
     }
 }
 
@@ -128,12 +154,14 @@ async fn next_file(path: &Path, file: &tokio::fs::File) -> Option<tokio::fs::Fil
     // one that was removed meanwhile comes before all that are left
     let older = rotated_files(path);
     let next = if older.contains(&own) { older.into_iter().find(|f| *f > own) } else { older.into_iter().next() };
-    tokio::fs::File::open(next.as_deref().unwrap_or(path)).await.ok()
+    let next = next.unwrap_or_else(|| path.to_owned());
+    let opened = tokio::task::spawn_blocking(move || files::open_regular(&next)).await.ok()?;
+    opened.ok().map(tokio::fs::File::from_std)
 }
 
 /// The end of a log, without times: at most so many lines and bytes.
 pub fn last_lines(path: &Path, lines: u64, bytes: usize) -> io::Result<Vec<u8>> {
-    let mut file = std::fs::File::open(path)?;
+    let mut file = files::open_regular(path)?;
     let start = tail_start(&mut file, lines)?;
     file.seek(SeekFrom::Start(start))?;
     let (mut wanted, mut block, mut last) = (Lines::new(&LogOptions::default()), vec![0; BLOCK], Vec::new());

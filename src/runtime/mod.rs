@@ -4,12 +4,15 @@
 //! the pod room hands in plain values ([`SandboxSpec`], [`ContainerSpec`]) and receives [`RuntimeEvent`]s.
 
 mod cgroup;
+mod cgroup_tree;
 mod connection;
 mod cri_log;
 mod descriptors;
 mod device_nodes;
+mod freezer;
 mod limits;
 mod log_reader;
+mod program;
 mod protocol;
 mod rooted;
 mod seccomp;
@@ -43,18 +46,22 @@ use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::process::Command;
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use connection::Connection;
+use program::Program;
 use protocol::{Reply, Request, StreamRequest};
 use store::SandboxFile;
 
-/// Events waiting for the pod room; when it is full the shims wait.
-const EVENTS: usize = 1024;
+use crate::files;
+
 /// How long a shim may take to become ready.
 const START_TIME: Duration = Duration::from_secs(20);
 /// How long a shim may take to end itself before it is killed.
 const SHUTDOWN_TIME: Duration = Duration::from_secs(1);
+/// How long a shim may take to open the streams of a process; its own limit for one is shorter.
+const STREAMS_TIME: Duration = Duration::from_secs(40);
 
 /// The agent's handle on all sandboxes; cheap to clone.
 #[derive(Clone)]
@@ -64,69 +71,100 @@ pub struct Runtime {
 
 struct Inner {
     config: RuntimeConfig,
+    program: Program,
     sandboxes: PathBuf,
     hierarchies: Hierarchies,
     connections: Mutex<HashMap<String, Arc<Connection>>>,
-    events: mpsc::Sender<RuntimeEvent>,
+    events: mpsc::UnboundedSender<RuntimeEvent>,
 }
 
 impl Runtime {
-    /// Prepares the state directory and the root cgroup. Events arrive on the returned channel.
-    pub fn open(config: RuntimeConfig) -> Result<(Self, mpsc::Receiver<RuntimeEvent>), RuntimeError> {
+    /// Prepares the state directory and the root cgroup. Events arrive on the returned channel, which shims never wait
+    /// for: there are no more of them than containers and sandboxes were made.
+    pub fn open(config: RuntimeConfig) -> Result<(Self, mpsc::UnboundedReceiver<RuntimeEvent>), RuntimeError> {
         let sandboxes = config.state_dir.join("sandboxes");
-        fs::create_dir_all(&sandboxes).map_err(io(format!("creating {}", sandboxes.display())))?;
+        files::dir(&sandboxes, 0o700).map_err(io(format!("creating {}", sandboxes.display())))?;
         let hierarchies = Hierarchies::detect().map_err(io("finding cgroups; mount one of version 1 or 2".into()))?;
         let root = &config.cgroup_root;
         hierarchies.create(root).map_err(io(format!("creating the cgroup {root}; is the agent root?")))?;
-        let (events, receiver) = mpsc::channel(EVENTS);
-        let inner = Inner { config, sandboxes, hierarchies, connections: Mutex::default(), events };
+        let (events, receiver) = mpsc::unbounded_channel();
+        let program = Program::open(&config.shim_exe);
+        let inner = Inner { config, program, sandboxes, hierarchies, connections: Mutex::default(), events };
         Ok((Self { inner: Arc::new(inner) }, receiver))
     }
 
-    /// Finds the sandboxes of an earlier agent, connects to living shims and returns what each holds.
+    /// Finds the sandboxes of an earlier agent, connects to living shims and returns what each holds. They are asked side
+    /// by side, and one that does not answer counts as lost.
     pub async fn recover(&self) -> Result<Vec<SandboxInfo>, RuntimeError> {
         let dir = &self.inner.sandboxes;
         let entries = fs::read_dir(dir).map_err(io(format!("reading {}", dir.display())))?;
-        let mut found = Vec::new();
-        for dir in entries.flatten().map(|e| e.path()) {
+        let mut asked: JoinSet<Result<Option<SandboxInfo>, RuntimeError>> = JoinSet::new();
+        for entry in entries {
+            let dir = entry.map_err(io(format!("reading {}", dir.display())))?.path();
+            let runtime = self.clone();
             let file = match SandboxFile::read(&dir) {
                 Ok(file) => file,
-                Err(e) => {
-                    // Cut off before its shim was started: nothing runs there.
+                Err(e) if store::unusable(&e) => {
                     tracing::warn!("removing the unreadable sandbox {}: {e}", dir.display());
-                    if let Err(e) = teardown::remove_dir(&dir) {
-                        tracing::warn!("{e}");
-                    }
+                    asked.spawn(async move { runtime.remove_unreadable(dir).await.map(|()| None) });
                     continue;
                 }
+                // its pod may run, and must not run twice
+                Err(e) => return Err(io(format!("reading the sandbox file in {}", dir.display()))(e)),
             };
-            match self.recover_one(&dir, &file).await {
-                Ok(info) => found.push(info),
-                Err(e) => {
-                    tracing::warn!("sandbox {} counts as lost: {e}", file.spec.id);
-                    found.push(SandboxInfo {
-                        alive: false,
-                        created_at: file.created_at,
-                        containers: store::read_infos(&dir),
-                        spec: file.spec,
-                    });
-                }
-            }
+            asked.spawn(async move { Ok(Some(runtime.recover_or_lose(&dir, file).await)) });
         }
+        let found: Result<Vec<_>, _> = asked.join_all().await.into_iter().collect();
+        let mut found: Vec<SandboxInfo> = found?.into_iter().flatten().collect();
         found.sort_by_key(|s| s.created_at);
         Ok(found)
     }
 
+    async fn recover_or_lose(&self, dir: &Path, file: SandboxFile) -> SandboxInfo {
+        let error = match self.recover_one(dir, &file).await {
+            Ok(info) => return info,
+            Err(error) => error,
+        };
+        tracing::warn!("sandbox {} counts as lost: {error}", file.spec.id);
+        let connection = self.connections().remove(&file.spec.id);
+        if let Some(connection) = connection {
+            connection.removing.store(true, Ordering::Release);
+        }
+        self.kill_sandbox(&file.spec.id).await;
+        SandboxInfo { alive: false, created_at: file.created_at, containers: store::read_infos(dir), spec: file.spec }
+    }
+
     async fn recover_one(&self, dir: &Path, file: &SandboxFile) -> Result<SandboxInfo, RuntimeError> {
         let connection = self.connect(dir, &file.spec).await?;
-        match connection.ask(Request::Info).await? {
-            Reply::Info(info) => Ok(*info),
-            other => Err(unexpected(&other)),
+        match connection.ask(Request::Info).await {
+            Ok(Reply::Info(info)) => completed(dir, *info),
+            Ok(other) => Err(unexpected(&other)),
+            // it lives and has more to tell than a message holds
+            Err(RuntimeError::Shim(message)) => {
+                tracing::warn!("sandbox {}: {message}; its files tell the rest", file.spec.id);
+                let (spec, containers) = (file.spec.clone(), store::read_infos(dir));
+                Ok(SandboxInfo { spec, alive: true, created_at: file.created_at, containers })
+            }
+            Err(e) => Err(e),
         }
     }
 
+    /// Ends what runs in a sandbox nobody can read. An error while its shim lives: the pod must not run twice.
+    async fn remove_unreadable(&self, dir: PathBuf) -> Result<(), RuntimeError> {
+        let (hierarchies, all, place) = (self.inner.hierarchies.clone(), self.inner.sandboxes.clone(), dir.clone());
+        let removed = tokio::task::spawn_blocking(move || teardown::remove_sandbox(&place, &all, &hierarchies)).await;
+        let Err(message) = removed.unwrap_or_else(|e| Err(format!("removing it: {e}"))) else { return Ok(()) };
+        let shim = store::living_shim(&dir).map_err(io(format!("looking for the shim of {}", dir.display())))?;
+        if shim.is_some() {
+            return Err(RuntimeError::Unreachable { sandbox: dir.display().to_string(), message });
+        }
+        tracing::warn!("{message}");
+        Ok(())
+    }
+
     async fn connect(&self, dir: &Path, spec: &SandboxSpec) -> Result<Arc<Connection>, RuntimeError> {
-        let shim = store::living_shim(dir).ok_or_else(|| RuntimeError::Unreachable {
+        let shim = store::living_shim(dir).map_err(io(format!("looking for the shim of {}", dir.display())))?;
+        let shim = shim.ok_or_else(|| RuntimeError::Unreachable {
             sandbox: spec.id.clone(),
             message: "its process is gone".into(),
         })?;
@@ -142,7 +180,8 @@ impl Runtime {
     pub async fn create_sandbox(&self, spec: SandboxSpec) -> Result<(), RuntimeError> {
         let id = spec.id.clone();
         let dir = self.sandbox_dir(&id)?;
-        if self.connections().contains_key(&id) || store::living_shim(&dir).is_some() {
+        let living = store::living_shim(&dir).map_err(io(format!("looking for the shim of {}", dir.display())))?;
+        if self.connections().contains_key(&id) || living.is_some() {
             return Err(RuntimeError::Shim(format!("sandbox {id} exists already; remove it first")));
         }
         let file = SandboxFile {
@@ -151,7 +190,7 @@ impl Runtime {
             created_at: store::now(),
         };
         let made = async {
-            fs::create_dir_all(&dir).map_err(io(format!("creating {}", dir.display())))?;
+            files::dir(&dir, 0o700).map_err(io(format!("creating {}", dir.display())))?;
             file.write(&dir).map_err(io(format!("writing the sandbox file in {}", dir.display())))?;
             self.start_shim(&id, &dir).await?;
             self.connect(&dir, &spec).await
@@ -167,13 +206,15 @@ impl Runtime {
 
     async fn start_shim(&self, id: &str, dir: &Path) -> Result<(), RuntimeError> {
         let unreachable = |message: String| RuntimeError::Unreachable { sandbox: id.to_owned(), message };
-        let mut command = Command::new(&self.inner.config.shim_exe);
-        command.arg("shim").arg("--dir").arg(dir).current_dir("/");
+        let program = &self.inner.program;
+        let mut command = Command::new(program.path());
+        command.arg0("pikelet").arg("shim").arg("--dir").arg(dir).current_dir("/");
+        // the agent's own may hold secrets, and containers may look into what a shim has forked
+        command.env_clear();
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-        let exe = &self.inner.config.shim_exe;
         // The shim proper is a grandchild: its parent ends at once, and standard output ends when it is ready.
         let started = async {
-            let mut child = command.spawn().map_err(|e| format!("starting {}: {e}", exe.display()))?;
+            let mut child = command.spawn().map_err(|e| format!("starting {}: {e}", program.name().display()))?;
             let mut said = String::new();
             if let Some(mut out) = child.stdout.take() {
                 out.read_to_string(&mut said).await.map_err(|e| format!("waiting for its start: {e}"))?;
@@ -210,7 +251,7 @@ impl Runtime {
     /// What a sandbox holds now.
     pub async fn inspect(&self, sandbox: &str) -> Result<SandboxInfo, RuntimeError> {
         match self.ask(sandbox, Request::Info).await? {
-            Reply::Info(info) => Ok(*info),
+            Reply::Info(info) => completed(&self.sandbox_dir(sandbox)?, *info),
             other => Err(unexpected(&other)),
         }
     }
@@ -261,9 +302,48 @@ impl Runtime {
         }
     }
 
-    /// Sends a signal to the container's first process (`all`: to every process of it).
+    /// Sends a signal to the container's first process (`all`: to every process of it). When the shim does not, this
+    /// does.
     pub async fn kill_container(&self, s: &str, c: &str, signal: i32, all: bool) -> Result<(), RuntimeError> {
-        self.ask(s, Request::Kill { container: c.into(), signal, all }).await.map(drop)
+        let late = self.connections().get(s).is_some_and(|c| c.is_suspected());
+        let asked = async {
+            if late {
+                return Err(RuntimeError::Silent { sandbox: s.to_owned(), seconds: 0 });
+            }
+            self.ask(s, Request::Kill { container: c.into(), signal, all }).await
+        };
+        match asked.await {
+            Err(RuntimeError::Silent { seconds, .. }) => {
+                tracing::warn!(
+                    "the shim of sandbox {s} does not answer for {seconds} s: signal {signal} to container {c} from outside"
+                );
+                let (dir, id) = (self.sandbox_dir(s)?, c.to_owned());
+                let hierarchies = self.inner.hierarchies.clone();
+                let sent = tokio::task::spawn_blocking(move || teardown::signal(&dir, &id, signal, all, &hierarchies));
+                sent.await.unwrap_or_else(|e| Err(e.to_string())).map_err(RuntimeError::Shim)
+            }
+            other => other.map(drop),
+        }
+    }
+
+    /// Gives up a sandbox whose containers do not end, or whose shim is stuck: all of its processes are killed from
+    /// outside, the shim among them, and it counts as lost.
+    pub async fn abandon(&self, sandbox: &str) {
+        tracing::warn!("sandbox {sandbox} counts as lost: its processes and its shim are killed");
+        self.kill_sandbox(sandbox).await;
+        let connection = self.connections().get(sandbox).cloned();
+        if let Some(connection) = connection {
+            connection.lose();
+        }
+    }
+
+    async fn kill_sandbox(&self, sandbox: &str) {
+        let Ok(dir) = self.sandbox_dir(sandbox) else { return };
+        let (hierarchies, all) = (self.inner.hierarchies.clone(), self.inner.sandboxes.clone());
+        let killed = tokio::task::spawn_blocking(move || teardown::kill_sandbox(&dir, &all, &hierarchies)).await;
+        if let Err(e) = killed.unwrap_or_else(|e| Err(e.to_string())) {
+            tracing::warn!("sandbox {sandbox}: {e}");
+        }
     }
 
     /// Removes a stopped container's state and cgroup (its log and root file system stay). Killed first if running.
@@ -281,7 +361,7 @@ impl Runtime {
         wanted: Wanted,
     ) -> Result<Streams, RuntimeError> {
         let request = StreamRequest::Exec { container: container.to_owned(), args, tty, bound: false, wanted };
-        streams::open(&self.sandbox_dir(sandbox)?, request).await.map_err(RuntimeError::Shim)
+        self.streams(sandbox, request).await
     }
 
     /// The same, of a process that is killed when its streams are dropped before it has ended.
@@ -293,13 +373,19 @@ impl Runtime {
         wanted: Wanted,
     ) -> Result<Streams, RuntimeError> {
         let request = StreamRequest::Exec { container: container.to_owned(), args, tty: false, bound: true, wanted };
-        streams::open(&self.sandbox_dir(sandbox)?, request).await.map_err(RuntimeError::Shim)
+        self.streams(sandbox, request).await
+    }
+
+    async fn streams(&self, sandbox: &str, request: StreamRequest) -> Result<Streams, RuntimeError> {
+        let opened = timeout(STREAMS_TIME, streams::open(&self.sandbox_dir(sandbox)?, request)).await;
+        let silent = |_| RuntimeError::Silent { sandbox: sandbox.to_owned(), seconds: STREAMS_TIME.as_secs() };
+        opened.map_err(silent)?.map_err(RuntimeError::Shim)
     }
 
     /// The streams of a running container's own process, from now on.
     pub async fn attach(&self, sandbox: &str, container: &str, wanted: Wanted) -> Result<Streams, RuntimeError> {
         let request = StreamRequest::Attach { container: container.to_owned(), wanted };
-        streams::open(&self.sandbox_dir(sandbox)?, request).await.map_err(RuntimeError::Shim)
+        self.streams(sandbox, request).await
     }
 
     /// Kills what still runs, ends the shim, removes namespaces, cgroup and state. Safe to repeat, also for dead shims.
@@ -327,7 +413,18 @@ impl Runtime {
             sandbox: sandbox.to_owned(),
             message: "there is none; create the sandbox first".into(),
         })?;
-        connection.ask(request).await
+        let long = matches!(request, Request::Create { .. } | Request::Start { .. });
+        let answer = connection.ask(request).await;
+        if matches!(answer, Err(RuntimeError::Silent { .. })) {
+            let (runtime, sandbox) = (self.clone(), sandbox.to_owned());
+            // it may be busy with something that takes long; when it is stuck, the pod goes on without it
+            tokio::spawn(async move {
+                if long || connection.is_stuck().await {
+                    runtime.abandon(&sandbox).await;
+                }
+            });
+        }
+        answer
     }
 
     fn connections(&self) -> MutexGuard<'_, HashMap<String, Arc<Connection>>> {
@@ -344,6 +441,10 @@ impl Runtime {
 
 fn io(what: String) -> impl FnOnce(std::io::Error) -> RuntimeError {
     move |source| RuntimeError::Io { what, source }
+}
+
+fn completed(dir: &Path, said: SandboxInfo) -> Result<SandboxInfo, RuntimeError> {
+    store::completed(dir, said).map_err(io(format!("reading what runs in {}", dir.display())))
 }
 
 fn unexpected(reply: &Reply) -> RuntimeError {

@@ -163,6 +163,26 @@ pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, String> {
     Ok(frame)
 }
 
+/// Frames the answer to a request, whatever it says: of containers that say too much, command line and environment are
+/// left out, which are in their `info.json`; any other answer that is too long becomes an error.
+pub fn respond(id: u64, result: Result<Reply, String>) -> Result<Vec<u8>, String> {
+    let mut message = ShimMessage::Response { id, result };
+    let error = match encode(&message) {
+        Ok(frame) => return Ok(frame),
+        Err(error) => error,
+    };
+    if let ShimMessage::Response { result: Ok(Reply::Info(info)), .. } = &mut message {
+        for container in &mut info.containers {
+            container.spec.args.clear();
+            container.spec.env.clear();
+        }
+        if let Ok(frame) = encode(&message) {
+            return Ok(frame);
+        }
+    }
+    encode(&ShimMessage::Response { id, result: Err(error) })
+}
+
 /// Takes the first whole message from the front of `buffer`; `None` when more bytes are needed.
 pub fn decode<T: DeserializeOwned>(buffer: &mut Vec<u8>) -> Result<Option<T>, String> {
     let Some(prefix) = buffer.first_chunk::<4>() else { return Ok(None) };
@@ -181,6 +201,7 @@ pub fn decode<T: DeserializeOwned>(buffer: &mut Vec<u8>) -> Result<Option<T>, St
 
 #[cfg(test)]
 mod tests {
+    use super::super::types::{ContainerInfo, SandboxSpec};
     use super::*;
 
     #[test]
@@ -196,6 +217,38 @@ mod tests {
             assert!(matches!(message, Some(ClientMessage::Hello { version: 7 })));
         }
         assert!(two.is_empty());
+    }
+
+    #[test]
+    fn an_answer_is_never_too_long() {
+        let container = |env: usize, labels: usize| ContainerInfo {
+            spec: ContainerSpec {
+                args: vec!["sh".into()],
+                env: vec![("A".into(), "b".repeat(env))],
+                labels: [("l".into(), "m".repeat(labels))].into(),
+                ..ContainerSpec::default()
+            },
+            pid: 1,
+            started_at: None,
+            created_at: 1,
+            exit: None,
+        };
+        let answer = |containers: Vec<ContainerInfo>| {
+            let info = SandboxInfo { spec: SandboxSpec::default(), alive: true, created_at: 1, containers };
+            let frame = respond(7, Ok(Reply::Info(Box::new(info)))).unwrap();
+            assert!(frame.len() <= MAX_FRAME + 4);
+            match decode(&mut frame.clone()).unwrap() {
+                Some(ShimMessage::Response { id: 7, result }) => result,
+                other => panic!("{other:?}"),
+            }
+        };
+        let args = |answer: Result<Reply, String>| match answer {
+            Ok(Reply::Info(info)) => info.containers.iter().map(|c| c.spec.args.len()).sum::<usize>(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(args(answer(vec![container(8, 0), container(8, 0)])), 2);
+        assert_eq!(args(answer(vec![container(MAX_FRAME / 2, 0), container(MAX_FRAME / 2, 0)])), 0);
+        assert!(answer(vec![container(0, MAX_FRAME)]).unwrap_err().contains("larger than the limit"));
     }
 
     #[test]

@@ -11,6 +11,8 @@ use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::{Gid, Uid, fchownat};
 
+use crate::files;
+
 /// Largest file read from a root file system (`/etc/passwd`, `/etc/group`).
 const MAX_FILE: u64 = 1 << 20;
 
@@ -25,16 +27,17 @@ fn open_in(root: &OwnedFd, path: &Path, flags: OFlag) -> Result<OwnedFd, Errno> 
     openat2(root, path, how)
 }
 
-/// Reads a text file of `rootfs`; `None` when there is none.
+/// Reads a text file of `rootfs`; `None` when there is none. Anything but a regular file is an error and is not opened: an
+/// image may have devices.
 pub fn read_file(rootfs: &Path, path: &str) -> io::Result<Option<String>> {
     let root = open_root(rootfs)?;
-    let fd = match open_in(&root, Path::new(path), OFlag::O_RDONLY | OFlag::O_NONBLOCK) {
+    let place = match open_in(&root, Path::new(path), OFlag::O_PATH) {
         Ok(fd) => fd,
         Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(None),
         Err(e) => return Err(e.into()),
     };
     let mut bytes = Vec::new();
-    File::from(fd).take(MAX_FILE).read_to_end(&mut bytes)?;
+    files::reopen_regular(&File::from(place))?.take(MAX_FILE).read_to_end(&mut bytes)?;
     Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
 }
 
@@ -80,6 +83,17 @@ mod tests {
         std::fs::create_dir_all(root.join("srv")).unwrap();
         assert_eq!(read_file(&root, "/etc/passwd").unwrap().as_deref(), Some("inside"));
         assert_eq!(read_file(&root, "/etc/none").unwrap(), None);
+        std::os::unix::fs::symlink("/dev/zero", root.join("etc/group")).unwrap();
+        std::fs::create_dir_all(root.join("dev")).unwrap();
+        let fifo = root.join("dev/zero");
+        nix::unistd::mkfifo(&fifo, Mode::from_bits_truncate(0o600)).unwrap();
+        assert_eq!(read_file(&root, "/etc/group").unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        std::fs::remove_file(&fifo).unwrap();
+        let zero = nix::libc::makedev(1, 5);
+        // only root may make one
+        if nix::sys::stat::mknod(&fifo, nix::sys::stat::SFlag::S_IFCHR, Mode::from_bits_truncate(0o600), zero).is_ok() {
+            assert_eq!(read_file(&root, "/etc/group").unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        }
         create_dir_all(&root, "/link/a/b", 0).unwrap();
         assert!(root.join("srv/a/b").is_dir());
         std::fs::remove_dir_all(&root).unwrap();

@@ -1,13 +1,14 @@
 //! From a [`ContainerSpec`] to the OCI runtime configuration libcontainer reads.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use serde_json::{Value, json};
 
 use super::device_nodes::{self, Device};
 use super::seccomp;
-use super::types::{ContainerSpec, Propagation};
+use super::types::{ContainerSpec, Mount, Propagation};
 
 /// All capabilities by number, without `CAP_`.
 const CAPABILITIES: [&str; 41] = [
@@ -54,6 +55,11 @@ const CAPABILITIES: [&str; 41] = [
     "CHECKPOINT_RESTORE",
 ];
 
+/// The number of a capability by its name with `CAP_`.
+pub fn capability_number(name: &str) -> Option<usize> {
+    CAPABILITIES.iter().position(|known| name.strip_prefix("CAP_") == Some(known))
+}
+
 /// What a container may do unless its pod says otherwise.
 const DEFAULT_CAPABILITIES: [&str; 14] = [
     "CHOWN",
@@ -72,7 +78,7 @@ const DEFAULT_CAPABILITIES: [&str; 14] = [
     "AUDIT_WRITE",
 ];
 
-const MASKED_PATHS: [&str; 11] = [
+const MASKED_PATHS: [&str; 12] = [
     "/proc/acpi",
     "/proc/asound",
     "/proc/interrupts",
@@ -83,10 +89,30 @@ const MASKED_PATHS: [&str; 11] = [
     "/proc/timer_stats",
     "/proc/sched_debug",
     "/proc/scsi",
+    "/sys/devices/virtual/powercap",
     "/sys/firmware",
 ];
 
-const READ_ONLY_PATHS: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+/// The counters of each processor that tell what others do on it (Intel's), where the machine has them.
+static THERMAL_THROTTLE: LazyLock<Vec<PathBuf>> = LazyLock::new(|| {
+    let cpus = std::fs::read_dir("/sys/devices/system/cpu").into_iter().flatten().flatten();
+    cpus.map(|cpu| cpu.path().join("thermal_throttle")).filter(|dir| dir.is_dir()).collect()
+});
+
+const READ_ONLY_PATHS: [&str; 6] = [
+    "/proc/bus",
+    "/proc/dynamic_debug", // what the kernel logs: not among other runtimes' paths, but any root may write it
+    "/proc/fs",
+    "/proc/irq",
+    "/proc/sys",
+    "/proc/sysrq-trigger",
+];
+
+/// Where a container's devices are.
+pub const DEV: &str = "/dev";
+
+/// Most pseudoterminals of a container, those of `kubectl exec` among them: all containers have what `kernel.pty.max` leaves.
+const TERMINALS: &str = "max=256";
 
 /// `PATH` of a container whose image and pod set none.
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -135,6 +161,11 @@ pub fn oci_config(spec: &ContainerSpec, around: &Surroundings) -> Result<Value, 
     if spec.args.is_empty() {
         return Err("no command specified".into());
     }
+    if around.user.is_some() && volume_at_dev(spec).is_some() {
+        return Err("a volume at /dev shows the node's devices, which users of the pod's own may not use: leave \
+                    hostUsers: false out"
+            .into());
+    }
     let capabilities = capability_set(spec, around.capabilities)?;
     // Without ambient capabilities a program of an ordinary user gains nothing from the effective set.
     let (effective, none) = (&capabilities, BTreeSet::<String>::new());
@@ -152,7 +183,11 @@ pub fn oci_config(spec: &ContainerSpec, around: &Surroundings) -> Result<Value, 
         "cgroupsPath": format!("/{}", around.cgroup.trim_start_matches('/')),
         // limits are written to the cgroup by the shim itself
         "resources": {},
-        "rootfsPropagation": root_propagation(spec),
+        "rootfsPropagation": match root_propagation(spec, around.user.is_some()) {
+            Propagation::None => "private",
+            Propagation::HostToContainer => "slave",
+            Propagation::Bidirectional => "shared",
+        },
         "maskedPaths": [],
         "readonlyPaths": [],
     });
@@ -160,7 +195,8 @@ pub fn oci_config(spec: &ContainerSpec, around: &Surroundings) -> Result<Value, 
     linux["devices"] = nodes;
     linux["resources"]["devices"] = rules;
     if !spec.privileged && !spec.unmasked_proc {
-        linux["maskedPaths"] = json!(MASKED_PATHS);
+        let fixed = MASKED_PATHS.iter().map(PathBuf::from);
+        linux["maskedPaths"] = json!(fixed.chain(THERMAL_THROTTLE.iter().cloned()).collect::<Vec<_>>());
         linux["readonlyPaths"] = json!(READ_ONLY_PATHS);
     }
     if !spec.privileged
@@ -189,6 +225,11 @@ pub fn oci_config(spec: &ContainerSpec, around: &Surroundings) -> Result<Value, 
         "mounts": mounts(spec, around),
         "linux": linux,
     }))
+}
+
+/// Whether a container has the capability `name` (without `CAP_`).
+pub fn has_capability(spec: &ContainerSpec, name: &str) -> bool {
+    capability_set(spec, u64::MAX).is_ok_and(|set| set.contains(&format!("CAP_{name}")))
 }
 
 fn capability_set(spec: &ContainerSpec, held: u64) -> Result<BTreeSet<String>, String> {
@@ -235,15 +276,35 @@ fn namespaces(around: &Surroundings) -> Vec<Value> {
     out
 }
 
-fn root_propagation(spec: &ContainerSpec) -> &'static str {
-    let any = |p| spec.mounts.iter().any(|m| m.propagation == p);
-    if any(Propagation::Bidirectional) {
-        "shared"
-    } else if any(Propagation::HostToContainer) {
-        "slave"
-    } else {
-        "private"
-    }
+/// What libcontainer makes of all a container's mounts: the most that one of its volumes asks for.
+pub fn root_propagation(spec: &ContainerSpec, mapped: bool) -> Propagation {
+    let own = || spec.mounts.iter().filter(|m| !is_dev(m) && !is_late(spec, mapped, m));
+    let any = |p: &Propagation| own().any(|m| m.propagation == *p);
+    let most = [Propagation::Bidirectional, Propagation::HostToContainer].into_iter().find(any);
+    most.unwrap_or_default()
+}
+
+/// The volume that takes the place of the container's own `/dev`. libcontainer would make nodes and links in it, so it is
+/// no mount of the configuration.
+pub fn volume_at_dev(spec: &ContainerSpec) -> Option<&Mount> {
+    spec.mounts.iter().rfind(|m| is_dev(m))
+}
+
+/// Whether it is mounted at `/dev`.
+pub fn is_dev(mount: &Mount) -> bool {
+    Path::new(&mount.destination) == Path::new(DEV)
+}
+
+/// Whether it lies in another volume: links there may lead anywhere, and elsewhere the next moment, so it is mounted when the
+/// container has a root of its own. In a pod with users of its own (`mapped`) whoever mounts is none of the host's, and can do
+/// nothing there.
+pub fn is_late(spec: &ContainerSpec, mapped: bool, mount: &Mount) -> bool {
+    !mapped && !is_dev(mount) && spec.mounts.iter().any(|o| !is_dev(o) && is_below(mount, &o.destination))
+}
+
+/// Whether it is mounted below `path`.
+pub fn is_below(mount: &Mount, path: &str) -> bool {
+    Path::new(&mount.destination) != Path::new(path) && Path::new(&mount.destination).starts_with(path)
 }
 
 fn mounts(spec: &ContainerSpec, around: &Surroundings) -> Vec<Value> {
@@ -254,7 +315,11 @@ fn mounts(spec: &ContainerSpec, around: &Surroundings) -> Vec<Value> {
     let mut out = vec![
         mount("/proc", "proc", &safe),
         mount("/dev", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
-        mount("/dev/pts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
+        mount(
+            "/dev/pts",
+            "devpts",
+            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5", TERMINALS],
+        ),
         mount("/dev/mqueue", "mqueue", &safe),
         mount("/dev/shm", "tmpfs", &with(&["mode=1777", "size=65536k"])),
         mount("/sys", "sysfs", &with(&[access])),
@@ -264,7 +329,8 @@ fn mounts(spec: &ContainerSpec, around: &Surroundings) -> Vec<Value> {
     }
     // A volume may take the place of a default; parents come before what lies below them.
     let depth = |path: &str| path.split('/').filter(|p| !p.is_empty()).count();
-    let mut own: Vec<_> = spec.mounts.iter().collect();
+    let late = |m: &Mount| is_late(spec, around.user.is_some(), m);
+    let mut own: Vec<_> = spec.mounts.iter().filter(|m| !is_dev(m) && !late(m)).collect();
     own.sort_by_key(|m| depth(&m.destination));
     out.retain(|m| !own.iter().any(|o| m["destination"] == *o.destination));
     for m in own {
@@ -287,7 +353,7 @@ fn mounts(spec: &ContainerSpec, around: &Surroundings) -> Vec<Value> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::types::{Mount, User};
+    use super::super::types::User;
     use super::*;
 
     fn spec() -> ContainerSpec {

@@ -4,9 +4,13 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use nix::libc;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::Value;
 
-use super::types::{ContainerInfo, SandboxSpec};
+use super::types::{ContainerInfo, SandboxInfo, SandboxSpec};
+
+use crate::files::{self, Durability};
 
 /// Listening socket of the shim.
 pub const SOCKET: &str = "shim.sock";
@@ -34,7 +38,7 @@ pub struct SandboxFile {
 impl SandboxFile {
     /// The pod cgroup from the hierarchies' roots.
     pub fn pod_cgroup(&self) -> String {
-        format!("{}/{}", self.cgroup_root.trim_matches('/'), self.spec.cgroup.trim_matches('/'))
+        below(&self.cgroup_root, &self.spec.cgroup)
     }
 
     /// The cgroup of one container.
@@ -51,6 +55,30 @@ impl SandboxFile {
     pub fn write(&self, dir: &Path) -> io::Result<()> {
         write_json(&dir.join(SANDBOX), self)
     }
+}
+
+fn below(root: &str, cgroup: &str) -> String {
+    format!("{}/{}", root.trim_matches('/'), cgroup.trim_matches('/'))
+}
+
+/// The pod cgroup of the sandbox directory `dir`, of any version; `None` when nothing says which it is. An error says
+/// nothing of the sandbox.
+pub fn pod_cgroup(dir: &Path) -> io::Result<Option<String>> {
+    match read_json::<Value>(&dir.join(SANDBOX)) {
+        Ok(file) => {
+            let parts = file["cgroup_root"].as_str().zip(file["spec"]["cgroup"].as_str());
+            Ok(parts.map(|(root, cgroup)| below(root, cgroup)))
+        }
+        Err(e) if unusable(&e) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// Whether a document that gave this error will never be readable: it is missing, cut off, or of another version. Other
+/// errors (too many open files, a disk that fails) say nothing of what is in it.
+pub fn unusable(error: &io::Error) -> bool {
+    use io::ErrorKind::{InvalidData, NotADirectory, NotFound, UnexpectedEof};
+    matches!(error.kind(), InvalidData | NotADirectory | NotFound | UnexpectedEof)
 }
 
 /// Directory (OCI bundle) of a container.
@@ -77,9 +105,18 @@ pub fn read_infos(dir: &Path) -> Vec<ContainerInfo> {
     infos
 }
 
+/// What a shim said of its sandbox, with what it left out of a long answer.
+pub fn completed(dir: &Path, mut said: SandboxInfo) -> io::Result<SandboxInfo> {
+    for container in said.containers.iter_mut().filter(|c| c.spec.args.is_empty()) {
+        let kept: ContainerInfo = read_json(&container_dir(dir, &container.spec.id).join(INFO))?;
+        container.spec = kept.spec;
+    }
+    Ok(said)
+}
+
 /// Replaces a file with a JSON document in one step.
 pub fn write_json<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
-    crate::durable::replace(path, &serde_json::to_vec(value)?, false)
+    files::write(path, &serde_json::to_vec(value)?, 0o600, Durability::Volatile)
 }
 
 /// Reads a JSON document.
@@ -88,28 +125,32 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> io::Result<T> {
 }
 
 /// Start time of a living process in clock ticks since boot; `None` for a dead one or a zombie.
-pub fn start_time(pid: i32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
-    match fields.next()? {
-        "Z" | "X" => None,
-        _ => fields.nth(18)?.parse().ok(),
-    }
+fn start_time(pid: i32) -> io::Result<Option<u64>> {
+    let stat = match fs::read_to_string(format!("/proc/{pid}/stat")) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
+        stat => stat?,
+    };
+    let mut fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace();
+    let living = fields.next().is_some_and(|state| state != "Z" && state != "X");
+    Ok(fields.nth(18).filter(|_| living).and_then(|ticks| ticks.parse().ok()))
 }
 
 /// Records the calling process as the shim of `dir`.
 pub fn write_pid(dir: &Path) -> io::Result<()> {
     let pid = i32::try_from(std::process::id()).map_err(io::Error::other)?;
-    let started = start_time(pid).ok_or_else(|| io::Error::other("no start time in /proc/self/stat"))?;
-    fs::write(dir.join(PID_FILE), format!("{pid} {started}"))
+    let started = start_time(pid)?.ok_or_else(|| io::Error::other("no start time in /proc/self/stat"))?;
+    files::write(&dir.join(PID_FILE), format!("{pid} {started}").as_bytes(), 0o600, Durability::Volatile)
 }
 
-/// The shim of `dir` if it is alive (a process of another start time is someone else).
-pub fn living_shim(dir: &Path) -> Option<i32> {
-    let text = fs::read_to_string(dir.join(PID_FILE)).ok()?;
-    let (pid, started) = text.split_once(' ')?;
-    let pid = pid.parse().ok()?;
-    (start_time(pid)? == started.trim().parse::<u64>().ok()?).then_some(pid)
+/// The shim of `dir` if it is alive (a process of another start time is someone else). An error says nothing of it.
+pub fn living_shim(dir: &Path) -> io::Result<Option<i32>> {
+    let text = match fs::read_to_string(dir.join(PID_FILE)) {
+        Err(e) if unusable(&e) => return Ok(None),
+        text => text?,
+    };
+    let numbers = text.split_once(' ').and_then(|(pid, at)| Some((pid.parse().ok()?, at.trim().parse::<u64>().ok()?)));
+    let Some((pid, started)) = numbers else { return Ok(None) };
+    Ok((start_time(pid)? == Some(started)).then_some(pid))
 }
 
 /// Now, in nanoseconds since the epoch.
@@ -126,9 +167,25 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("pikelet-store-{}", std::process::id()));
         fs::create_dir_all(&dir).unwrap();
         write_pid(&dir).unwrap();
-        assert_eq!(living_shim(&dir), Some(std::process::id() as i32));
+        assert_eq!(living_shim(&dir).unwrap(), Some(std::process::id() as i32));
         fs::write(dir.join(PID_FILE), format!("{} 1", std::process::id())).unwrap();
-        assert_eq!(living_shim(&dir), None);
+        assert_eq!(living_shim(&dir).unwrap(), None);
         fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn a_file_of_another_version_still_names_its_cgroup() {
+        let folder = crate::machine::folder::Folder::new();
+        let dir = folder.path();
+        assert_eq!(pod_cgroup(dir).unwrap(), None);
+        fs::write(dir.join(SANDBOX), r#"{"cgroup_root": "/k/", "spec": {"cgroup": "besteffort/p", "id": 7}}"#).unwrap();
+        assert!(SandboxFile::read(dir).is_err_and(|e| unusable(&e)));
+        assert_eq!(pod_cgroup(dir).unwrap().as_deref(), Some("k/besteffort/p"));
+        fs::write(dir.join(SANDBOX), r#"{"cgroup_root": "#).unwrap();
+        assert!(SandboxFile::read(dir).is_err_and(|e| unusable(&e)));
+        assert_eq!(pod_cgroup(dir).unwrap(), None);
+        // what cannot be read now is no reason to forget it
+        assert!(!unusable(&io::Error::from_raw_os_error(libc::EMFILE)));
+        assert!(!unusable(&io::Error::from_raw_os_error(libc::EIO)));
     }
 }

@@ -13,26 +13,25 @@ use nix::unistd::Pid;
 
 use super::cgroup::Hierarchies;
 use super::store::{self, SandboxFile};
+use crate::files;
 
 /// How long an ending or killed shim may take to be gone.
 const SHIM_END: Duration = Duration::from_millis(500);
 const PAUSE: Duration = Duration::from_millis(5);
 
 /// Kills the shim and all processes of the sandbox, removes its cgroups and its directory. `all` holds the directories
-/// of all sandboxes: the pod cgroup stays while another sandbox of the pod uses it.
+/// of all sandboxes: the pod cgroup stays while another sandbox of the pod uses it. A sandbox whose file is cut off or of
+/// another version is removed as well; one whose files cannot be read for another reason is kept.
 pub fn remove_sandbox(dir: &Path, all: &Path, hierarchies: &Hierarchies) -> Result<(), String> {
     let mut errors = Vec::new();
     errors.extend(end_shim(dir).err());
-    if let Ok(file) = SandboxFile::read(dir) {
-        let pod = file.pod_cgroup();
-        let cgroups = if shared(dir, all, &pod) {
-            store::container_ids(dir).iter().map(|id| file.container_cgroup(id)).collect()
-        } else {
-            vec![pod]
-        };
-        for cgroup in cgroups {
-            errors.extend(hierarchies.remove(&cgroup).err().map(|e| format!("removing the cgroup {cgroup}: {e}")));
+    match cgroups(dir, all) {
+        Ok(cgroups) => {
+            for cgroup in cgroups {
+                errors.extend(hierarchies.remove(&cgroup).err().map(|e| format!("removing the cgroup {cgroup}: {e}")));
+            }
         }
+        Err(e) => errors.push(format!("finding the cgroup of the pod: {e}")),
     }
     // The directory is what a later attempt finds the rest by.
     if errors.is_empty() {
@@ -41,34 +40,71 @@ pub fn remove_sandbox(dir: &Path, all: &Path, hierarchies: &Hierarchies) -> Resu
     if errors.is_empty() { Ok(()) } else { Err(errors.join("; ")) }
 }
 
-fn end_shim(dir: &Path) -> Result<(), String> {
-    if gone(dir) {
+/// Sends a signal to a container's first process, or to all of them, with no shim.
+pub fn signal(dir: &Path, container: &str, signal: i32, all: bool, hierarchies: &Hierarchies) -> Result<(), String> {
+    let signal = Signal::try_from(signal).map_err(|e| format!("signal {signal}: {e}"))?;
+    let file = SandboxFile::read(dir).map_err(|e| format!("reading the sandbox file in {}: {e}", dir.display()))?;
+    let cgroup = file.container_cgroup(container);
+    if all || signal == Signal::SIGKILL {
+        hierarchies.signal_all(&cgroup, signal);
         return Ok(());
     }
-    if let Some(pid) = store::living_shim(dir) {
+    let infos = store::read_infos(dir);
+    let first = infos.iter().find(|i| i.spec.id == container).map(|i| Pid::from_raw(i.pid));
+    match first.filter(|pid| hierarchies.processes(&cgroup).contains(pid)) {
+        Some(pid) => match kill(pid, signal) {
+            Ok(()) | Err(Errno::ESRCH) => Ok(()),
+            Err(e) => Err(format!("signal {signal} to process {pid} of container {container}: {e}")),
+        },
+        None => Err(format!("container {container} has no first process any more")),
+    }
+}
+
+/// Kills the shim and every process of the sandbox; what they had stays.
+pub fn kill_sandbox(dir: &Path, all: &Path, hierarchies: &Hierarchies) -> Result<(), String> {
+    let ended = end_shim(dir);
+    let cgroups = cgroups(dir, all).map_err(|e| format!("finding the cgroup of the pod: {e}"))?;
+    for cgroup in cgroups {
+        hierarchies.signal_all(&cgroup, Signal::SIGKILL);
+    }
+    ended
+}
+
+/// Those that are only this sandbox's.
+fn cgroups(dir: &Path, all: &Path) -> io::Result<Vec<String>> {
+    let Some(pod) = store::pod_cgroup(dir)? else { return Ok(Vec::new()) };
+    for other in fs::read_dir(all)? {
+        let other = other?.path();
+        if other != dir && store::pod_cgroup(&other)?.as_ref() == Some(&pod) {
+            return Ok(store::container_ids(dir).iter().map(|id| format!("{pod}/{id}")).collect());
+        }
+    }
+    Ok(vec![pod])
+}
+
+fn end_shim(dir: &Path) -> Result<(), String> {
+    let failed = |e: io::Error| format!("looking for the shim: {e}");
+    if gone(dir).map_err(failed)? {
+        return Ok(());
+    }
+    if let Some(pid) = store::living_shim(dir).map_err(failed)? {
         match kill(Pid::from_raw(pid), Signal::SIGKILL) {
             Ok(()) | Err(Errno::ESRCH) => {}
             Err(e) => return Err(format!("killing the shim {pid}: {e}")),
         }
     }
-    if gone(dir) { Ok(()) } else { Err("the shim was killed but has not ended".into()) }
+    if gone(dir).map_err(failed)? { Ok(()) } else { Err("the shim was killed but has not ended".into()) }
 }
 
-fn gone(dir: &Path) -> bool {
+fn gone(dir: &Path) -> io::Result<bool> {
     let deadline = Instant::now() + SHIM_END;
-    while store::living_shim(dir).is_some() {
+    while store::living_shim(dir)?.is_some() {
         if Instant::now() >= deadline {
-            return false;
+            return Ok(false);
         }
         std::thread::sleep(PAUSE);
     }
-    true
-}
-
-fn shared(dir: &Path, all: &Path, pod_cgroup: &str) -> bool {
-    let entries = fs::read_dir(all).into_iter().flatten().flatten().map(|e| e.path());
-    let mut others = entries.filter(|other| other != dir);
-    others.any(|other| SandboxFile::read(&other).is_ok_and(|f| f.pod_cgroup() == pod_cgroup))
+    Ok(true)
 }
 
 /// Removes a directory tree after taking off whatever is mounted in it.
@@ -78,10 +114,7 @@ pub fn remove_dir(dir: &Path) -> Result<(), String> {
         umount2(&point, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW)
             .map_err(|e| format!("unmounting {}: {e}", point.display()))?;
     }
-    match fs::remove_dir_all(dir) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(format!("removing {}: {e}", dir.display())),
-        _ => Ok(()),
-    }
+    files::remove_tree(dir).map_err(|e| format!("removing {}: {e}", dir.display()))
 }
 
 /// Mount points at or below `dir`, latest first.

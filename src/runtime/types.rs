@@ -88,7 +88,7 @@ pub struct Resources {
 }
 
 /// One mount of a container beyond the runtime's own defaults (`/proc`, `/dev`, `/sys`, ...).
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Mount {
     /// Path on the host that is bind-mounted.
     pub source: PathBuf,
@@ -310,6 +310,14 @@ pub enum RuntimeError {
         sandbox: String,
         /// What happened.
         message: String,
+    },
+    /// The shim lives, but does not answer.
+    #[error("shim of sandbox {sandbox}: no answer within {seconds} s")]
+    Silent {
+        /// Sandbox id.
+        sandbox: String,
+        /// How long it had.
+        seconds: u64,
     },
     /// A file or directory could not be used.
     #[error("{what}: {source}")]

@@ -17,10 +17,19 @@ pub fn resolve_user(rootfs: &Path, user: &str) -> Result<User, RuntimeError> {
     lookup(user, &read("/etc/passwd")?, &read("/etc/group")?).map_err(RuntimeError::Shim)
 }
 
+/// The home directory of a user by the `/etc/passwd` of `rootfs`; `/` where that does not say.
+pub fn home(rootfs: &Path, uid: u32) -> String {
+    let text = rooted::read_file(rootfs, "/etc/passwd").ok().flatten().unwrap_or_default();
+    let home =
+        passwd(&text).find(|entry| entry.uid == uid).map(|entry| entry.home).filter(|home| home.starts_with('/'));
+    home.unwrap_or("/").to_owned()
+}
+
 struct Passwd<'a> {
     name: &'a str,
     uid: u32,
     gid: u32,
+    home: &'a str,
 }
 
 struct Group<'a> {
@@ -35,7 +44,7 @@ fn passwd(text: &str) -> impl Iterator<Item = Passwd<'_>> {
         let name = field.next()?;
         let uid = field.nth(1)?.parse().ok()?;
         let gid = field.next()?.parse().ok()?;
-        Some(Passwd { name, uid, gid })
+        Some(Passwd { name, uid, gid, home: field.nth(1).unwrap_or_default() })
     })
 }
 

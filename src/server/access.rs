@@ -1,24 +1,30 @@
 //! Who may ask the kubelet API for what: client certificates, TokenReview, SubjectAccessReview.
 //!
 //! Rules: Kubernetes "Kubelet authentication/authorization". Anonymous requests are refused. What the API server
-//! answered is remembered for a while; when it cannot be reached and nothing is remembered, the answer is no.
+//! answered is remembered for a while; when it cannot be reached and nothing is remembered, the answer is no. Wrong tokens are
+//! remembered apart from good ones, and an address may ask about a few unknown ones only.
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::{Mutex, PoisonError};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use http::Method;
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec};
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
+use kube::Client;
 use kube::api::PostParams;
-use kube::{Api, Client};
 use sha2::{Digest, Sha256};
+
+use super::memory::{Kept, Pace};
+use crate::cluster::{Answer, Api, said};
 
 const TOKEN_KEPT: Duration = Duration::from_mins(2);
 const ALLOWED_KEPT: Duration = Duration::from_mins(5);
 const DENIED_KEPT: Duration = Duration::from_secs(30);
 /// Answers remembered of each kind.
 const REMEMBERED: usize = 1024;
+/// Tokens that are not known yet which an address may show at once, and how often one more.
+const UNKNOWN: (u32, Duration) = (32, Duration::from_secs(1));
 
 /// Who asks.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -40,39 +46,26 @@ pub type Refused = (http::StatusCode, String);
 pub struct Access {
     client: Option<Client>,
     node: String,
-    tokens: Kept<[u8; 32], Option<User>>,
+    tokens: Kept<[u8; 32], User>,
+    wrong: Kept<[u8; 32], ()>,
+    unknown: Pace,
     decisions: Kept<(User, &'static str, &'static str), bool>,
-}
-
-/// Answers with an end.
-struct Kept<K, V>(Mutex<HashMap<K, (Instant, V)>>);
-
-impl<K: Eq + std::hash::Hash, V: Clone> Kept<K, V> {
-    fn get(&self, key: &K) -> Option<V> {
-        let map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        map.get(key).filter(|(end, _)| *end > Instant::now()).map(|(_, v)| v.clone())
-    }
-
-    fn put(&self, key: K, value: V, time: Duration) {
-        let mut map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if map.len() >= REMEMBERED {
-            let now = Instant::now();
-            map.retain(|_, (end, _)| *end > now);
-        }
-        if map.len() < REMEMBERED {
-            map.insert(key, (Instant::now() + time, value));
-        }
-    }
 }
 
 impl Access {
     /// Reviews go to the API server by `client`; without one only client certificates of `system:masters` may enter.
     pub fn new(client: Option<Client>, node: String) -> Self {
-        Self { client, node, tokens: Kept(Mutex::default()), decisions: Kept(Mutex::default()) }
+        let (tokens, wrong, decisions) = (Kept::new(REMEMBERED), Kept::new(REMEMBERED), Kept::new(REMEMBERED));
+        Self { client, node, tokens, wrong, unknown: Pace::new(UNKNOWN.0, UNKNOWN.1), decisions }
     }
 
-    /// The user of a request, by its connection's certificate or its bearer token.
-    pub async fn authenticate(&self, certificate: Option<User>, bearer: Option<&str>) -> Result<User, Refused> {
+    /// The user of a request of `peer`, by its connection's certificate or its bearer token.
+    pub async fn authenticate(
+        &self,
+        certificate: Option<User>,
+        bearer: Option<&str>,
+        peer: IpAddr,
+    ) -> Result<User, Refused> {
         if let Some(user) = certificate {
             return Ok(user);
         }
@@ -80,16 +73,26 @@ impl Access {
         let token = bearer.filter(|t| !t.is_empty()).ok_or_else(unauthorized)?;
         let client = self.client.clone().ok_or_else(unauthorized)?;
         let key: [u8; 32] = Sha256::digest(token).into();
-        if let Some(known) = self.tokens.get(&key) {
-            return known.ok_or_else(unauthorized);
+        if let Some(user) = self.tokens.get(&key) {
+            return Ok(user);
+        }
+        if self.wrong.get(&key).is_some() {
+            return Err(unauthorized());
+        }
+        if !self.unknown.may(peer, Instant::now()) {
+            let message = "too many unknown tokens come from this address: wait a moment".to_owned();
+            return Err((http::StatusCode::TOO_MANY_REQUESTS, message));
         }
         let review = TokenReview {
             spec: TokenReviewSpec { token: token.to_owned(), audiences: None },
             ..TokenReview::default()
         };
-        let answer =
-            Api::<TokenReview>::all(client).create(&PostParams::default(), &review).await.map_err(|error| {
-                tracing::warn!(%error, "token not reviewed: request refused");
+        let answer = Api::<TokenReview>::all(client)
+            .create(&PostParams::default(), &review.into())
+            .await
+            .and_then(Answer::read)
+            .map_err(|error| {
+                tracing::warn!(error = said(&error), "token not reviewed: request refused");
                 unauthorized()
             })?;
         let status = answer.status.unwrap_or_default();
@@ -99,7 +102,10 @@ impl Access {
             groups: u.groups.unwrap_or_default(),
             extra: u.extra.unwrap_or_default(),
         });
-        self.tokens.put(key, user.clone(), TOKEN_KEPT);
+        match &user {
+            Some(user) => self.tokens.put(key, user.clone(), TOKEN_KEPT),
+            None => self.wrong.put(key, (), TOKEN_KEPT),
+        }
         user.ok_or_else(unauthorized)
     }
 
@@ -150,9 +156,12 @@ impl Access {
             },
             ..SubjectAccessReview::default()
         };
-        let reviewed = Api::<SubjectAccessReview>::all(client).create(&PostParams::default(), &review).await;
+        let reviewed = Api::<SubjectAccessReview>::all(client)
+            .create(&PostParams::default(), &review.into())
+            .await
+            .and_then(Answer::read);
         let answer = reviewed.map_err(|error| {
-            tracing::warn!(%error, user = user.name, "access not reviewed: request refused");
+            tracing::warn!(error = said(&error), user = user.name, "access not reviewed: request refused");
             let message = format!("Authorization error (user={}, verb={verb}, resource=nodes)", user.name);
             (http::StatusCode::INTERNAL_SERVER_ERROR, message)
         })?;
@@ -211,8 +220,9 @@ mod tests {
     #[tokio::test]
     async fn nobody_enters_without_a_name() {
         let access = Access::new(None, "pi".into());
-        assert_eq!(access.authenticate(None, None).await.unwrap_err().0, 401);
-        assert_eq!(access.authenticate(None, Some("x")).await.unwrap_err().0, 401);
+        let peer = [10, 0, 0, 1].into();
+        assert_eq!(access.authenticate(None, None, peer).await.unwrap_err().0, 401);
+        assert_eq!(access.authenticate(None, Some("x"), peer).await.unwrap_err().0, 401);
         let user = User { name: "u".into(), uid: String::new(), groups: vec![], extra: BTreeMap::new() };
         assert_eq!(access.authorize(&user, &Method::GET, "/pods").await.unwrap_err().0, 403);
         let master = User { groups: vec!["system:masters".into()], ..user };

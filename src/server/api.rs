@@ -10,31 +10,26 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::server::conn::auto;
-use hyper_util::service::TowerToHyperService;
+use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::{Value, json};
-use tokio::net::TcpStream;
-use tokio::sync::{Semaphore, watch};
-use tokio::time::timeout;
-use tokio_rustls::TlsAcceptor;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::server::TlsStream;
 use tracing::{debug, warn};
 
-use super::access::{Access, User};
+use super::access::{Access, Refused};
+use super::admission::Admission;
+use super::answers::{Answers, Turn};
+use super::bearer::bearer;
 use super::idle::IdleTimeout;
 use super::listen::listen;
-use super::{commands, files, logs, stats, tls};
+use super::tls::Tls;
+use super::visit::Visit;
+use super::{commands, connection, files, logs, stats};
 use crate::pod::probe::Counts;
+use crate::pod::pulse::Pulse;
 use crate::pod::table::PodTable;
 use crate::runtime::Runtime;
-
-/// Connections at a time, once their handshake is done; more are closed.
-const MAX_CONNECTIONS: usize = 512;
-/// Connections in their handshake at a time; more wait in the kernel's queue. One costs little, and none for long.
-const MAX_HANDSHAKES: usize = 2048;
-/// How long a TLS handshake may take.
-const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// What the routes answer from; cheap to clone.
 #[derive(Clone)]
@@ -57,17 +52,16 @@ pub struct Kubelet {
     pub last: Arc<stats::summary::Last>,
     /// What probes have found.
     pub probe_counts: Counts,
+    /// Whether the manager of the pods turns.
+    pub pulse: Pulse,
 }
-
-/// The client certificate's user, if the connection showed one.
-#[derive(Clone)]
-struct Shown(Option<User>);
 
 /// The routes, for whoever was let in.
 pub fn routes(kubelet: Kubelet) -> Router {
     Router::new()
-        .route("/healthz", get(|| async { "ok" }))
-        .route("/healthz/{check}", get(|| async { "ok" }))
+        .route("/healthz", get(|State(kubelet): State<Kubelet>| healthz(kubelet.pulse)))
+        .route("/healthz/ping", get(|| async { "ok" }))
+        .route("/healthz/{check}", get(|State(kubelet): State<Kubelet>| healthz(kubelet.pulse)))
         .route("/pods", get(pods))
         .route("/pods/", get(pods))
         .route("/runningpods", get(running_pods))
@@ -95,7 +89,7 @@ pub fn routes(kubelet: Kubelet) -> Router {
 
 /// A `PodList` of some pods.
 pub fn pod_list<'a>(pods: impl Iterator<Item = &'a k8s_openapi::api::core::v1::Pod>) -> Value {
-    let items: Vec<Value> = pods.filter_map(|p| serde_json::to_value(p).ok()).collect();
+    let items: Vec<Value> = pods.filter_map(|p| crate::json::convert(p).ok()).collect();
     json!({"apiVersion": "v1", "kind": "PodList", "metadata": {}, "items": items})
 }
 
@@ -120,84 +114,153 @@ async fn running_pods(State(kubelet): State<Kubelet>) -> Json<Value> {
     Json(pod_list(kubelet.pods.list().iter().map(|p| &**p).filter(running)))
 }
 
-async fn guard(
-    State(access): State<Arc<Access>>,
-    Extension(Shown(user)): Extension<Shown>,
-    request: Request,
-    next: Next,
-) -> Response {
-    let header = request.headers().get(http::header::AUTHORIZATION).and_then(|h| h.to_str().ok());
-    let bearer = header.and_then(|h| h.strip_prefix("Bearer ")).map(|t| t.trim().to_owned());
-    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    let let_in = async {
-        let user = access.authenticate(user, bearer.as_deref()).await?;
-        access.authorize(&user, &method, &path).await
-    };
-    match let_in.await {
-        Ok(()) => next.run(request).await,
-        Err(refused) => refused.into_response(),
+/// What of a request decides whether it is let in.
+struct Asked {
+    bearer: Option<String>,
+    method: http::Method,
+    path: String,
+}
+
+impl Asked {
+    fn of(request: &Request) -> Self {
+        let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+        Self { bearer: bearer(request.headers()), method, path }
     }
 }
 
-/// Listens on `address` and serves until the agent ends; connections silent for `idle_timeout` are closed.
-pub async fn serve(
-    address: SocketAddr,
-    tls: watch::Receiver<TlsAcceptor>,
+/// Who lets requests in.
+struct Door {
     access: Access,
-    kubelet: Kubelet,
-    idle_timeout: Duration,
-) {
+    tls: Arc<Tls>,
+    answers: Answers,
+}
+
+impl Door {
+    async fn open(&self, visit: &Visit, asked: Asked) -> Result<Option<Turn>, Refused> {
+        let user = self.tls.user(visit.certificates());
+        let user = self.access.authenticate(user, asked.bearer.as_deref(), visit.place.peer()).await?;
+        self.access.authorize(&user, &asked.method, &asked.path).await?;
+        if !visit.place.let_in() {
+            let message = "too many connections of clients that were let in: close some of them".to_owned();
+            return Err((http::StatusCode::SERVICE_UNAVAILABLE, message));
+        }
+        if !Answers::counts(&asked.path) {
+            return Ok(None);
+        }
+        let message = || "too many answers that were not taken yet: take some of them".to_owned();
+        let turn = self.answers.begin(&user.name).ok_or_else(|| (http::StatusCode::TOO_MANY_REQUESTS, message()))?;
+        Ok(Some(turn))
+    }
+}
+
+async fn guard(
+    State(door): State<Arc<Door>>,
+    Extension(visit): Extension<Arc<Visit>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let under_way = visit.request();
+    // no route reads a body: one that does not come is waited for by nobody
+    let (answer, turn) = match door.open(&visit, Asked::of(&request)).await {
+        Ok(turn) => (next.run(request).await, turn),
+        Err(refused) => (refused.into_response(), None),
+    };
+    under_way.carry(answer, turn)
+}
+
+/// Listens on `address` and serves until the agent ends; connections silent for `idle_timeout` are closed.
+pub async fn serve(address: SocketAddr, tls: Arc<Tls>, access: Access, kubelet: Kubelet, idle_timeout: Duration) {
     let advice = "kubectl logs and exec do not work; is another kubelet running? Else set --port to another one";
     let listener = listen("kubelet API", address, advice).await;
-    let app = routes(kubelet).layer(middleware::from_fn_with_state(Arc::new(access), guard));
-    let (handshakes, limit) = (Arc::new(Semaphore::new(MAX_HANDSHAKES)), Arc::new(Semaphore::new(MAX_CONNECTIONS)));
+    let door = Arc::new(Door { access, tls: tls.clone(), answers: Answers::default() });
+    let app = routes(kubelet).layer(middleware::from_fn_with_state(door, guard));
+    let serve = move |stream, visit: Arc<Visit>| {
+        let (tls, app) = (tls.clone(), app.clone());
+        async move {
+            let stream = handshake(stream, &tls, &visit).await?;
+            http(stream, app, idle_timeout, visit).await
+        }
+    };
+    accept("kubelet API", listener, serve).await;
+}
+
+/// Serves each connection until it ends, or becomes something else, or may wait no longer, or must make room.
+async fn accept<S>(what: &'static str, listener: TcpListener, serve: impl Fn(TcpStream, Arc<Visit>) -> S)
+where
+    S: Future<Output = Result<(), String>> + Send + 'static,
+{
+    let admission = Admission::default();
     loop {
-        let Ok(permit) = handshakes.clone().acquire_owned().await else { return };
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
             Err(error) => {
                 // such as too many open files: others must end first
-                warn!(%error, "kubelet API: connection not accepted");
+                warn!(%error, "{what}: connection not accepted");
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
         };
-        let (tls, app, limit) = (tls.borrow().clone(), app.clone(), limit.clone());
+        let visit = Visit::new(admission.enter(peer.ip()));
+        let serving = serve(stream, visit.clone());
         tokio::spawn(async move {
-            let handshaken = handshake(stream, tls).await;
-            drop(permit);
-            let served = match handshaken {
-                Ok(stream) => match limit.try_acquire() {
-                    Ok(_permit) => connection(stream, app, idle_timeout).await,
-                    Err(_) => Err(format!("more than {MAX_CONNECTIONS} at a time")),
-                },
-                Err(error) => Err(error),
+            let served = tokio::select! {
+                served = serving => served,
+                why = visit.overdue() => Err(why),
+                () = visit.place.leave.cancelled() => Err("its place was needed".to_owned()),
             };
             if let Err(error) = served {
-                debug!(error, "kubelet API: connection ended");
+                debug!(error, %peer, "{what}: connection ended");
             }
         });
     }
 }
 
-async fn handshake(stream: TcpStream, tls: TlsAcceptor) -> Result<TlsStream<TcpStream>, String> {
+async fn handshake(stream: TcpStream, tls: &Tls, visit: &Visit) -> Result<TlsStream<TcpStream>, String> {
     stream.set_nodelay(true).map_err(|e| e.to_string())?;
-    let stream = timeout(HANDSHAKE, tls.accept(stream)).await.map_err(|_| "handshake took too long")?;
-    stream.map_err(|e| format!("handshake: {e}"))
+    notice_dead_peers(&stream).map_err(|e| e.to_string())?;
+    let stream = tls.acceptor().accept(stream).await.map_err(|e| format!("handshake: {e}"))?;
+    let shown = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    visit.show(shown.iter().map(|c| c.clone().into_owned()).collect(), tls.user(shown).is_some());
+    Ok(stream)
 }
 
-async fn connection(stream: TlsStream<TcpStream>, app: Router, idle_timeout: Duration) -> Result<(), String> {
-    let shown = stream.get_ref().1.peer_certificates().and_then(|c| tls::user_of(c.first()?));
-    let service = TowerToHyperService::new(app.layer(Extension(Shown(shown))));
-    let builder = auto::Builder::new(TokioExecutor::new());
-    let stream = IdleTimeout::new(stream, idle_timeout);
-    builder.serve_connection_with_upgrades(TokioIo::new(stream), service).await.map_err(|e| e.to_string())
+async fn http<S>(stream: S, app: Router, idle_timeout: Duration, visit: Arc<Visit>) -> Result<(), String>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let app = app.layer(Extension(visit.clone()));
+    connection::serve(IdleTimeout::new(stream, idle_timeout, visit), app).await
 }
 
-/// `/healthz` without credentials, on loopback only.
-pub async fn serve_healthz(port: u16) -> Result<(), String> {
+/// Has the kernel find out about peers that have gone without a word.
+fn notice_dead_peers(stream: &TcpStream) -> nix::Result<()> {
+    setsockopt(stream, sockopt::KeepAlive, &true)?;
+    setsockopt(stream, sockopt::TcpKeepIdle, &30)?;
+    setsockopt(stream, sockopt::TcpKeepInterval, &15)?;
+    setsockopt(stream, sockopt::TcpKeepCount, &4)
+}
+
+/// Whether the agent does its work, and does not just answer.
+async fn healthz(pulse: Pulse) -> (http::StatusCode, &'static str) {
+    if pulse.beats().await {
+        (http::StatusCode::OK, "ok")
+    } else {
+        (http::StatusCode::INTERNAL_SERVER_ERROR, "the manager of the pods does not turn")
+    }
+}
+
+/// `/healthz` without credentials, on loopback only; all are strangers there.
+pub async fn serve_healthz(port: u16, pulse: Pulse) {
     let address = SocketAddr::from(([127, 0, 0, 1], port));
     let listener = listen("healthz", address, "set --healthz-port to another one, or to 0 for none").await;
-    let app = Router::new().route("/healthz", get(|| async { "ok" }));
-    axum::serve(listener, app).await.map_err(|e| format!("healthz on {address}: {e}"))
+    let noted = async |Extension(visit): Extension<Arc<Visit>>, request: Request, next: Next| {
+        let under_way = visit.request();
+        under_way.carry(next.run(request).await, None)
+    };
+    let app = Router::new().route("/healthz", get(move || healthz(pulse))).layer(middleware::from_fn(noted));
+    let serve = move |stream, visit: Arc<Visit>| {
+        visit.show(Vec::new(), false);
+        http(stream, app.clone(), Duration::ZERO, visit)
+    };
+    accept("healthz", listener, serve).await;
 }

@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 use http::{StatusCode, header};
 use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use tokio_util::sync::CancellationToken;
 
 use super::api::Kubelet;
 use super::streaming::exec::{self, Outcome};
@@ -20,8 +21,8 @@ use crate::pod::PodExt;
 use crate::pod::ephemeral::all_containers;
 use crate::runtime::Wanted;
 
-/// Most output `/run` gives back in bytes.
-const MAX_OUTPUT: usize = 16 << 20;
+/// Most bytes of either output that `/run` gives back.
+const MAX_OUTPUT: usize = 8 << 20;
 
 /// The query of a command.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -169,6 +170,7 @@ pub async fn port_forward(
     let ports: Result<Vec<u16>, _> = query(&request).ports.iter().map(|p| port(p)).collect();
     let ports = ports.map_err(IntoResponse::into_response)?;
     let (answer, upgrade) = upgrade::negotiate(request, &port_forward::SPDY, &port_forward::WEBSOCKET).await?;
+    port_forward::check(&upgrade, &ports).map_err(IntoResponse::into_response)?;
     tokio::spawn(port_forward::serve(upgrade, netns, ports));
     Ok(answer)
 }
@@ -211,11 +213,17 @@ pub async fn run(
     let wanted = Wanted { stdin: false, stdout: true, stderr: true };
     let streams = kubelet.runtime.exec(&target.sandbox, &target.container, command, false, wanted).await;
     let mut streams = streams.map_err(|e| failed(e.to_string()))?;
-    let mut output = Vec::new();
-    for mut reader in [streams.stdout.take(), streams.stderr.take()].into_iter().flatten() {
-        while output.len() < MAX_OUTPUT && reader.read(&mut output).await.is_ok_and(|n| n > 0) {}
-    }
-    match streams.ending.wait().await {
+    let ended = CancellationToken::new();
+    let ending = async {
+        let code = streams.ending.wait().await;
+        ended.cancel();
+        code
+    };
+    let (stdout, stderr) = (streams.stdout.take(), streams.stderr.take());
+    let (code, mut output, errors) =
+        tokio::join!(ending, exec::collect(stdout, MAX_OUTPUT, &ended), exec::collect(stderr, MAX_OUTPUT, &ended));
+    output.extend(errors);
+    match code {
         Ok(0) => Ok(Body::from(output).into_response()),
         Ok(code) => Err(failed(format!("{}\ncommand exited with {code}", String::from_utf8_lossy(&output)))),
         Err(error) => Err(failed(error)),

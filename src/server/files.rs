@@ -13,13 +13,12 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use tokio_util::io::ReaderStream;
 
 use super::api::Kubelet;
+use crate::files;
 
-/// Opens `path` below `root`; links lead nowhere else (openat2(2)).
+/// Finds `path` below `root`; links lead nowhere else (openat2(2)). It is opened as a place only.
 fn open(root: &FilePath, path: &str) -> io::Result<File> {
     let root = File::open(root)?;
-    let how = OpenHow::new()
-        .flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
-        .resolve(ResolveFlag::RESOLVE_IN_ROOT);
+    let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC).resolve(ResolveFlag::RESOLVE_IN_ROOT);
     let path = path.trim_matches('/');
     let opened: OwnedFd = openat2(&root, if path.is_empty() { "." } else { path }, how)?;
     Ok(opened.into())
@@ -52,15 +51,11 @@ pub async fn root(state: State<Kubelet>) -> Response {
 pub async fn file(State(kubelet): State<Kubelet>, Path(path): Path<String>) -> Response {
     let root = kubelet.system_logs_dir.clone();
     let opened = tokio::task::spawn_blocking(move || {
-        let file = open(&root, &path)?;
-        let found = file.metadata()?;
-        if found.is_dir() {
+        let place = open(&root, &path)?;
+        if place.metadata()?.is_dir() {
             return list(&root, &path).map(|names| Html(names).into_response());
         }
-        if !found.is_file() {
-            return Err(io::Error::from(io::ErrorKind::NotFound));
-        }
-        let stream = ReaderStream::new(tokio::fs::File::from_std(file));
+        let stream = ReaderStream::new(tokio::fs::File::from_std(files::reopen_regular(&place)?));
         Ok(Body::from_stream(stream).into_response())
     });
     match opened.await {

@@ -18,7 +18,7 @@ use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tracing::warn;
 
-use crate::image::{Credential, Image, ImageError, ImageStore, Imported, Piece, registry_of};
+use crate::image::{Credential, Image, ImageError, ImageStore, Imported, Origin, Piece, registry_of};
 
 /// How often a pull says how far it is.
 const TICK: Duration = Duration::from_millis(200);
@@ -93,6 +93,7 @@ async fn pull(State(images): State<ImageStore>, Json(request): Json<PullRequest>
                 registry: registry_of(&request.image),
                 username: username.to_owned(),
                 password: password.to_owned(),
+                origin: Origin::Hand,
                 ..Credential::default()
             }
         });

@@ -3,17 +3,20 @@
 use std::error::Error;
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use axum::routing::get;
+use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, socket};
+use nix::sys::stat::{Mode, fchmod};
 use tokio::net::UnixListener;
 use tokio::sync::mpsc;
+use tracing::warn;
 
 use super::api::Kubelet;
 use super::orders::{self, Orders};
-use super::{commands, images, inspect};
+use super::{commands, connection, images, inspect};
 use crate::image::ImageStore;
 use crate::pod::order::Order;
 
@@ -29,17 +32,34 @@ pub async fn serve(
     let socket = state_dir.join(SOCKET);
     // left by an agent that was killed
     let _ = std::fs::remove_file(&socket);
-    let dir = std::fs::File::open(&state_dir)?;
-    // through a descriptor: a socket's path may have no more than 107 bytes
-    let listener = UnixListener::bind(format!("/proc/self/fd/{}/{SOCKET}", dir.as_raw_fd()))?;
-    std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o600))?;
+    let listener = listen(&state_dir)?;
     // whoever may open the socket is root: all of the kubelet API, and what only a person on the machine may do
     let app = super::api::routes(kubelet.clone())
         .route("/forward/{namespace}/{pod}", get(commands::forward).with_state(kubelet.clone()))
         .route("/inspect/{namespace}/{pod}", get(inspect::inspect).with_state(kubelet.clone()))
         .merge(orders::routes(Orders { kubelet, manager }))
         .merge(images::routes(store));
-    axum::serve(listener, app).await
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => drop(tokio::spawn(connection::serve(stream, app.clone()))),
+            Err(error) => {
+                // such as too many open files: others must end first
+                warn!(%error, "a connection to the agent's socket is not accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+/// The socket, which is root's alone from the first moment on: Linux makes its file with the mode of the descriptor.
+fn listen(state_dir: &Path) -> std::io::Result<UnixListener> {
+    let socket = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)?;
+    fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    let dir = std::fs::File::open(state_dir)?;
+    // through a descriptor: a socket's path may have no more than 107 bytes
+    bind(socket.as_raw_fd(), &UnixAddr::new(format!("/proc/self/fd/{}/{SOCKET}", dir.as_raw_fd()).as_str())?)?;
+    nix::sys::socket::listen(&socket, Backlog::MAXCONN)?;
+    UnixListener::from_std(socket.into())
 }
 
 /// A connection to the agent of `state_dir`.
@@ -85,4 +105,22 @@ pub fn ask(state_dir: &Path, method: &str, path: &str) -> Result<String, Box<dyn
         return Err(why.into());
     }
     Ok(body.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_socket_is_roots_from_its_first_moment() {
+        let dir = std::env::temp_dir().join(format!("pikelet-socket-{}", std::process::id()));
+        crate::files::dir(&dir, 0o755).unwrap();
+        let listener = listen(&dir).unwrap();
+        assert_eq!(std::fs::metadata(dir.join(SOCKET)).unwrap().permissions().mode() & 0o777, 0o600);
+        let (accepted, connected) = (listener.accept(), connect(&dir));
+        assert!(connected.is_ok() && accepted.await.is_ok());
+        crate::files::remove_tree(&dir).unwrap();
+    }
 }

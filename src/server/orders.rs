@@ -15,6 +15,7 @@ use super::commands::{find_pod, statuses};
 use super::streaming::upgrade::Refused;
 use crate::pod::PodExt;
 use crate::pod::order::Order;
+use crate::pod::times::seconds;
 
 /// What the routes need.
 #[derive(Clone)]
@@ -45,9 +46,9 @@ impl Orders {
 
 fn grace(query: &Words) -> Result<Option<Duration>, Refused> {
     let Some(written) = query.get("gracePeriod") else { return Ok(None) };
-    let seconds =
-        written.parse().map_err(|_| (StatusCode::BAD_REQUEST, format!("gracePeriod {written:?}: not seconds")));
-    Ok(Some(Duration::from_secs(seconds?)))
+    let parsed = written.parse::<u64>();
+    let parsed = parsed.map_err(|_| (StatusCode::BAD_REQUEST, format!("gracePeriod {written:?}: not seconds")))?;
+    Ok(Some(seconds(i64::try_from(parsed).unwrap_or(i64::MAX))))
 }
 
 /// Name and id of each container that runs.

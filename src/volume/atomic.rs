@@ -2,12 +2,24 @@
 //!
 //! The files live in a timestamped directory, `..data` links to it, and each name a container sees links through
 //! `..data`; renaming a new link over `..data` changes all at once.
+//!
+//! All is done by descriptor and through no link: who can write to a volume must not make the agent write elsewhere.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown, symlink};
-use std::path::{Component, Path};
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
+use std::path::{Component, Path, PathBuf};
+
+use nix::dir::{Dir, Type};
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open, openat, readlinkat, renameat};
+use nix::sys::stat::{Mode, mkdirat};
+use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
+
+use crate::files::{self, open_beneath};
 
 /// One file to write.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,24 +42,30 @@ pub(super) fn write(dir: &Path, payload: &Payload, group: Option<u32>) -> io::Re
         check_path(path)?;
     }
     let group_bits = if group.is_some() { 0o440 } else { 0 };
-    let current = fs::read_link(dir.join(DATA)).ok();
+    let root = File::from(open(
+        dir,
+        OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC,
+        Mode::empty(),
+    )?);
+    // a name in the volume, whoever made the link
+    let current = readlinkat(&root, DATA).ok().map(PathBuf::from);
+    let current = current.filter(|name| name.components().count() == 1 && name.file_name().is_some());
     let changed = match &current {
-        Some(current) => !holds(&dir.join(current), payload, group_bits, group)?,
+        Some(current) => !holds(&root, current, payload, group_bits, group)?,
         None => true,
     };
     let mut keep = current.clone();
     if changed {
         let name = fresh_name();
-        let fresh = dir.join(&name);
-        if let Err(e) = fill(&fresh, payload, group_bits, group).and_then(|()| switch(dir, &name)) {
+        if let Err(e) = fill(&root, &name, payload, group_bits, group).and_then(|()| switch(&root, &name)) {
             // The next write removes what cannot be removed now; why this one failed matters more.
-            let _ = fs::remove_dir_all(&fresh);
+            let _ = files::remove_tree(&dir.join(&name));
             return Err(e);
         }
         keep = Some(name.into());
     }
-    link_names(dir, payload)?;
-    remove_stale(dir, payload, keep.as_deref())?;
+    link_names(dir, &root, payload)?;
+    remove_stale(dir, &root, payload, keep.as_deref())?;
     Ok(changed)
 }
 
@@ -65,76 +83,98 @@ fn fresh_name() -> String {
     format!("{now}.{:010}", rand::random::<u32>())
 }
 
-/// Whether the directory holds exactly these files.
-fn holds(dir: &Path, payload: &Payload, group_bits: u32, group: Option<u32>) -> io::Result<bool> {
+/// Whether the directory `at` of the volume holds exactly these files.
+fn holds(root: &File, at: &Path, payload: &Payload, group_bits: u32, group: Option<u32>) -> io::Result<bool> {
     let mut found = BTreeSet::new();
-    if !dir.is_dir() {
-        return Ok(false);
-    }
-    list(dir, "", &mut found)?;
-    if !found.iter().eq(payload.keys()) {
+    let deepest = payload.keys().map(|path| path.matches('/').count()).max().unwrap_or_default();
+    if !list(root, at, "", deepest, &mut found)? || !found.iter().eq(payload.keys()) {
         return Ok(false);
     }
     for (path, entry) in payload {
-        let file = dir.join(path);
-        let meta = fs::symlink_metadata(&file)?;
+        // never waits, should it be a FIFO
+        let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK;
+        let Ok(file) = open_beneath(root.as_fd(), &at.join(path), flags).map(File::from) else { return Ok(false) };
+        let meta = file.metadata()?;
         let owned = group.is_none_or(|g| meta.gid() == g) && meta.uid() == entry.owner.unwrap_or(meta.uid());
-        if meta.mode() & 0o7777 != entry.mode | group_bits || !owned || fs::read(&file)? != entry.data {
+        let alike = meta.is_file() && meta.len() == entry.data.len() as u64;
+        if meta.mode() & 0o7777 != entry.mode | group_bits || !owned || !alike {
+            return Ok(false);
+        }
+        let mut data = Vec::with_capacity(entry.data.len());
+        file.take(meta.len() + 1).read_to_end(&mut data)?;
+        if data != entry.data {
             return Ok(false);
         }
     }
     Ok(true)
 }
 
-fn list(dir: &Path, prefix: &str, found: &mut BTreeSet<String>) -> io::Result<()> {
-    for item in fs::read_dir(dir)? {
-        let item = item?;
-        let path = format!("{prefix}{}", item.file_name().to_string_lossy());
-        if item.file_type()?.is_dir() {
-            list(&item.path(), &format!("{path}/"), found)?;
-        } else {
+/// Finds the files below a directory; false if it is none, or if there are more folders within each other than `deepest`.
+fn list(root: &File, at: &Path, prefix: &str, deepest: usize, found: &mut BTreeSet<String>) -> io::Result<bool> {
+    let opened = match open_beneath(root.as_fd(), at, OFlag::O_RDONLY | OFlag::O_DIRECTORY) {
+        Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::EXDEV) => return Ok(false),
+        other => other?,
+    };
+    for entry in Dir::from_fd(opened)?.iter() {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy();
+        if matches!(name.as_ref(), "." | "..") {
+            continue;
+        }
+        let path = format!("{prefix}{name}");
+        if path.matches('/').count() > deepest {
+            return Ok(false);
+        }
+        if entry.file_type() != Some(Type::Directory) {
             found.insert(path);
+        } else if !list(root, &at.join(name.as_ref()), &format!("{path}/"), deepest, found)? {
+            return Ok(false);
         }
     }
-    Ok(())
+    Ok(true)
 }
 
-fn fill(dir: &Path, payload: &Payload, group_bits: u32, group: Option<u32>) -> io::Result<()> {
-    make_dir(dir, group)?;
+fn fill(root: &File, name: &str, payload: &Payload, group_bits: u32, group: Option<u32>) -> io::Result<()> {
+    let fresh = make_dir(root, Path::new(name), group)?;
     for (path, entry) in payload {
-        let parts: Vec<&str> = path.split('/').filter(|p| !p.is_empty()).collect();
-        let mut at = dir.to_owned();
-        for part in &parts[..parts.len() - 1] {
+        let path = Path::new(path);
+        let mut at = PathBuf::new();
+        let mut parent = fresh.try_clone()?;
+        for part in path.parent().into_iter().flat_map(Path::components) {
             at.push(part);
-            if !at.is_dir() {
-                make_dir(&at, group)?;
-            }
+            let opened = open_beneath(fresh.as_fd(), &at, OFlag::O_RDONLY | OFlag::O_DIRECTORY);
+            parent = match opened {
+                Err(Errno::ENOENT) => make_dir(&parent, Path::new(part.as_os_str()), group)?,
+                other => File::from(other?),
+            };
         }
-        let file_path = dir.join(path);
-        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&file_path)?;
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let file = path.file_name().unwrap_or_default();
+        let mut file = File::from(openat(&parent, file, flags, Mode::from_bits_truncate(0o600))?);
         file.write_all(&entry.data)?;
         if group.is_some() || entry.owner.is_some() {
-            chown(&file_path, entry.owner, group)?;
+            fchown(&file, entry.owner, group)?;
         }
         file.set_permissions(fs::Permissions::from_mode(entry.mode | group_bits))?;
     }
     Ok(())
 }
 
-fn make_dir(dir: &Path, group: Option<u32>) -> io::Result<()> {
-    fs::create_dir(dir)?;
-    let mode = if group.is_some() { 0o2755 } else { 0o755 };
+/// Makes the directory `name`, which must not be there, and opens it.
+fn make_dir(parent: &File, name: &Path, group: Option<u32>) -> io::Result<File> {
+    mkdirat(parent, name, Mode::from_bits_truncate(0o700))?;
+    let dir = File::from(open_beneath(parent.as_fd(), name, OFlag::O_RDONLY | OFlag::O_DIRECTORY)?);
     if group.is_some() {
-        chown(dir, None, group)?;
+        fchown(&dir, None, group)?;
     }
-    fs::set_permissions(dir, fs::Permissions::from_mode(mode))
+    dir.set_permissions(fs::Permissions::from_mode(if group.is_some() { 0o2755 } else { 0o755 }))?;
+    Ok(dir)
 }
 
-fn switch(dir: &Path, name: &str) -> io::Result<()> {
-    let link = dir.join(DATA_NEW);
-    remove_if_there(&link)?;
-    symlink(name, &link)?;
-    fs::rename(&link, dir.join(DATA))
+fn switch(root: &File, name: &str) -> io::Result<()> {
+    remove_if_there(root, OsStr::new(DATA_NEW))?;
+    symlinkat(name, root, DATA_NEW)?;
+    Ok(renameat(root, DATA_NEW, root, DATA)?)
 }
 
 /// First components of the paths: what a container sees in the volume.
@@ -142,41 +182,47 @@ fn visible(payload: &Payload) -> BTreeSet<&str> {
     payload.keys().filter_map(|path| path.split('/').next()).collect()
 }
 
-fn link_names(dir: &Path, payload: &Payload) -> io::Result<()> {
+fn link_names(dir: &Path, root: &File, payload: &Payload) -> io::Result<()> {
     for name in visible(payload) {
-        let (link, target) = (dir.join(name), Path::new(DATA).join(name));
-        match fs::read_link(&link) {
-            Ok(found) if found == target => continue,
-            Ok(_) => fs::remove_file(&link)?,
-            Err(_) => {}
+        let target = Path::new(DATA).join(name);
+        match readlinkat(root, name) {
+            Ok(found) if Path::new(&found) == target => continue,
+            Err(Errno::ENOENT) => {}
+            // another link, or what somebody else put there
+            _ => remove(dir, root, OsStr::new(name))?,
         }
-        symlink(target, link)?;
+        symlinkat(&target, root, name)?;
     }
     Ok(())
 }
 
 /// Removes names that are no longer in the payload and every timestamped directory but the current one.
-fn remove_stale(dir: &Path, payload: &Payload, keep: Option<&Path>) -> io::Result<()> {
+fn remove_stale(dir: &Path, root: &File, payload: &Payload, keep: Option<&Path>) -> io::Result<()> {
     let names = visible(payload);
     for item in fs::read_dir(dir)? {
-        let item = item?;
-        let name = item.file_name();
+        let name = item?.file_name();
         let text = name.to_string_lossy();
         if text == DATA || keep == Some(Path::new(&name)) || names.contains(text.as_ref()) {
             continue;
         }
-        if item.file_type()?.is_dir() {
-            fs::remove_dir_all(item.path())?;
-        } else {
-            remove_if_there(&item.path())?;
-        }
+        remove(dir, root, &name)?;
     }
     Ok(())
 }
 
-fn remove_if_there(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-        _ => Ok(()),
+/// Removes what has that name in the volume.
+fn remove(dir: &Path, root: &File, name: &OsStr) -> io::Result<()> {
+    match unlinkat(root, name, UnlinkatFlags::NoRemoveDir) {
+        Ok(()) | Err(Errno::ENOENT) => Ok(()),
+        // a volume's own path has no link that anybody else made
+        Err(Errno::EISDIR) => files::remove_tree(&dir.join(name)),
+        Err(e) => Err(e.into()),
+    }
+}
+
+fn remove_if_there(root: &File, name: &OsStr) -> io::Result<()> {
+    match unlinkat(root, name, UnlinkatFlags::NoRemoveDir) {
+        Ok(()) | Err(Errno::ENOENT) => Ok(()),
+        Err(e) => Err(e.into()),
     }
 }

@@ -1,14 +1,17 @@
 //! emptyDir and hostPath.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, HostPathVolumeSource};
+use nix::fcntl::OFlag;
 
 use super::{fields, mounts, ownership};
+
+use crate::files;
 
 /// A directory on disk, or a tmpfs for medium `Memory` bounded by its size limit or else the pod's memory limit.
 pub(super) fn empty_dir(
@@ -35,7 +38,7 @@ pub(super) fn empty_dir(
         }
     }
     if let Some(group) = group {
-        let given = fs::symlink_metadata(dir).and_then(|meta| ownership::give_one(dir, &meta, group));
+        let given = ownership::give_one(&open(dir)?, group);
         given.map_err(|e| format!("cannot give {} to group {group}: {e}", dir.display()))?;
     }
     Ok(dir.to_owned())
@@ -60,6 +63,12 @@ fn huge_page_size(medium: &str, asked: &BTreeSet<String>) -> Result<u64, String>
     fields::bytes(size)
 }
 
+/// What a volume's path names, to show it elsewhere.
+pub(super) fn open(path: &Path) -> Result<File, String> {
+    let opened = fs::OpenOptions::new().read(true).custom_flags(OFlag::O_PATH.bits()).open(path);
+    opened.map_err(|e| format!("opening {}: {e}", path.display()))
+}
+
 /// Checks the path against its type, creating what the type says may be created.
 pub(super) fn host_path(source: &HostPathVolumeSource) -> Result<PathBuf, String> {
     let path = Path::new(&source.path);
@@ -79,11 +88,9 @@ pub(super) fn host_path(source: &HostPathVolumeSource) -> Result<PathBuf, String
     let fits = |fits: bool, what: &str| if fits { Ok(path.to_owned()) } else { failed(what) };
     match kind {
         "" if found.is_some() => Ok(path.to_owned()),
-        "DirectoryOrCreate" | "" if found.is_none() => created(fs::create_dir_all(path)),
+        "DirectoryOrCreate" | "" if found.is_none() => created(files::dir_kept(path, 0o755)),
         "DirectoryOrCreate" | "Directory" => fits(found.is_some_and(|f| f.is_dir()), "a directory"),
-        "FileOrCreate" if found.is_none() => {
-            created(fs::OpenOptions::new().write(true).create_new(true).open(path).map(drop))
-        }
+        "FileOrCreate" if found.is_none() => created(files::create_new(path, 0o644).map(drop)),
         "FileOrCreate" | "File" => fits(found.is_some_and(|f| f.is_file()), "a file"),
         "Socket" => fits(found.is_some_and(|f| f.is_socket()), "a socket file"),
         "CharDevice" => fits(found.is_some_and(|f| f.is_char_device()), "a character device"),

@@ -1,24 +1,28 @@
 //! Volumes: one file per kind, and the atomic writer. Knows nothing of containers.
 //!
-//! `local.rs` owns emptyDir and hostPath, `persistent.rs` claims and NFS, `projection.rs` what configMap, secret, downwardAPI and projected volumes
-//! hold, `atomic.rs` how that is written, `fields.rs` the values of a pod's own fields and resources, `mounts.rs`
-//! tmpfs and teardown.
+//! `local.rs` owns emptyDir and hostPath, `persistent.rs` claims and what they are bound to, `nfs.rs` mounts of NFS,
+//! `projection.rs` what configMap, secret, downwardAPI and projected volumes hold, `atomic.rs` how that is written, `fields.rs` the values of a pod's own fields and resources, `mounts.rs`
+//! tmpfs and teardown, `under_way.rs` what may never end.
 
 mod atomic;
 pub mod fields;
 mod local;
 mod mounts;
+pub mod nfs;
 mod ownership;
 mod persistent;
 mod projection;
 mod sub_path;
+mod under_way;
 
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::{
@@ -27,9 +31,13 @@ use k8s_openapi::api::core::v1::{
 };
 
 use projection::Token;
+use serde_json::{Map, Value};
+use under_way::{Gate, UnderWay, on_own_thread};
 
+use crate::files;
+pub use crate::mount_tree::Follow;
 pub use mounts::remove_tree;
-pub use sub_path::{read_beneath, release_sub_paths, stays_inside, sub_path};
+pub use sub_path::{Part, read_beneath, release_sub_paths, stays_inside, sub_path};
 
 /// The kinds of objects whose content pods use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -136,6 +144,10 @@ pub struct Volumes {
     objects: Arc<dyn ObjectSource>,
     allocatable: Arc<fields::Allocatable>,
     tokens: Arc<Mutex<HashMap<TokenKey, Token>>>,
+    under_way: Arc<UnderWay>,
+    nfs: Arc<nfs::Mounter>,
+    /// How long a pod's set-up waits for a disk or server before it says so and looks at the pod again.
+    patience: Duration,
 }
 
 /// Pod uid, volume name, path in the volume.
@@ -168,14 +180,22 @@ pub fn volume_is_read_only(kind: &str) -> bool {
 impl Volumes {
     /// `root` is `<rootDir>/pods`; `allocatable` what pods may have of the node.
     pub fn new(root: PathBuf, objects: Arc<dyn ObjectSource>, allocatable: fields::Allocatable) -> Self {
-        Self { root, objects, allocatable: Arc::new(allocatable), tokens: Arc::default() }
+        Self {
+            root,
+            objects,
+            allocatable: Arc::new(allocatable),
+            tokens: Arc::default(),
+            under_way: Arc::default(),
+            nfs: Arc::default(),
+            patience: Duration::from_secs(10),
+        }
     }
 
     /// Sets every volume of the pod up and returns where each is on the host. Safe to repeat.
     pub async fn prepare(&self, pod: &Pod) -> Result<BTreeMap<String, PathBuf>, VolumeError> {
         let mut paths = BTreeMap::new();
         for volume in pod_volumes(pod) {
-            let path = self.set_up(pod, volume).await.map_err(|message| in_volume(volume, message))?;
+            let path = Box::pin(self.set_up(pod, volume)).await.map_err(|message| in_volume(volume, message))?;
             paths.insert(volume.name.clone(), path);
         }
         Ok(paths)
@@ -189,7 +209,7 @@ impl Volumes {
         for volume in pod_volumes(pod).iter().filter(|v| volume_is_read_only(kind_of(v))) {
             let refreshed = match self.volume_dir(pod, volume, kind_of(volume)) {
                 Ok(dir) if !dir.is_dir() => continue,
-                Ok(_) => self.set_up(pod, volume).await.map(drop),
+                Ok(_) => Box::pin(self.set_up(pod, volume)).await.map(drop),
                 Err(message) => Err(message),
             };
             if let Err(message) = refreshed {
@@ -203,7 +223,7 @@ impl Volumes {
     pub async fn release(&self, uid: &str) -> Vec<String> {
         self.forget_tokens(uid);
         match pod_dir(&self.root, uid) {
-            Ok(dir) => remove(dir.join("volumes")).await,
+            Ok(dir) => self.remove(uid, dir.join("volumes")).await,
             Err(message) => vec![message],
         }
     }
@@ -212,9 +232,71 @@ impl Volumes {
     pub async fn teardown(&self, uid: &str) -> Vec<String> {
         self.forget_tokens(uid);
         match pod_dir(&self.root, uid) {
-            Ok(dir) => remove(dir).await,
+            Ok(dir) => self.remove(uid, dir).await,
             Err(message) => vec![message],
         }
+    }
+
+    /// Removes a folder of a pod, for which nothing is mounted any more.
+    async fn remove(&self, uid: &str, dir: PathBuf) -> Vec<String> {
+        if let Err(error) = self.under_way.end(uid).await {
+            return vec![error];
+        }
+        let removed = files::removal(move || mounts::remove_tree(&dir)).await;
+        let errors = removed.unwrap_or_else(|e| vec![e.to_string()]);
+        if errors.is_empty() {
+            self.under_way.forget(uid);
+        }
+        errors
+    }
+
+    fn gate(&self, pod: &Pod) -> Arc<Gate> {
+        self.under_way.gate(pod.metadata.uid.as_deref().unwrap_or_default())
+    }
+
+    /// Work on a volume that a disk or server may never answer: once at a time, waited for with a limit.
+    async fn may_hang<F>(&self, pod: &Pod, volume: &Volume, start: impl FnOnce() -> F) -> Result<PathBuf, String>
+    where
+        F: Future<Output = Result<PathBuf, String>> + Send + 'static,
+    {
+        self.of_volume(pod, &volume.name, start).await
+    }
+
+    /// The same by a name, to which a sign is added that no volume's has for what is not its set-up.
+    async fn of_volume<F>(&self, pod: &Pod, name: &str, start: impl FnOnce() -> F) -> Result<PathBuf, String>
+    where
+        F: Future<Output = Result<PathBuf, String>> + Send + 'static,
+    {
+        self.under_way.run(pod.metadata.uid.as_deref().unwrap_or_default(), name, self.patience, start).await
+    }
+
+    /// Binds `sub` of a pod's volume to `place`, as [`sub_path`] does. Its disk or server may not answer: waited for with a
+    /// limit, once at a time.
+    pub async fn bind_part(&self, pod: &Pod, name: &str, part: Part) -> Result<(), String> {
+        // what another run has waited for may come first
+        for _ in 0..2 {
+            let (gate, part, place) = (self.gate(pod), part.clone(), part.place.clone());
+            let bind = move || {
+                let _pass = gate.enter()?;
+                sub_path(&part.volume, &part.sub, &part.place, part.create, part.follow)?;
+                Ok(part.place)
+            };
+            if self.of_volume(pod, &format!("{name}/"), move || on_own_thread(bind)).await? == place {
+                return Ok(());
+            }
+        }
+        Err("another container's part of the volume came first".to_owned())
+    }
+
+    /// Whether a pod's volume, which is at `path`, is a block device; waited for as in [`Volumes::bind_part`].
+    pub async fn is_block_device(&self, pod: &Pod, name: &str, path: &Path) -> Result<bool, String> {
+        let path = path.to_owned();
+        let look = move || {
+            let is = std::fs::metadata(&path).is_ok_and(|meta| meta.file_type().is_block_device());
+            Ok(if is { path } else { PathBuf::new() })
+        };
+        let found = self.of_volume(pod, &format!("{name}:"), move || on_own_thread(look)).await?;
+        Ok(!found.as_os_str().is_empty())
     }
 
     fn forget_tokens(&self, uid: &str) {
@@ -225,9 +307,9 @@ impl Volumes {
         let kind = kind_of(volume);
         if let Some(source) = &volume.host_path {
             let source = source.clone();
-            return blocking(move || local::host_path(&source)).await;
+            return self.may_hang(pod, volume, || on_own_thread(move || local::host_path(&source))).await;
         }
-        if let Some(mounted) = self.persistent(pod, volume).await {
+        if let Some(mounted) = Box::pin(self.persistent(pod, volume)).await {
             return mounted;
         }
         if volume.image.is_some() {
@@ -235,10 +317,14 @@ impl Volumes {
             return Ok(self.place(pod, "kubernetes.io~image", &volume.name)?.join("rootfs"));
         }
         let dir = self.volume_dir(pod, volume, kind)?;
-        let group = fs_group(pod);
+        let (group, gate) = (fs_group(pod), self.gate(pod));
         if let Some(source) = &volume.empty_dir {
             let (source, limit, pages) = (source.clone(), fields::pod_memory_limit(pod), fields::huge_page_sizes(pod));
-            return blocking(move || local::empty_dir(&dir, &source, limit, &pages, group)).await;
+            return blocking(move || {
+                let _pass = gate.enter()?;
+                local::empty_dir(&dir, &source, limit, &pages, group)
+            })
+            .await;
         }
         if kind.is_empty() {
             return Err(format!("this agent has no {} volumes", written_kind(volume)));
@@ -246,6 +332,7 @@ impl Volumes {
         let payload = self.payload(pod, volume).await?;
         let in_memory = matches!(kind, "secret" | "projected");
         blocking(move || {
+            let _pass = gate.enter()?;
             mounts::make_dir(&dir, 0o755)?;
             if in_memory {
                 mounts::mount_tmpfs(&dir, "mode=0755")?;
@@ -278,10 +365,6 @@ impl Volumes {
     }
 }
 
-async fn remove(dir: PathBuf) -> Vec<String> {
-    tokio::task::spawn_blocking(move || mounts::remove_tree(&dir)).await.unwrap_or_else(|e| vec![e.to_string()])
-}
-
 fn pod_dir(root: &Path, uid: &str) -> Result<PathBuf, String> {
     if is_file_name(uid) { Ok(root.join(uid)) } else { Err(format!("{uid:?} cannot be the uid of a pod")) }
 }
@@ -305,14 +388,14 @@ fn in_volume(volume: &Volume, message: String) -> VolumeError {
 
 /// The kind as the manifest has it, for a message.
 fn written_kind(volume: &Volume) -> String {
-    let value = serde_json::to_value(volume).unwrap_or_default();
-    let kind = value.as_object().and_then(|fields| fields.keys().find(|k| *k != "name").cloned());
+    let fields: Map<String, Value> = crate::json::convert(volume).unwrap_or_default();
+    let kind = fields.into_iter().map(|(key, _)| key).find(|k| k != "name");
     kind.unwrap_or_else(|| "kindless".into())
 }
 
 /// Whether something is mounted on `path`; where nothing is, nothing is mounted.
 pub fn is_mounted(path: &Path) -> bool {
-    path.exists() && mounts::is_mount_point(path).unwrap_or(false)
+    mounts::is_mount_point(path).unwrap_or(false)
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, String> + Send + 'static) -> Result<T, String> {

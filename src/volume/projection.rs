@@ -26,6 +26,9 @@ impl Token {
 }
 
 const DEFAULT_MODE: i32 = 0o644;
+/// Most that the files of one volume come to, in bytes: many of the largest objects (1 MiB each). One object at many paths
+/// would else take any amount of the agent's memory and of the node's disk.
+const MOST: usize = 64 << 20;
 
 impl Volumes {
     /// The files a volume of a projected kind holds now.
@@ -47,6 +50,9 @@ impl Volumes {
             for (index, part) in source.sources.iter().flatten().enumerate() {
                 let place = format!("{}.{index}", volume.name);
                 payload.extend(self.part(pod, volume, &place, part, source.default_mode).await?);
+                if payload.values().map(|entry| entry.data.len()).sum::<usize>() > MOST {
+                    return Err(too_large());
+                }
             }
         }
         Ok(payload)
@@ -156,6 +162,15 @@ fn missing(optional: Option<bool>, message: impl FnOnce() -> String) -> Result<D
     if optional == Some(true) { Ok(Data::new()) } else { Err(message()) }
 }
 
+fn too_large() -> String {
+    format!("its files come to more than {} MiB, the most that one volume of this kind may hold", MOST >> 20)
+}
+
+/// What is left of the room for a volume's files once `size` is taken of it.
+fn take(room: usize, size: usize) -> Result<usize, String> {
+    room.checked_sub(size).ok_or_else(too_large)
+}
+
 fn entry(data: Vec<u8>, own: Option<i32>, default: Option<i32>) -> Result<Entry, String> {
     let mode = own.or(default).unwrap_or(DEFAULT_MODE);
     let mode = u32::try_from(mode).ok().filter(|m| *m <= 0o777).ok_or_else(|| format!("invalid file mode {mode:o}"))?;
@@ -192,10 +207,11 @@ fn select(
     let Some(items) = items.filter(|i| !i.is_empty()) else {
         return data.into_iter().map(|(key, value)| Ok((key, entry(value, None, mode)?))).collect();
     };
-    let mut payload = Payload::new();
+    let (mut payload, mut room) = (Payload::new(), MOST);
     for item in items {
         match data.get(&item.key) {
             Some(value) => {
+                room = take(room, value.len())?;
                 payload.insert(item.path.clone(), entry(value.clone(), item.mode, mode)?);
             }
             None if optional == Some(true) => {}
@@ -211,7 +227,7 @@ fn downward(
     mode: Option<i32>,
     allocatable: &fields::Allocatable,
 ) -> Result<Payload, String> {
-    let mut payload = Payload::new();
+    let (mut payload, mut room) = (Payload::new(), MOST);
     for item in items {
         let value = match (&item.field_ref, &item.resource_field_ref) {
             (Some(field), _) => fields::metadata_field(pod, &field.field_path)
@@ -219,7 +235,35 @@ fn downward(
             (None, Some(selector)) => fields::resource_field(pod, selector, None, allocatable)?,
             (None, None) => return Err(format!("item {:?} names neither a field nor a resource", item.path)),
         };
+        room = take(room, value.len())?;
         payload.insert(item.path.clone(), entry(value.into_bytes(), item.mode, mode)?);
     }
     Ok(payload)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_object_at_many_paths_is_bounded() {
+        let items = |count: usize| -> Vec<KeyToPath> {
+            (0..count).map(|i| KeyToPath { key: "k".into(), path: i.to_string(), mode: None }).collect()
+        };
+        let data = || Data::from([("k".to_owned(), vec![0; 1 << 20])]);
+        assert_eq!(select(data(), Some(&items(64)), None, None, "config").unwrap().len(), 64);
+        assert!(select(data(), Some(&items(100_000)), None, None, "config").unwrap_err().contains("64 MiB"));
+        let pod: Pod = serde_json::from_value(serde_json::json!({
+            "metadata": {"name": "p", "annotations": {"a": "x".repeat(200_000)}}}))
+        .unwrap();
+        let item = |i: usize| -> DownwardAPIVolumeFile {
+            let field = serde_json::json!({"path": i.to_string(), "fieldRef": {"fieldPath": "metadata.annotations"}});
+            serde_json::from_value(field).unwrap()
+        };
+        let allocatable = fields::Allocatable::default();
+        let few: Vec<_> = (0..10).map(item).collect();
+        assert_eq!(downward(&pod, &few, None, &allocatable).unwrap().len(), 10);
+        let many: Vec<_> = (0..1000).map(item).collect();
+        assert!(downward(&pod, &many, None, &allocatable).unwrap_err().contains("64 MiB"));
+    }
 }

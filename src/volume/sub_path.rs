@@ -6,14 +6,16 @@
 
 use std::fs::{self, File};
 use std::io::Read;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{Mode, fchmod, mkdirat};
+
+use crate::files;
+use crate::mount_tree::{Follow, bind, unbind};
 
 /// Largest file [`read_beneath`] reads, in bytes.
 const MAX_TEXT: u64 = 1 << 20;
@@ -23,14 +25,29 @@ pub fn stays_inside(path: &str) -> bool {
     Path::new(path).components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir))
 }
 
+/// A part of a volume and where a container finds it, as [`sub_path`] takes them.
+#[derive(Debug, Clone)]
+pub struct Part {
+    /// Where the volume is.
+    pub volume: PathBuf,
+    /// The path in it.
+    pub sub: String,
+    /// Where it is bound to.
+    pub place: PathBuf,
+    /// A path that is missing is made.
+    pub create: bool,
+    /// Which mounts follow.
+    pub follow: Follow,
+}
+
 /// Binds `sub` of a volume to `place`; a path that is missing is made a directory with the volume's own mode if
 /// `create` says so. One that leads out of the volume is refused.
-pub fn sub_path(volume: &Path, sub: &str, place: &Path, create: bool) -> Result<(), String> {
+pub fn sub_path(volume: &Path, sub: &str, place: &Path, create: bool, follow: Follow) -> Result<(), String> {
     if !stays_inside(sub) {
         return Err(format!("subPath {sub:?} must be relative and must not contain .."));
     }
     let failed = |what: &str, e: &dyn std::fmt::Display| format!("{what} subPath {sub:?} of {}: {e}", volume.display());
-    let root = File::open(volume).map_err(|e| failed("opening", &e))?;
+    let root = open_volume(volume).map_err(|e| failed("opening", &e))?;
     let path = Path::new(sub);
     let found = if create { open_or_make(&root, path) } else { open_beneath(&root, path) };
     let found = found.map_err(|e| match e {
@@ -40,24 +57,31 @@ pub fn sub_path(volume: &Path, sub: &str, place: &Path, create: bool) -> Result<
     let found = File::from(found);
     let is_dir = found.metadata().map_err(|e| failed("looking at", &e))?.is_dir();
     make_place(place, is_dir).map_err(|e| format!("creating {}: {e}", place.display()))?;
-    let source = PathBuf::from(format!("/proc/self/fd/{}", found.as_raw_fd()));
-    mount(Some(&source), place, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)
-        .map_err(|e| failed("binding", &e))
+    bind(found.as_fd(), place, false, follow).map_err(|e| failed("binding", &e))
+}
+
+/// Not to read: one that is a FIFO would never be opened.
+fn open_volume(volume: &Path) -> std::io::Result<File> {
+    fs::OpenOptions::new().read(true).custom_flags(OFlag::O_PATH.bits()).open(volume)
 }
 
 /// The text of a file of a volume. Links are followed as if the volume were all there is.
 pub fn read_beneath(volume: &Path, path: &str) -> Result<String, String> {
     let how = OpenHow::new()
-        .flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
+        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
         .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-    let root = File::open(volume).map_err(|e| e.to_string())?;
-    let file = File::from(openat2(&root, path, how).map_err(|e| e.to_string())?);
-    let meta = file.metadata().map_err(|e| e.to_string())?;
+    let root = open_volume(volume).map_err(|e| e.to_string())?;
+    let place = File::from(openat2(&root, path, how).map_err(|e| e.to_string())?);
+    let meta = place.metadata().map_err(|e| e.to_string())?;
     if !meta.is_file() || meta.len() > MAX_TEXT {
         return Err(format!("only a file of at most {MAX_TEXT} bytes is read"));
     }
     let mut text = String::new();
-    file.take(MAX_TEXT).read_to_string(&mut text).map_err(|e| e.to_string())?;
+    files::reopen_regular(&place)
+        .map_err(|e| e.to_string())?
+        .take(MAX_TEXT)
+        .read_to_string(&mut text)
+        .map_err(|e| e.to_string())?;
     Ok(text)
 }
 
@@ -70,7 +94,7 @@ pub fn release_sub_paths(dir: &Path) -> Result<(), String> {
     };
     for entry in entries {
         let path = entry.map_err(|e| failed(&e))?.path();
-        match umount2(&path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+        match unbind(&path) {
             // made and not yet bound
             Ok(()) | Err(Errno::EINVAL) => {}
             Err(e) => return Err(failed(&e)),
@@ -126,11 +150,7 @@ fn open_dir(root: &File, path: &Path) -> nix::Result<OwnedFd> {
 
 fn make_place(place: &Path, is_dir: bool) -> std::io::Result<()> {
     if let Some(parent) = place.parent() {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
+        files::dir_kept(parent, 0o700)?;
     }
-    if is_dir {
-        fs::create_dir(place)
-    } else {
-        File::create_new(place)?.set_permissions(fs::Permissions::from_mode(0o600))
-    }
+    if is_dir { files::new_dir(place, 0o755) } else { files::create_new(place, 0o600).map(drop) }
 }

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::needless_pass_by_value)]
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -34,6 +34,8 @@ impl Drop for Scratch {
 struct Fake {
     color: Mutex<String>,
     tokens: AtomicU32,
+    /// What the persistent volume `pv` is.
+    pv: Mutex<serde_json::Value>,
 }
 
 impl ObjectSource for Fake {
@@ -45,6 +47,26 @@ impl ObjectSource for Fake {
     fn secret<'a>(&'a self, _ns: &'a str, name: &'a str) -> BoxFuture<'a, Result<Option<Secret>, String>> {
         let secret = serde_json::json!({"data": {"pass": "aHVudGVy"}});
         Box::pin(async move { Ok((name == "s").then(|| serde_json::from_value(secret).unwrap())) })
+    }
+    fn claim<'a>(
+        &'a self,
+        _ns: &'a str,
+        _name: &'a str,
+        _uid: &'a str,
+    ) -> BoxFuture<'a, Result<Option<PersistentVolumeClaim>, String>> {
+        let claim =
+            serde_json::json!({"metadata": {"uid": "c-1"}, "spec": {"volumeName": "pv"}, "status": {"phase": "Bound"}});
+        Box::pin(async move { Ok(Some(serde_json::from_value(claim).unwrap())) })
+    }
+    fn persistent_volume<'a>(
+        &'a self,
+        name: &'a str,
+        _uid: &'a str,
+    ) -> BoxFuture<'a, Result<Option<PersistentVolume>, String>> {
+        let mut spec = self.pv.lock().unwrap().clone();
+        spec["claimRef"] = serde_json::json!({"uid": "c-1"});
+        let pv = serde_json::json!({"metadata": {"name": name}, "spec": spec});
+        Box::pin(async move { Ok(Some(serde_json::from_value(pv).unwrap())) })
     }
     fn token<'a>(
         &'a self,
@@ -72,7 +94,7 @@ fn with_volume(volume: serde_json::Value) -> Pod {
 }
 
 fn volumes(dir: &Scratch) -> (Volumes, Arc<Fake>) {
-    let fake = Arc::new(Fake { color: Mutex::new("red".into()), tokens: AtomicU32::new(0) });
+    let fake = Arc::new(Fake { color: Mutex::new("red".into()), ..Fake::default() });
     (Volumes::new(dir.0.clone(), fake.clone(), allocatable()), fake)
 }
 
@@ -117,6 +139,48 @@ fn the_writer_refuses_paths_that_lead_out() {
     for path in ["../x", "/etc/x", "a/../../x", "..data", ""] {
         assert!(atomic::write(&dir.0, &payload(&[(path, "1")]), None).is_err(), "{path}");
     }
+}
+
+#[test]
+fn the_writer_follows_nothing_that_others_put_into_the_volume() {
+    let dir = Scratch::new();
+    let (volume, outside) = (dir.0.join("volume"), dir.0.join("outside"));
+    fs::create_dir_all(&volume).unwrap();
+    fs::create_dir_all(&outside).unwrap();
+    fs::write(outside.join("a"), "1").unwrap();
+    fs::set_permissions(outside.join("a"), fs::Permissions::from_mode(0o644)).unwrap();
+    // what is outside is not taken for the volume's own
+    symlink(&outside, volume.join("..data")).unwrap();
+    assert!(atomic::write(&volume, &payload(&[("a", "1")]), None).unwrap());
+    // a FIFO in the place of a file is not waited for, and a folder in that of a link goes
+    let current = volume.join(fs::read_link(volume.join("..data")).unwrap());
+    fs::remove_file(current.join("a")).unwrap();
+    nix::unistd::mkfifo(&current.join("a"), nix::sys::stat::Mode::from_bits_truncate(0o644)).unwrap();
+    fs::remove_file(volume.join("a")).unwrap();
+    fs::create_dir_all(volume.join("a/b")).unwrap();
+    assert!(atomic::write(&volume, &payload(&[("a", "1")]), None).unwrap());
+    assert_eq!(fs::read_to_string(volume.join("a")).unwrap(), "1");
+    // folders that are changed for links while they are filled
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                for entry in fs::read_dir(&volume).into_iter().flatten().flatten() {
+                    if entry.file_name().to_string_lossy().starts_with("..2") {
+                        let _ = fs::rename(entry.path(), volume.join("moved"));
+                        let _ = symlink(&outside, entry.path());
+                    }
+                }
+            }
+        });
+        for n in 0..300 {
+            // whether it works is the others' choice
+            let _ = atomic::write(&volume, &payload(&[("b", &n.to_string()), ("d/c", "2")]), None);
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    let left: Vec<_> = fs::read_dir(&outside).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(left, ["a"], "written outside of the volume");
 }
 
 #[test]
@@ -189,6 +253,11 @@ async fn projected_joins_its_sources_on_a_tmpfs_and_teardown_removes_it() {
     assert_eq!((read("color"), read("pass")), ("red".into(), "hunter".into()));
     assert_eq!((read("labels"), read("token")), ("app=\"web\"".into(), "default-0".into()));
     assert_ne!(fs::metadata(&path).unwrap().dev(), fs::metadata(&dir.0).unwrap().dev());
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let line = table.lines().find(|line| line.contains(path.to_str().unwrap())).unwrap();
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let number: Vec<u32> = release.split('.').take(2).filter_map(|n| n.parse().ok()).collect();
+    assert!(line.contains("noswap") || number < vec![6, 4], "{line}");
     assert_eq!(volumes.teardown("u-1").await, Vec::<String>::new());
     assert_eq!(volumes.teardown("u-1").await, Vec::<String>::new());
     assert!(!dir.0.join("u-1").exists());
@@ -279,4 +348,144 @@ async fn empty_dirs_of_huge_pages() {
     let found = nix::sys::statfs::statfs(&place).unwrap();
     assert_eq!((found.filesystem_type(), found.block_size()), (nix::sys::statfs::HUGETLBFS_MAGIC, 2 << 20));
     assert!(mounts::remove_tree(&place).is_empty());
+}
+
+/// Runs `work` where mounts are shared, as on machines with systemd, and nobody else sees them.
+fn where_mounts_are_shared<F: Future<Output = ()>>(work: impl FnOnce() -> F + Send + 'static) {
+    if !is_root() {
+        return;
+    }
+    let run = || {
+        crate::mount_tree::shared_namespace();
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work());
+    };
+    std::thread::spawn(run).join().unwrap();
+}
+
+fn tmpfs(dir: &Path) {
+    fs::create_dir_all(dir).unwrap();
+    nix::mount::mount(Some("tmpfs"), dir, Some("tmpfs"), nix::mount::MsFlags::empty(), None::<&str>).unwrap();
+    fs::write(dir.join("file"), "1").unwrap();
+}
+
+#[test]
+fn the_end_of_a_pod_leaves_the_nodes_own_mounts_alone() {
+    where_mounts_are_shared(|| async {
+        let dir = Scratch::new();
+        let (disk, photos) = (dir.0.join("disk"), dir.0.join("disk/a/photos"));
+        tmpfs(&disk);
+        tmpfs(&photos);
+        let pods = Scratch(dir.0.join("pods"));
+        let (volumes, fake) = volumes(&pods);
+        for propagation in ["None", "HostToContainer", "Bidirectional"] {
+            *fake.pv.lock().unwrap() = serde_json::json!({"local": {"path": disk}});
+            let mount = serde_json::json!({"name": "v", "mountPath": "/v", "mountPropagation": propagation});
+            let pod = pod(serde_json::json!({"containers": [{"name": "c", "volumeMounts": [mount]}],
+                "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]}));
+            let place = volumes.prepare(&pod).await.unwrap()["v"].clone();
+            assert!(place.join("a/photos/file").exists());
+            let later = disk.join(propagation);
+            tmpfs(&later);
+            assert!(place.join(propagation).join("file").exists(), "what is mounted later is seen");
+            let part = pods.0.join("u-1/volume-subpaths/run/0");
+            let follow = crate::mount_tree::Follow::Source;
+            sub_path(&disk, "a", &part, true, follow).unwrap();
+            assert!(part.join("photos/file").exists());
+            release_sub_paths(part.parent().unwrap()).unwrap();
+            assert!(photos.join("file").exists(), "the end of a container unmounted a disk of the node");
+            assert_eq!(volumes.teardown("u-1").await, Vec::<String>::new());
+            assert!(photos.join("file").exists() && later.join("file").exists(), "the end of a pod did, {propagation}");
+            assert!(!pods.0.join("u-1").exists());
+        }
+        // as an older version bound them
+        let place = pods.0.join("u-1/volumes/kubernetes.io~local-volume/pv");
+        fs::create_dir_all(&place).unwrap();
+        let flags = nix::mount::MsFlags::MS_BIND | nix::mount::MsFlags::MS_REC;
+        nix::mount::mount(Some(&disk), &place, None::<&str>, flags, None::<&str>).unwrap();
+        assert_eq!(volumes.teardown("u-1").await, Vec::<String>::new());
+        assert!(photos.join("file").exists());
+    });
+}
+
+/// A program that stands in for `pikelet mount-nfs`.
+fn mounting(dir: &Scratch, script: &str) -> nfs::Mounter {
+    let program = dir.0.join("mounts");
+    fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).unwrap();
+    nfs::Mounter::of(program)
+}
+
+#[test]
+fn a_mount_that_takes_too_long_is_ended_before_anything_is_removed() {
+    where_mounts_are_shared(|| async {
+        let dir = Scratch::new();
+        let pods = Scratch(dir.0.join("pods"));
+        let (mut volumes, _) = volumes(&pods);
+        let script = format!("echo $$ >> {}/started; exec sleep 600", dir.0.display());
+        volumes.nfs = Arc::new(mounting(&dir, &script));
+        volumes.patience = Duration::from_millis(300);
+        let pod = with_volume(serde_json::json!({"name": "v", "nfs": {"server": "192.0.2.1", "path": "/data"}}));
+        for _ in 0..3 {
+            let error = volumes.prepare(&pod).await.unwrap_err();
+            assert!(error.message.contains("no answer"), "{error}");
+        }
+        let started = fs::read_to_string(dir.0.join("started")).unwrap();
+        assert_eq!(started.lines().count(), 1, "one at a time for a volume");
+        assert_eq!(volumes.teardown("u-1").await, Vec::<String>::new());
+        assert!(!Path::new("/proc").join(started.trim()).exists() && !pods.0.join("u-1").exists());
+    });
+}
+
+#[test]
+fn nothing_is_removed_beside_a_mount_that_is_under_way() {
+    where_mounts_are_shared(|| async {
+        let dir = Scratch::new();
+        let pods = Scratch(dir.0.join("pods"));
+        let (volumes, _) = volumes(&pods);
+        let path = volumes.prepare(&with_volume(serde_json::json!({"name": "v", "emptyDir": {}}))).await.unwrap();
+        fs::write(path["v"].join("file"), "").unwrap();
+        let pass = volumes.under_way.gate("u-1").enter().unwrap();
+        let errors = volumes.teardown("u-1").await;
+        assert!(errors.len() == 1 && errors[0].contains("still being mounted"), "{errors:?}");
+        assert!(path["v"].join("file").exists());
+        let late = volumes.prepare(&with_volume(serde_json::json!({"name": "w", "emptyDir": {}}))).await.unwrap_err();
+        assert!(late.message.contains("taken down"), "{late}");
+        drop(pass);
+        assert_eq!(volumes.teardown("u-1").await, Vec::<String>::new());
+        assert!(!pods.0.join("u-1").exists());
+    });
+}
+
+#[tokio::test]
+async fn a_part_of_a_volume_that_never_answers_is_waited_for_with_a_limit() {
+    let dir = Scratch::new();
+    let (disk, place) = (dir.0.join("disk"), dir.0.join("u-1/volume-subpaths/run/0"));
+    fs::create_dir_all(&disk).unwrap();
+    // a server of this file system that reads nothing and answers nothing
+    let Ok(server) = fs::OpenOptions::new().read(true).write(true).open("/dev/fuse") else { return };
+    let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", std::os::fd::AsRawFd::as_raw_fd(&server));
+    let flags = nix::mount::MsFlags::empty();
+    if nix::mount::mount(Some("dead"), &disk, Some("fuse"), flags, Some(options.as_str())).is_err() {
+        return eprintln!("not root: passed by");
+    }
+    let (mut volumes, _) = volumes(&dir);
+    volumes.patience = Duration::from_millis(200);
+    let pod = pod(serde_json::json!({"containers": [{"name": "c"}]}));
+    let part = Part { volume: disk.clone(), sub: "a".into(), place, create: true, follow: Follow::Source };
+    for _ in 0..3 {
+        let error = volumes.bind_part(&pod, "v", part.clone()).await.unwrap_err();
+        assert!(error.contains("no answer"), "{error}");
+        let error = volumes.is_block_device(&pod, "v", &disk).await.unwrap_err();
+        assert!(error.contains("no answer"), "{error}");
+    }
+    // the server ends, and with it what waits
+    drop(server);
+    let errors = loop {
+        let errors = volumes.teardown("u-1").await;
+        if !errors.iter().any(|e| e.contains("still being mounted")) {
+            break errors;
+        }
+    };
+    assert_eq!(errors, Vec::<String>::new());
+    nix::mount::umount2(&disk, nix::mount::MntFlags::MNT_DETACH).unwrap();
 }

@@ -31,7 +31,9 @@ file() { install -D -m "$1" /dev/stdin "$root/$2"; }
 
 install -D "$program" "$root/usr/bin/pikelet"
 sed 's,/usr/local/bin/,/usr/bin/,' systemd/pikelet.service | file 644 usr/lib/systemd/system/pikelet.service
-file 644 etc/pikelet/config.yaml <systemd/deb/config.yaml
+# a token may be written into it
+file 600 etc/pikelet/config.yaml <systemd/deb/config.yaml
+chmod 700 "$root/etc/pikelet"
 pikelet completion bash | file 644 usr/share/bash-completion/completions/pikelet
 pikelet completion zsh | file 644 usr/share/zsh/vendor-completions/_pikelet
 pikelet completion fish | file 644 usr/share/fish/vendor_completions.d/pikelet.fish

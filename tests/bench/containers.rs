@@ -5,7 +5,7 @@
 //! tests/bench/containers.sh shows one. `BENCH_UNLIMITED` says that it has no controllers: nobody gets limits then, and the
 //! peers no device rules either, for which crun wants `CAP_SYS_RESOURCE`.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
 #[path = "../harness/node.rs"]
 #[allow(dead_code)]
@@ -22,7 +22,7 @@ use nix::sys::time::TimeValLike;
 use node::{Node, exit_of};
 use pikelet::runtime::{ContainerSpec, Resources, Runtime, RuntimeEvent, Seccomp, seccomp_profile};
 use serde_json::{Value, json};
-use tokio::sync::mpsc::Receiver;
+use tokio::sync::mpsc::UnboundedReceiver;
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
@@ -65,7 +65,7 @@ fn cpu_of_children() -> Outcome<Duration> {
 struct Ours {
     node: Node,
     runtime: Runtime,
-    events: Receiver<RuntimeEvent>,
+    events: UnboundedReceiver<RuntimeEvent>,
     /// Whether containers get limits, which takes controllers.
     limited: bool,
 }

@@ -18,9 +18,9 @@ echo 81000 >"$thermal/thermal_zone0/temp"
 echo 1 >"$thermal/cooling_device0/cur_state"
 check "heat is a condition of the Node" soon condition HighTemperature status True
 check "  and so is a processor that is slowed down" soon condition CPUThrottled status True
-warned() { k get events --field-selector involvedObject.kind=Node,involvedObject.name=n1,reason="$1" -o name | grep -q .; }
+warned() { k get events --field-selector involvedObject.kind=Node,involvedObject.name=n1,reason="$1" -o name | found .; }
 check "  Events tell of both" soon eval 'warned TemperatureIsHigh && warned CPUIsThrottled'
-metric() { k get --raw /api/v1/nodes/n1/proxy/metrics | grep -qxF "$1"; }
+metric() { k get --raw /api/v1/nodes/n1/proxy/metrics | found -xF "$1"; }
 check "  and so do metrics" metric 'pikelet_board_temperature_celsius{zone="thermal_zone0",type="cpu-thermal"} 81'
 check "  of both" metric 'pikelet_board_cpu_throttled 1'
 echo 60000 >"$thermal/thermal_zone0/temp"
@@ -30,7 +30,7 @@ agent_with n1
 check "a board that lost its sensors has no such conditions" soon condition HighTemperature status ''
 
 agent_with n3 --node-labels node.kubernetes.io/instance-type=raspberrypi-4-model-b,pikelet.io/board=Raspberry-Pi-4-Model-B-Rev-1.4,pikelet.io/serial=10000000a1b2c3d4,pikelet.io/soc=bcm2711
-labelled() { k get nodes -l node.kubernetes.io/instance-type=raspberrypi-4-model-b,pikelet.io/soc=bcm2711,pikelet.io/serial=10000000a1b2c3d4 -o name | grep -qx node/n3; }
+labelled() { k get nodes -l node.kubernetes.io/instance-type=raspberrypi-4-model-b,pikelet.io/soc=bcm2711,pikelet.io/serial=10000000a1b2c3d4 -o name | found -x node/n3; }
 check "the labels of a board are such that a node may set them" soon labelled
 agent_with n3
 
@@ -44,7 +44,7 @@ else
 fi
 on n3 "${hide[@]}"
 agent_with n3
-lacks() { k get node n3 -o 'jsonpath={.status.conditions[?(@.type=="Ready")].message}' | grep -q 'WARNING: cgroup memory: not usable: memory limits of pods have no effect'; }
+lacks() { k get node n3 -o 'jsonpath={.status.conditions[?(@.type=="Ready")].message}' | found 'WARNING: cgroup memory: not usable: memory limits of pods have no effect'; }
 check "a node without the memory controller says so, and what mends it, in its Ready" soon lacks
 on n3 "${show[@]}"
 agent_with n3

@@ -51,7 +51,7 @@ json() { p ps -a -o json && answer '[.items[].metadata.name] | contains(["tools"
 check "ps -o json" json
 yaml() {
   p ps -o yaml && /usr/bin/python3 -c 'import sys, yaml; print(sorted(p["metadata"]["name"] for p in yaml.safe_load(sys.stdin)["items"]))' \
-    <"$layout/out" | grep -qF "['once', 'tools', 'tools']"
+    <"$layout/out" | found -F "['once', 'tools', 'tools']"
 }
 check "ps -o yaml" yaml
 headed() { on n1 "$pikelet" ps --state-dir "$dir/n1/run" -o json 2>"$layout/err" | head -n 1 >/dev/null; [ ! -s "$layout/err" ]; }
@@ -99,7 +99,7 @@ check "  whose restart policy starts it again" soon again
 gentle() { [ "$(k get pod tools -o json | jq '.status.containerStatuses[] | select(.name == "busy").lastState.terminated.exitCode')" = 0 ]; }
 check "  and which could end by itself" gentle
 check "  the other one ran on" [ "$(id_of calm)" = "$calm" ]
-bye() { k logs tools -c busy --previous | grep -qx bye; }
+bye() { k logs tools -c busy --previous | found -x bye; }
 check "  the log of the run before is there" bye
 
 sandbox_of() { p inspect -n default tools && jq -r .sandbox.id "$layout/out"; }
@@ -112,7 +112,7 @@ inits() { [ "$(k exec tools -c calm -- true && k exec tools -c busy -- cat /shar
 check "  its init containers run again, its volumes are the same" inits
 prompt() { [ "$(restarts_of tools busy)" = 2 ] && [ "$(restarts_of tools calm)" = 1 ]; }
 check "  the runs are counted" prompt
-gone() { [ ! -e "$dir/n1/run/sandboxes/$sandbox" ] && ! ls "$dir/n1/lib/containers" | grep -q "${busy#pikelet://}"; }
+gone() { [ ! -e "$dir/n1/run/sandboxes/$sandbox" ] && ! ls "$dir/n1/lib/containers" | found "${busy#pikelet://}"; }
 check "  nothing of the old sandbox is left" gone
 
 killed() { p stop --grace-period 0 once && soon is once .status.phase Failed && is once "$ended" 137; }
@@ -143,14 +143,14 @@ said() { [[ $("$pikelet" --version) =~ ^pikelet\ [0-9.]+,\ kubelet\ v1\.[0-9]+\.
 check "--version: program, kubelet, architecture" said
 completes() {
   "$pikelet" completion bash >"$layout/completion" && bash -c '. "$1"; COMP_WORDS=(pikelet ins) COMP_CWORD=1
-    _pikelet pikelet ins pikelet; echo "${COMPREPLY[@]}"' bash "$layout/completion" | grep -qx inspect
+    _pikelet pikelet ins pikelet; echo "${COMPREPLY[@]}"' bash "$layout/completion" | found -x inspect
 }
 check "bash completes a command" completes
-others() { "$pikelet" completion zsh | grep -q '^#compdef pikelet' && "$pikelet" completion fish | grep -q 'complete -c pikelet'; }
+others() { "$pikelet" completion zsh | found '^#compdef pikelet' && "$pikelet" completion fish | found 'complete -c pikelet'; }
 check "completions for zsh and fish" others
 pages() {
   "$pikelet" man --dir "$layout/man" && [ "$(ls "$layout/man" | wc -l)" -gt 15 ] &&
-    "$pikelet" man stop | grep -q '^\.TH pikelet-stop 1' && "$pikelet" man | grep -q '^pikelet\\-check(1)'
+    "$pikelet" man stop | found '^\.TH pikelet-stop 1' && "$pikelet" man | found '^pikelet\\-check(1)'
 }
 check "manual pages" pages
 check "  not of what does not exist" not "$pikelet" man nope

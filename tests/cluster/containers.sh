@@ -6,7 +6,7 @@ check "three containers run in one pod" soon ready trio
 says() { [ "$(k logs "$1" -c "$2" 2>/dev/null)" = "$3" ]; }
 check "and share one localhost" soon says trio asks $'from-web\nfrom-other'
 
-hairpin() { on n1 bridge -d link show | grep -A2 'pk.*master pikelet0' | grep -q 'hairpin on'; }
+hairpin() { on n1 bridge -d link show | grep -A2 'veth.*master pikelet0' | found 'hairpin on'; }
 check "a pod's link lets traffic back to where it came from (hairpin)" hairpin
 
 # asker NAME NODE: reads the web container of trio from another pod
@@ -44,9 +44,9 @@ check "and then backed off" soon is exit-always-1 "$waiting" CrashLoopBackOff
 
 seen="sees green value secret sees-value-\$(KEY) /tmp 1000:2000 filesecret touch: /x: Read-only file system CapEff: 0000000000000000"
 check "environment, volumes, user, root file system and capabilities are as asked" soon says sees c "$seen"
-host() { k logs host 2>/dev/null | grep -q 10.77.0.12/24; }
+host() { k logs host 2>/dev/null | found 10.77.0.12/24; }
 check "a pod with hostNetwork sees the node's address" soon host
-lists() { k logs token 2>/dev/null | grep -qx pod/token; }
+lists() { k logs token 2>/dev/null | found -x pod/token; }
 check "a pod lists its namespace with its service account token" soon lists
 
 # answers every connection with the address it came from

@@ -82,7 +82,7 @@ check "what the settings name no more is taken off the Node" soon has capacity p
 check "  the rest stays" has capacity pikelet.io/loop 2
 printf 'port: 1\ndevices:\n- name: pikelet.io/x\n  paths: [/etc/passwd]\n' >"$layout/bad.yaml"
 mistake() {
-  [[ $("$(cat "$dir/pikelet")" check --config "$layout/bad.yaml" 2>&1) == *'bad.yaml: error: line 3 '*'devices: pikelet.io/x: path "/etc/passwd": it is one below /dev'* ]]
+  [[ $("$(cat "$dir/pikelet")" check --config "$layout/bad.yaml" 2>&1) == *'bad.yaml: line 3 '*'devices: pikelet.io/x: path /etc/passwd: it is one below /dev'* ]]
 }
 check "a mistake names key, entry and line" mistake
 agent_with n1

@@ -6,7 +6,7 @@ of='.status.ephemeralContainerStatuses[?(@.name=='
 k debug debugged --image=$image --container=looks --target=debugged -- sh -c 'ps; exec sleep 1000' >/dev/null 2>&1
 started() { [ -n "$(field debugged "$of\"looks\")].state.running.startedAt")" ]; }
 check "kubectl debug adds a container" soon started
-sees() { k logs debugged -c looks | grep -q 'sleep 4243'; }
+sees() { k logs debugged -c looks | found 'sleep 4243'; }
 check "  and sees the processes of its target" soon sees
 entered() { [ "$(k exec debugged -c looks -- echo in)" = in ]; }
 check "  exec reaches it" entered

@@ -21,7 +21,7 @@ evicted() { is "$1" .status.phase Failed && is "$1" .status.reason Evicted; }
 says_of() { [[ $(field "$1" .status.message) == *"$2"* ]]; }
 disrupted() { is "$1" '.status.conditions[?(@.type=="DisruptionTarget")].reason' TerminationByKubelet; }
 condition() { [ "$(k get node n3 -o "jsonpath={.status.conditions[?(@.type==\"$1\")].status}")" = "$2" ]; }
-tainted() { k get node n3 -o 'jsonpath={.spec.taints[*].key}' | grep -q "node.kubernetes.io/$1-pressure"; }
+tainted() { k get node n3 -o 'jsonpath={.spec.taints[*].key}' | found "node.kubernetes.io/$1-pressure"; }
 running_on_n3() { soon is "$1" .status.phase Running; }
 gone() { k delete pod "$@" --grace-period=1 --timeout=60s >/dev/null; }
 # what is left of memory, as the kubelet counts it, in KiB
@@ -108,12 +108,12 @@ soon is once .status.phase Succeeded
 pod_on_n3 other 'sleep 1000'; pod_on_n3 writer 'sleep 1000'
 running_on_n3 other; running_on_n3 writer
 k delete pod once >/dev/null
-has_bulk() { on n3 "$(cat "$dir/pikelet")" images --state-dir "$dir/n3/run" | grep -q bulk; }
+has_bulk() { on n3 "$(cat "$dir/pikelet")" images --state-dir "$dir/n3/run" | found bulk; }
 check "an image nobody uses is there" has_bulk
 mebibytes=$(($(on n3 stat -f -c '%a * %S' "$dir/n3/lib") / 1048576 - 270))
 k exec writer -- dd if=/dev/zero of=/v/x bs=1M count="$mebibytes" 2>/dev/null
 check "disk: what nobody uses goes first" soon not has_bulk
-node_event() { k get events --field-selector involvedObject.kind=Node,involvedObject.name=n3 | grep -q "$1"; }
+node_event() { k get events --field-selector involvedObject.kind=Node,involvedObject.name=n3 | found "$1"; }
 check "  an Event of the node tells it" soon node_event 'EvictionThresholdMet.*Attempting to reclaim ephemeral-storage'
 check "  the node has DiskPressure" soon condition DiskPressure True
 sleep 3

@@ -52,7 +52,7 @@ check "  volumes are up to date" soon updated
 check "  nothing was restarted" run
 numbered() { k logs steady | awk '$1 != n++ { bad = 1 } END { exit bad || n < 50 }'; }
 check "  no line of a log is lost" numbered
-sound() { on n2 find "$dir/n2/lib" -name '*.tmp' | wc -l | grep -qx 0; }
+sound() { on n2 find "$dir/n2/lib" -name '*.tmp' | wc -l | found -x 0; }
 check "  nothing half written is left" sound
 k delete pod steady writer later --timeout=60s >/dev/null
 k delete configmap full >/dev/null

@@ -99,6 +99,11 @@ k run ended --image=$image --restart=Never --overrides="{\"spec\":{\"nodeName\":
 rules() { on n1 nft list table ip pikelet0; }
 given_back() { is ended .status.phase Succeeded && [[ $(rules) != *8094* ]]; }
 check "a pod that has ended gives its port back" soon given_back
+for port in 10248 10250; do
+  serves "greedy-$port" "{containerPort: 8080, hostPort: $port}"
+  check "the agent's own port $port is no pod's" soon event "greedy-$port" "hostPort $port: a program of this node listens"
+  k delete pod "greedy-$port" --timeout=30s >/dev/null
+done
 k delete pod next shy --timeout=30s >/dev/null
 without() { [[ $(rules) != *dnat* ]] && [ "$(on n1 cat /proc/sys/net/ipv4/conf/pikelet0/route_localnet)" = 0 ]; }
 check "nothing of them is left in the node" without

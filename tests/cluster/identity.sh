@@ -13,8 +13,8 @@ spec:
   - {name: c, image: "$image", command: [sh, -c, "hostname; cat /etc/hostname; echo \$HOSTNAME; cat /etc/hosts"]}
 YAML
 }
-says() { soon is "$1" .status.phase Succeeded && k logs "$1" | grep -q "$2"; }
-called() { soon is "$1" .status.phase Succeeded && [ "$(k logs "$1" | head -3 | sort -u)" = "$2" ]; }
+says() { soon is "$1" .status.phase Succeeded && k logs "$1" | found "$2"; }
+called() { soon is "$1" .status.phase Succeeded && [ "$(k logs "$1" | sed -n 1,3p | sort -u)" = "$2" ]; }
 full=short.sub.default.svc.cluster.local
 named plain "hostname: short"
 both='hostname: short
@@ -37,6 +37,6 @@ check "hostnameOverride wins over all" called override other.name
 check "  in /etc/hosts too" says override "	other.name\$"
 check "on the host's network: the machine's name" called aliases "$(hostname)"
 check "  hostAliases are in /etc/hosts" says aliases "^10.1.2.3	one	two\$"
-check "  beside the machine's own lines" says aliases "$(grep -v '^#' /etc/hosts | head -1)"
+check "  beside the machine's own lines" says aliases "^$(grep -v -m 1 '^#' /etc/hosts)"
 check "a full name longer than the kernel keeps is said" soon event toolong "64 characters is the max"
 k delete pod plain partly full override aliases toolong --timeout=30s >/dev/null

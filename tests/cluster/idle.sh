@@ -69,7 +69,7 @@ full() { [[ $(k exec "$pod" -- sh -c 'dd if=/dev/zero of=/big bs=1M count=20; rm
 check "  and no more of them than was allowed" full
 $cluster stop agent-n2 KILL
 agent_with n2
-same() { k get pods -l app=busy -o 'jsonpath={.items[*].status.containerStatuses[0].restartCount}' | grep -qx '0 0'; }
+same() { k get pods -l app=busy -o 'jsonpath={.items[*].status.containerStatuses[0].restartCount}' | found -x '0 0'; }
 check "an agent that shall use the disk again lets what runs stay in memory" same
 check "  and says so" grep -q 'it moves between disk and memory' "$dir/logs/agent-n2.log"
 k delete deployment busy --timeout=60s >/dev/null

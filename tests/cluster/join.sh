@@ -124,7 +124,7 @@ faketime=$(dpkg -L libfaketime | grep '/libfaketimeMT.so.1$')
 echo '@1970-01-02 00:00:00' >"$dir/time"
 LD_PRELOAD=$faketime FAKETIME_TIMESTAMP_FILE=$dir/time NO_FAKE_STAT=1 FAKETIME_NO_CACHE=1 FAKETIME_DONT_FAKE_MONOTONIC=1 $cluster start agent-n5
 check "a clock of 1970 is waited for" soon says n5 "the clock of this machine says 1970-01-0"
-seen() { log n5 | grep -qF "this machine has seen $(date -u +%Y)-" && log n5 | grep -qF "$dir/n5/lib/time is of then"; }
+seen() { log n5 | found -F "this machine has seen $(date -u +%Y)-" && log n5 | found -F "$dir/n5/lib/time is of then"; }
 check "  as it was later when the agent ended" soon seen
 check "  and what time the server has is said" says n5 "$url says it is $(date -u +%Y)-"
 untouched() { [ "$(log n5 | grep -c 'waiting for time')" = 1 ]; }

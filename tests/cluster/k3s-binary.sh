@@ -4,7 +4,7 @@
 [ -x "${PIKELET_K3S:-}" ] || fail "k3s-binary: PIKELET_K3S is to name the program of k3s"
 parts=$(cat "$dir/controlplane")
 # every server before 1.24 reaches its agents so
-egress=$("$PIKELET_K3S" server --help | grep -q -- --egress-selector-mode && echo --egress-selector-mode=agent)
+egress=$("$PIKELET_K3S" server --help | found -- --egress-selector-mode && echo --egress-selector-mode=agent)
 # real_server NODE ADDRESS: starts one there
 real_server() {
   mkdir -p "$dir/k3s-$1"
@@ -19,7 +19,7 @@ r() { on "$asked" "$parts/kubectl" --kubeconfig "$dir/k3s-$asked/kubeconfig" "$@
 is_ready() { [ "$(r get node n11 -o 'jsonpath={.status.conditions[?(@.type=="Ready")].status}')" = True ]; }
 machine n10 --max-pods 1
 machine n12 --max-pods 1
-machine n11 --server https://10.77.0.20:6443 --token wrong
+machine n11 --server https://10.77.0.20:6443 --token wrong --unsafe-skip-ca-verification
 proc_start "$dir/pids" "$dir/logs" etcd-n10 nsenter --target "$(proc_pid "$dir/pids" mounts-n10)" --net "$parts/etcd" \
   --data-dir "$dir/k3s-etcd" --listen-client-urls http://10.77.0.20:2479 --advertise-client-urls http://10.77.0.20:2479 \
   --listen-peer-urls http://127.0.0.1:2480 --initial-advertise-peer-urls http://127.0.0.1:2480 --initial-cluster default=http://127.0.0.1:2480
@@ -107,7 +107,7 @@ check "  which the node takes" until_true 60 tunnelled
 real_server n12 10.77.0.22
 asked=n12
 check "a second server is ready" until_true 120 r get --raw /readyz
-to_second() { log n11 | grep "tunnel open" | grep -q 10.77.0.22; }
+to_second() { log n11 | grep "tunnel open" | found 10.77.0.22; }
 check "  and gets a tunnel, with nobody telling the node" until_true 90 to_second
 check "  kubectl by that one" until_true 60 tunnelled
 proc_stop "$dir/pids" k3s-n10

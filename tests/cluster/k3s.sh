@@ -79,7 +79,7 @@ forwards() {
 check "kubectl port-forward" soon forwards
 proc_stop "$dir/pids" forwarded
 resolv() { k exec inside -- cat /etc/resolv.conf; }
-named() { resolv | grep -qx "nameserver 10.96.0.77" && resolv | grep -q "^search default.svc.k3s.test svc.k3s.test k3s.test"; }
+named() { resolv | found -x "nameserver 10.96.0.77" && resolv | found "^search default.svc.k3s.test svc.k3s.test k3s.test"; }
 check "name server and domain are the server's" named
 dump() { k exec inside -- dd if=/dev/zero bs=1M count=200 2>/dev/null | wc -c; }
 check "200 MiB come through whole" test "$(dump)" = $((200 << 20))
@@ -113,7 +113,7 @@ echo '["10.77.0.1:9443","10.77.0.1:9444"]' >"$k3s/apiservers.json"
 echo '["10.77.0.1:9444"]' >"$k3s/2/apiservers.json"
 proc_start "$dir/pids" "$dir/logs" k3s-2 ip netns exec "pk$PIKELET_CLUSTER_ID-cp" "$k3s/server" -dir "$k3s/2" -pki "$dir/pki" \
   -listen 10.77.0.1:9444 -api https://10.77.0.1:6443 -password secret
-to_second() { log n7 | grep "tunnel open" | grep -q $second; }
+to_second() { log n7 | grep "tunnel open" | found $second; }
 check "a second server gets a tunnel" until_true 80 to_second
 unserve
 check "without the first one the second is asked" soon says n7 "another server is asked from now on"
@@ -140,11 +140,20 @@ check "  with the old one it joins" soon answers
 variable() { [[ $(K3S_NODE_NAME=a_b "$(cat "$dir/pikelet")" check 2>&1) == *'node name "a_b"'* ]]; }
 check "K3S_NODE_NAME is the node's name" variable
 machine n8 --max-pods 20
+unserve; rm -f "$dir/logs/k3s.log"; serve
+for secret in secret abcdef.0123456789abcdef; do
+  K3S_URL=$server K3S_TOKEN=$secret $cluster start agent-n8
+  check "a bare token ($secret) is for no server that nothing vouches for" soon says n8 "nothing vouches for its CA, and the token does not say"
+  check "  and is not sent" unsent
+  forget n8
+done
+flags n8 --max-pods 20 --unsafe-skip-ca-verification
 K3S_URL=$server K3S_TOKEN=secret K3S_NODE_NAME=ignored $cluster start agent-n8
-check "a bare password, from the variables of k3s, joins" soon ready n8
-check "  and says that any server is believed" says n8 "whoever answers"
+check "a bare password, from the variables of k3s, joins if a person says so" soon ready n8
+check "  and says that any server is believed" says n8 "whoever answers there is believed"
 forget n8
-echo abcdef.0123456789abcdef >"$k3s/token"
+flags n8 --max-pods 20
+echo "K10$hash::abcdef.0123456789abcdef" >"$k3s/token"
 K3S_URL=$server K3S_TOKEN_FILE=$k3s/token $cluster start agent-n8
 check "a bootstrap token, from a file, joins" soon says n8 "tunnel open"
 bearer() { grep -q 'GET /v1-k3s/config authorization="Bearer"' "$dir/logs/k3s.log"; }
@@ -198,7 +207,12 @@ check "with the token it joins again" soon says n8 "tunnel open"
 annotation() { k get node n8 -o "jsonpath={.metadata.annotations.k3s\.io/$1}"; }
 of_args() { annotation node-args | jq -e 'index("--server") and index("********")' && [[ $(annotation node-config-hash) == ????????*==== ]]; }
 check "annotations say how it was started, without the token" soon of_args
-untold() { ! k get node n8 -o yaml | grep -q "$token"; }
+in_list() {
+  local words; words=$(tr '\0' ' ' <"/proc/$(proc_pid "$dir/pids" agent-n8)/cmdline")
+  [[ $words == *--token\ \*\*\*\** ]] && [[ $words != *secret* ]] || { say "$words"; false; }
+}
+check "  nor does the process list have it" in_list
+untold() { ! k get node n8 -o yaml | found "$token"; }
 check "  nowhere" untold
 config pod
 unserve; serve
@@ -212,7 +226,7 @@ k apply -f - >/dev/null <<YAML
   {name: c, image: $image, ports: [{containerPort: 7004}], command: [sh, -c, 'while :; do sleep 600 | nc -l -p 7004 >/dev/null; done']}]}}]}
 YAML
 soon is own .status.phase Running; soon is host .status.phase Running
-reached() { tunnel "node=n8&target=$1&send=100000&seconds=10" | grep -q '^whole'; }
+reached() { tunnel "node=n8&target=$1&send=100000&seconds=10" | found '^whole'; }
 check "egress mode pod: a pod of the node is reached" soon reached "$(field own .status.podIP):7003"
 check "  and a declared port of one that has the node's address" soon reached 10.77.0.18:7004
 check "  but no other port of the node" grep -q "connect not allowed" <(tunnel "node=n8&target=10.77.0.18:7005&seconds=10")

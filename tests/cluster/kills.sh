@@ -92,6 +92,17 @@ rm "$counts/stop" "$counts/last"
 kept=$(seq $first "$last")
 echo "     agent killed $kills times during $last batches of 8 pods; $begun containers of short-lived ones had started"
 
+# refused ROOT STATE: a second agent with those folders of n1
+refused() {
+  local said
+  said=$(on n1 timeout 30 "$(cat "$dir/pikelet")" run --kubeconfig "$dir/n1/kubeconfig" --node-name n1 --root-dir "$dir/n1/$1" \
+    --state-dir "$dir/n1/$2" --pod-logs-dir "$dir/n1/log" --cgroup-root "pk$PIKELET_CLUSTER_ID-n1" --bridge pikelet0 2>&1) && return 1
+  [[ $said == *"is used by the agent with pid $(proc_pid "$dir/pids" agent-n1)"* ]]
+}
+check "a second agent in the same folders is refused" refused lib run
+check "  and one that shares one of them" eval 'refused lib other && refused other run'
+rm -rf "$dir/n1/other"
+
 no_deleted() { [ -z "$(k get pods -l app=many -o 'jsonpath={range .items[?(@.metadata.deletionTimestamp)]}{.metadata.name}{"\n"}{end}')" ]; }
 check "deleted pods are gone" until_true 120 no_deleted
 lines() { [ "$(wc -l <"$counts/$1" 2>/dev/null)" = "$2" ]; }

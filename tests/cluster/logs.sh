@@ -20,7 +20,7 @@ sleep 4
 check "--since leaves older lines away" lines '' counter --since=2s
 restarted() { [ "$(field crasher "$restarts")" -ge 1 ]; }
 check "a container that crashes is restarted" soon restarted
-previous() { k logs crasher --previous | grep -q '^start '; }
+previous() { k logs crasher --previous | found '^start '; }
 check "--previous" previous
 refused() { local said; said=$(k logs talker "${@:2}" 2>&1); [[ $said == *"$1"* ]]; }
 check "--previous of a first run says so" refused 'previous terminated container "talker" in pod "talker" not found' --previous

@@ -62,7 +62,7 @@ others=$(k get nodes -o name | grep -vx node/n12)
 # shellcheck disable=SC2086
 k cordon $others >/dev/null
 k create deployment moves --image=$image -- sleep 100000 >/dev/null
-moved() { k get pods -l app=moves --field-selector=status.phase=Running -o 'jsonpath={.items[*].spec.nodeName}' | grep -qx "$1"; }
+moved() { k get pods -l app=moves --field-selector=status.phase=Running -o 'jsonpath={.items[*].spec.nodeName}' | found -x "$1"; }
 soon moved n12
 k uncordon n1 >/dev/null
 touch "$dir/n12/lib/mine"; mkdir -p "$dir/n12/lib/images-import"; touch "$dir/n12/lib/images-import/a.tar"

@@ -35,14 +35,47 @@ changed() { is static-n1 .metadata.labels.version two && is static-n1 .status.ph
 check "a changed manifest: the old pod ends, then the new one runs" soon changed
 sed 's/spec: {/spec: {serviceAccountName: default, /' "$dir/static.yaml" >"$dir/n1/manifests/static.yaml"
 sleep 2
-said() { $cluster logs agent-n1 | grep -q 'static pods may not reference serviceaccounts'; }
+said() { $cluster logs agent-n1 | found 'static pods may not reference serviceaccounts'; }
 check "a manifest that refers to objects of the API is refused, and the agent says so" soon said
 check "  its last good version runs on" is static-n1 .metadata.labels.version two
+cp "$dir/static.yaml" "$dir/n1/manifests/static.yaml"
+sleep 1
+soon is static-n1 .status.phase Running
+# a pod of the API server that says it is one of a manifest: it would make room for itself, and stay through everything
+{ echo "{apiVersion: v1, kind: Pod, metadata: {name: forged, annotations: {kubernetes.io/config.source: file}}, spec: {nodeName: n1,"
+  echo "  terminationGracePeriodSeconds: 1, containers: [{name: c, image: '$image', command: [sleep, '100000']}]}}"; } | k apply -f - >/dev/null
+check "a pod of the API server that says it is a static one runs" soon is forged .status.phase Running
+shown() { on n1 "$(cat "$dir/pikelet")" inspect --state-dir "$dir/n1/run" "$1" | jq -e ".pod.static == $2" >/dev/null; }
+check "  and is none" eval 'shown forged false && shown static-n1 true'
+served() { k get --raw /api/v1/nodes/n1/proxy/pods | jq -e ".items[] | select(.metadata.name == \"$1\") | .metadata.annotations[\"kubernetes.io/config.source\"] == \"$2\"" >/dev/null; }
+check "  which the node says to others too" eval 'served forged api && served static-n1 file'
+agent_with n1
+check "  also after a restart" eval 'soon shown forged false && shown static-n1 true && is forged .status.phase Running'
+k delete pod forged --wait=false >/dev/null
+# mirror NAME: a pod that says it is the mirror of the static pod there is
+mirror() {
+  k get pod static-n1 -o json | jq --arg name "$1" '{apiVersion, kind, metadata: {name: $name, annotations: .metadata.annotations},
+    spec: (.spec | del(.serviceAccount, .serviceAccountName, .priority, .preemptionPolicy))}' | k apply -f - >/dev/null
+}
+mirror copied
+check "what says it is its mirror and has another name goes, as a mirror of no pod does" soon not k get pod copied
+rm "$dir/n1/manifests/static.yaml"
+soon not k get pod static-n1
+k run static-n1 --image=$image --overrides='{"spec":{"nodeName":"n1","terminationGracePeriodSeconds":1}}' --command -- sleep 100000 >/dev/null
+soon is static-n1 .status.phase Running
+before=$(field static-n1 .metadata.uid)
+cp "$dir/static.yaml" "$dir/n1/manifests/static.yaml"
+two() { [ "$(on n1 "$(cat "$dir/pikelet")" ps --state-dir "$dir/n1/run" | grep -c static-n1.*Running)" = 2 ]; }
+check "a static pod runs beside one of its name" soon two
+sleep 2
+check "  which the node does not delete for it" is static-n1 .metadata.uid "$before"
+k delete pod static-n1 >/dev/null
+check "  and has its mirror afterwards" soon is static-n1 .status.phase Running
 rm "$dir/n1/manifests/static.yaml"
 soon not k get pod static-n1
 $cluster stop apiserver
 cp "$dir/static.yaml" "$dir/n1/manifests/static.yaml"
-runs_offline() { on n1 "$(cat "$dir/pikelet")" ps --state-dir "$dir/n1/run" | grep static-n1 | grep -q Running; }
+runs_offline() { on n1 "$(cat "$dir/pikelet")" ps --state-dir "$dir/n1/run" | grep static-n1 | found Running; }
 check "a static pod starts while the API server is away" soon runs_offline
 api_up
 check "  and has its mirror afterwards" soon is static-n1 .status.phase Running
@@ -75,7 +108,7 @@ before=$(field far-n1 "$container")
 { echo "kind: PodList"; echo "items:"; one far; } >"$dir/remote.yaml"
 check "one that is no longer given ends" soon not k get pod away-n1
 echo "items: {" >"$dir/remote.yaml"
-refused() { $cluster logs agent-n1 | grep -q 'manifests not read'; }
+refused() { $cluster logs agent-n1 | found 'manifests not read'; }
 check "an answer with a mistake is said" soon refused
 proc_stop "$dir/pids" manifests
 agent_with n1 --config "$dir/n1/config.yaml"

@@ -6,7 +6,7 @@ check "capacity, allocatable and nodeInfo are set" test -n "$(node .status.capac
 umoci config --image "$layout/oci:1" --tag listed --config.label listed=yes
 push_image "pk$PIKELET_CLUSTER_ID-cp" "$layout/oci" listed 10.77.0.1:5000/listed:1
 k run imaged --image=10.77.0.1:5000/listed:1 --restart=Never --overrides='{"spec":{"nodeName":"n3"}}' --command -- sleep 1000 >/dev/null
-listed() { node '.status.images[*].names' | grep -qF '"10.77.0.1:5000/listed:1"'; }
+listed() { node '.status.images[*].names' | found -F '"10.77.0.1:5000/listed:1"'; }
 check "images are listed" soon listed
 k delete pod imaged --timeout=60s --grace-period=1 >/dev/null
 check "the kubelet's port is told" test "$(node .status.daemonEndpoints.kubeletEndpoint.Port)" = 10250
@@ -37,6 +37,11 @@ k delete node n3 >/dev/null
 again() { [ -n "$(node .metadata.uid)" ] && [ "$(node .metadata.uid)" != "$uid" ]; }
 check "a deleted Node is registered again" soon again
 check "and becomes Ready" k wait --for=condition=Ready node/n3 --timeout=60s
+# its range of pods is another one
+until_true 30 eval '[ -n "$(node .spec.podCIDR)" ]'
+for other in cp n1 n2; do
+  ip -n "pk$PIKELET_CLUSTER_ID-$other" route replace "$(node .spec.podCIDR)" via "$(node '.status.addresses[?(@.type=="InternalIP")].address')"
+done
 k run after --image=$image --restart=Never --overrides='{"spec":{"nodeName":"n3"}}' --command -- sleep 1000 >/dev/null
 check "and runs pods" soon is after .status.phase Running
 k delete pod after --timeout=60s --grace-period=1 >/dev/null

@@ -33,7 +33,7 @@ processes_naming_command() { grep -lzx 4242 /proc/[0-9]*/cmdline 2>/dev/null; }
 check "  and is killed" few
 counted() {
   k get --raw "/api/v1/nodes/$node/proxy/metrics/probes" | grep '^prober_probe_total{' | grep "pod=\"$1\"" |
-    grep "probe_type=\"$2\"" | grep -q "result=\"$3\".* [1-9]"
+    grep "probe_type=\"$2\"" | found "result=\"$3\".* [1-9]"
 }
 node=$(field hangs .spec.nodeName)
 check "probes are counted: those that fail" soon counted hangs Readiness failed

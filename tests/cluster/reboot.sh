@@ -89,7 +89,7 @@ changed() { [ "$(inside 'cat /c/color')" = blue ]; }
 check "and what changes reaches them again" soon changed
 k delete pod whole done --timeout=60s >/dev/null; k delete pod -l app=many --timeout=60s >/dev/null
 k delete pvc rebooted --timeout=30s >/dev/null; k delete pv rebooted --timeout=30s >/dev/null
-forgotten() { ! ls "$dir/n1/lib/objects" | grep -qE '^(configmap|secret|token|persistent)'; }
+forgotten() { ! ls "$dir/n1/lib/objects" | found -E '^(configmap|secret|token|persistent)'; }
 check "what no pod uses is no longer kept" soon forgotten
 
 # ---- the machine is told to restart: what the unit of systemd does then ----

@@ -135,7 +135,7 @@ agent_with n3 --config "$dir/n3/config.yaml"
 k run crashloop --image=$image --overrides='{"spec":{"nodeName":"n3"}}' --command -- false >/dev/null
 five() { [ "$(field crashloop "$restarts")" -ge 5 ]; }
 check "crashLoopBackOff.maxContainerRestartPeriod: five restarts in 20 s" until_true 20 five
-waits() { field crashloop '.status.containerStatuses[0].state.waiting.message' | grep -q 'back-off 2s'; }
+waits() { field crashloop '.status.containerStatuses[0].state.waiting.message' | found 'back-off 2s'; }
 check "  the wait is told" soon waits
 configured() { [ "$(k get --raw /api/v1/nodes/n3/proxy/configz | jq -r .kubeletconfig.crashLoopBackOff.maxContainerRestartPeriod)" = 2s ]; }
 check "  and /configz has it" configured

@@ -33,7 +33,7 @@ pod sysctl 'securityContext: {sysctls: [{name: net.ipv4.tcp_keepalive_time, valu
 pod unsafe 'securityContext: {sysctls: [{name: net.core.somaxconn, value: "1024"}]}'
 pod armor 'securityContext: {appArmorProfile: {type: Localhost, localhostProfile: strict}}'
 pod root 'securityContext: {runAsNonRoot: true}'
-logs() { k logs "$1" 2>/dev/null | grep -q "$2"; }
+logs() { k logs "$1" 2>/dev/null | found "$2"; }
 check "seccomp: nothing is filtered unless asked" soon logs free $'^Seccomp:\t0'
 check "  RuntimeDefault is" soon logs default $'^Seccomp:\t2'
 confined='^(Cap|NoNewPrivs|Seccomp:)'
@@ -45,7 +45,7 @@ for pod in default user escalation; do check "  what exec may do is what its con
 check "  a container's profile goes before its pod's" soon logs own $'^Seccomp:\t0'
 check "  Localhost: a file of the node" soon logs local 'Operation not permitted'
 check "  one that is missing is named" soon event lost 'cannot load seccomp profile .*/none.json'
-check "users and groups" soon logs groups 'uid=1000 gid=1001 groups=1002,1003'
+check "users and groups" soon logs groups 'uid=1000 gid=1001 groups=1001,1002,1003'
 soon is port80 .status.phase Running
 serves() { [ "$(k exec port80 -- sh -c 'echo served >/tmp/f; httpd -p 80 -h /tmp; wget -qO- http://127.0.0.1/f')" = served ]; }
 check "a port below 1024 is open to every user" serves

@@ -25,9 +25,9 @@ soon asked '^up'
 printf '%s\n' --shutdown-grace-period 14s --shutdown-grace-period-critical-pods 6s >"$dir/n16/flags"
 $cluster start agent-n16
 soon ready n16
-inhibits() { logind call org.freedesktop.login1 /org/freedesktop/login1 org.freedesktop.login1.Manager ListInhibitors | grep -q '"shutdown" "pikelet" .* "delay"'; }
+inhibits() { logind call org.freedesktop.login1 /org/freedesktop/login1 org.freedesktop.login1.Manager ListInhibitors | found '"shutdown" "pikelet" .* "delay"'; }
 check "the agent holds up shutdowns" soon inhibits
-longer() { of_logind InhibitDelayMaxUSec | grep -qx 't 14000000'; }
+longer() { of_logind InhibitDelayMaxUSec | found -x 't 14000000'; }
 check "  for as long as pods may take, which logind was told" longer
 
 # late NAME NAMESPACE GRACE PRIORITYCLASS: writes when SIGTERM comes, and ends SECONDS later

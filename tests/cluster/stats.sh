@@ -39,7 +39,7 @@ configured() { [ "$(raw configz | jq -r .kubeletconfig.port)" = 10250 ]; }
 check "/configz" configured
 listed() { raw pods | jq -e '.items | length >= 2' >/dev/null && raw runningpods/ | jq -e '.items | length >= 2' >/dev/null; }
 check "/pods and /runningpods" listed
-folder() { raw logs/ | grep -q '<a href="apt/">'; }
+folder() { raw logs/ | found '<a href="apt/">'; }
 check "/logs/" folder
 later() { [[ $(k create --raw /api/v1/nodes/n1/proxy/checkpoint/default/busy/busy -f /dev/null 2>&1) == *"not implemented"* ]]; }
 check "/checkpoint says that it does not exist" later

@@ -126,6 +126,9 @@ check "no stream: 400" answers 400 '/exec/default/sh/c?command=true' "${own[@]}"
 check "another method: 405" answers 405 /pods "${own[@]}" -X POST
 run() { [ "$("${cp_ns[@]}" curl -sk "${own[@]}" -X POST 'https://10.77.0.11:10250/run/default/sh/c?cmd=echo+ran')" = ran ]; }
 check "/run answers with the output" run
+k exec sh -- sh -c 'printf "#!/bin/sh\nhead -c 1000000 /dev/zero >&2\necho done\n" >/loud; chmod +x /loud'
+loud() { [[ $("${cp_ns[@]}" curl -sk -m 20 "${own[@]}" -X POST 'https://10.77.0.11:10250/run/default/sh/c?cmd=/loud' | tr -d '\0') == done ]]; }
+check "  also of a command that writes much to its standard error" loud
 
 hostile() {
   local want=$1 got; shift

@@ -48,7 +48,7 @@ YAML
 part escapes "subPath: outside"
 part unnamed 'subPathExpr: "$(NOBODY)/x"'
 part upwards 'subPathExpr: "$(UP)"'
-seen() { k logs parts 2>/dev/null | grep -vx "touch: .*" | tr '\n' ' ' | grep -qx "$1 "; }
+seen() { k logs parts 2>/dev/null | grep -vx "touch: .*" | tr '\n' ' ' | found -x "$1 "; }
 check "parts of volumes: made with the volume's mode, a file, a link inside; recursiveReadOnly" \
   soon seen "2777 2777 2777 firstfrom the host no"
 check "a link that leads out is refused" soon is escapes "$waiting" CreateContainerConfigError

@@ -5,6 +5,9 @@ checkout=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 say() { echo "${0##*/}: $*" >&2; }
 fail() { say "$*"; exit 1; }
 
+# found PATTERN...: grep -q of a pipe that reads all of it: pipefail would take the writer's SIGPIPE for "not found"
+found() { local is; grep -q "$@"; is=$?; cat >/dev/null; return $is; }
+
 # programs PROGRAM:PACKAGE...: installs the packages of those that are missing; those for root are found from then on
 programs() {
   local pair packages=()

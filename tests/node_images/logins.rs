@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
-use pikelet::image::{Credential, ImageStore, Provider, Registries, StoreConfig};
+use pikelet::image::{Credential, ImageStore, Needs, Origin, Provider, Registries, RegistryConfig, StoreConfig};
 use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
 use serde_json::{Value, json};
 
@@ -267,4 +267,46 @@ async fn credential_providers_are_run_and_their_answers_kept() {
         assert!(Instant::now() < end, "the child of a program that hung still runs");
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_could_pull_an_image_may_use_it() {
+    let Some(mut scene) = scene("access") else { return };
+    let plain = scene.registry(false);
+    push_image(&scene, &plain, "test/it:1", &[noise(1, 2, 1000)]);
+    let registry = scene.registry_with_login(USER.0, USER.1);
+    let tls = RegistryConfig { ca_file: Some(scene.dir.join("ca.crt")), ..RegistryConfig::default() };
+    let open = || scene.store("store", &registry, tls.clone());
+    let name = format!("{registry}/test/it:1");
+    let login = |secret: &str, password: &str| Credential {
+        registry: registry.clone(),
+        username: USER.0.to_owned(),
+        password: password.to_owned(),
+        origin: Origin::Secret { uid: format!("uid-{secret}"), namespace: "a".to_owned(), name: secret.to_owned() },
+        ..Credential::default()
+    };
+    let store = open().await;
+    let image = store.pull(&name, &[login("mine", USER.1)]).await.unwrap();
+    drop(store);
+    // also after a restart
+    let store = open().await;
+    assert_eq!(store.needs(&image, &name), Needs::Login);
+    assert!(store.granted(&image, &name, &[login("mine", USER.1)]));
+    assert!(store.granted(&image, &name, &[login("another", USER.1)]), "the same login");
+    assert!(!store.granted(&image, &name, &[]) && !store.granted(&image, &name, &[login("guess", "wrong")]));
+    let elsewhere = Credential { registry: "other.example".to_owned(), ..login("mine", USER.1) };
+    assert!(!store.granted(&image, &name, &[elsewhere]), "a login that would not be sent there");
+    assert_eq!(store.needs(&image, &image.id), Needs::Pull, "by its id it is nobody's");
+    store.pull(&name, &[login("guess", "wrong")]).await.unwrap_err();
+    assert!(!store.granted(&image, &name, &[login("guess", "wrong")]));
+    // one that is gone is known no more, and one that a person pulls is there for all
+    store.remove(&name).await.unwrap();
+    assert_eq!(fs::read_dir(scene.dir.join("store/pulled")).unwrap().count(), 0);
+    let by_hand = Credential { origin: Origin::Hand, ..login("mine", USER.1) };
+    let image = store.pull(&name, &[by_hand]).await.unwrap();
+    assert_eq!(store.needs(&image, &name), Needs::Nothing);
+    // what needs no login is for all
+    let open_to_all = scene.store("open", &plain, insecure()).await;
+    let image = open_to_all.pull(&format!("{plain}/test/it:1"), &[]).await.unwrap();
+    assert_eq!(open_to_all.needs(&image, &format!("{plain}/test/it:1")), Needs::Nothing);
 }

@@ -2,7 +2,7 @@
 //! over HTTP, by tag and by digest, of several architectures and compressions; several at once, over connections that
 //! break, by mirrors and proxies, and through power cuts. Needs root and those programs; says so and passes without
 //! doing anything where one is missing.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
 mod airgap;
 mod archives;

@@ -171,10 +171,11 @@ launch() {
       [ ! -e "$dir/$node/way" ] || { own=(); mapfile -t way <"$dir/$node/way"; }
       # what a case wants of this node: one argument a line
       grep -qs eviction-hard "$dir/$node/flags" || own+=(--eviction-hard 'memory.available<50Mi,nodefs.available<1%')
+      grep -qs -e --node-ip "$dir/$node/flags" || own+=(--node-ip "$(node_ip "$node")")
       [ ! -f "$dir/$node/flags" ] || mapfile -t -O ${#own[@]} own <"$dir/$node/flags"
       proc_start "$pids" "$logs" "$name" nsenter --target "$(proc_pid "$pids" "mounts-$node")" --mount --net \
         "$(cat "$dir/pikelet")" run "${way[@]}" --node-name "$node" \
-        --node-ip "$(node_ip "$node")" --root-dir "$dir/$node/lib" --state-dir "$dir/$node/run" \
+        --root-dir "$dir/$node/lib" --state-dir "$dir/$node/run" \
         --pod-logs-dir "$dir/$node/log" --cgroup-root "$(ns "$node")" --bridge pikelet0 \
         "${own[@]}" --container-log-max-size 1Mi -v 4 \
         --pod-manifest-path "$dir/$node/manifests" --insecure-registry $registry ;;

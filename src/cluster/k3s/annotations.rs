@@ -4,20 +4,23 @@ use std::collections::BTreeMap;
 
 use sha2::{Digest, Sha256};
 
+use crate::config::hidden;
+
 /// In the place of a secret.
 const OMITTED: &str = "********";
-/// Flags whose value is one.
-const SECRET_FLAGS: [&str; 3] = ["--token", "-t", "--agent-token"];
 /// Variables that are those of k3s.
 const VARIABLES: &str = "K3S_";
+/// Of these the values may be seen.
+const SHOWN_VARIABLES: [&str; 6] =
+    ["K3S_URL", "K3S_NODE_NAME", "K3S_TOKEN_FILE", "K3S_CONFIG_FILE", "K3S_DATA_DIR", "K3S_DEBUG"];
 
 /// `k3s.io/node-args`, `k3s.io/node-env` and `k3s.io/node-config-hash` of an agent with these arguments and variables.
 pub(super) fn of_process(
     arguments: impl Iterator<Item = String>,
     variables: impl Iterator<Item = (String, String)>,
 ) -> [(&'static str, String); 3] {
-    let arguments = serde_json::json!(without_secrets(arguments)).to_string();
-    let secret = |name: &str| name.contains("TOKEN") && !name.ends_with("_FILE") || name.contains("SECRET");
+    let arguments = serde_json::json!(without_secrets(&arguments.collect::<Vec<_>>())).to_string();
+    let secret = |name: &str| !SHOWN_VARIABLES.contains(&name);
     let variables: BTreeMap<String, String> = variables
         .filter(|(name, _)| name.starts_with(VARIABLES))
         .map(|(name, value)| if secret(&name) { (name, OMITTED.to_owned()) } else { (name, value) })
@@ -27,24 +30,14 @@ pub(super) fn of_process(
     [("k3s.io/node-args", arguments), ("k3s.io/node-env", variables), ("k3s.io/node-config-hash", hash)]
 }
 
-fn without_secrets(arguments: impl Iterator<Item = String>) -> Vec<String> {
-    let mut hide = false;
-    let omit = |argument: String| {
-        if std::mem::take(&mut hide) {
-            return OMITTED.to_owned();
-        }
-        if SECRET_FLAGS.contains(&argument.as_str()) {
-            hide = true;
-            return argument;
-        }
-        let (flag, value) = argument.split_once('=').unwrap_or((&argument, ""));
-        if !value.is_empty() && SECRET_FLAGS.contains(&flag) {
-            return format!("{flag}={OMITTED}");
-        }
-        // a value may follow a short flag at once
-        if argument.starts_with("-t") { format!("-t{OMITTED}") } else { argument }
+fn without_secrets(arguments: &[String]) -> Vec<String> {
+    let words: Vec<&[u8]> = arguments.iter().map(String::as_bytes).collect();
+    let omit = |(word, at): (&String, Option<usize>)| match at {
+        // a flag alone keeps its name; what follows it is hidden
+        Some(at) if at < word.len() => format!("{}{OMITTED}", word.get(..at).unwrap_or_default()),
+        _ => word.clone(),
     };
-    arguments.map(omit).collect()
+    arguments.iter().zip(hidden(&words)).map(omit).collect()
 }
 
 /// RFC 4648, with padding.
@@ -86,13 +79,19 @@ mod tests {
     fn no_secret_is_told() {
         let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
         let of = |text: &str| {
-            let variables = [("K3S_TOKEN", "x"), ("K3S_TOKEN_FILE", "/f"), ("K3S_URL", "u"), ("HOME", "/")];
+            let variables =
+                [("K3S_TOKEN", "x"), ("K3S_TOKEN_FILE", "/f"), ("K3S_URL", "u"), ("K3S_OTHER", "x"), ("HOME", "/")];
             of_process(words(text).into_iter(), variables.map(|(k, v)| (k.to_owned(), v.to_owned())).into_iter())
         };
+        let [(_, arguments), ..] = of("run --manifest-url-header Authorization:secret --node-label a=b");
+        assert_eq!(arguments, r#"["run","--manifest-url-header","********","--node-label","a=b"]"#);
         for text in ["run --token x -v 4", "run --token=x -v 4", "run -t x -v 4", "run -tx -v 4"] {
             let [(_, arguments), (_, variables), (_, hash)] = of(text);
             assert!(!arguments.contains('x') && arguments.ends_with(r#"********","-v","4"]"#), "{arguments}");
-            assert_eq!(variables, r#"{"K3S_TOKEN":"********","K3S_TOKEN_FILE":"/f","K3S_URL":"u"}"#);
+            assert_eq!(
+                variables,
+                r#"{"K3S_OTHER":"********","K3S_TOKEN":"********","K3S_TOKEN_FILE":"/f","K3S_URL":"u"}"#
+            );
             assert_eq!((hash.len(), hash.ends_with("====")), (56, true));
         }
         assert_ne!(of("run")[2], of("run -v 4")[2]);

@@ -33,8 +33,8 @@ use crate::hex::hex;
 use crate::machine::clock::Floor;
 use crate::pki::{LOOK_AGAIN, Standing, write_secret};
 use config::ServerConfig;
-pub(super) use supervisor::Supervisor;
-use supervisor::{NodeHeaders, PASSWORD_FILE};
+pub(super) use supervisor::Proof;
+use supervisor::{NodeHeaders, PASSWORD_FILE, Supervisor};
 pub use targets::Egress;
 pub use token::Token;
 
@@ -158,10 +158,14 @@ impl K3s {
         let supervisor = match (known, &self.token) {
             (Some((identity, ca)), token) => Supervisor::known(server, &ca, identity, token.as_ref()),
             (None, Some(token)) => {
-                if token.hash.is_none() {
-                    info!("the token does not say which CA the server has: whoever answers at {server} is believed");
+                let found = self.discover(server, token).await.map_err(|e| format!("joining {server}: {e}"))?;
+                if found.proof == Proof::Nothing {
+                    warn!(
+                        "nothing vouches for the CA of {server}: whoever answers there is believed, as \
+                        unsafeSkipCAVerification says"
+                    );
                 }
-                Supervisor::discover(server, token).await.map_err(|e| format!("joining {server}: {e}"))?
+                found
             }
             (None, None) => {
                 return Err(format!(
@@ -190,6 +194,12 @@ impl K3s {
         }
         info!(node = self.node, server, "the server gave this node its certificates");
         Ok(())
+    }
+
+    /// The server the token is for, if it is that: see [`Supervisor::discover`].
+    pub(super) async fn discover(&self, server: &str, token: &Token) -> Result<Supervisor, String> {
+        // the CA it was a member of is believed before any that has only the same name
+        Supervisor::discover(server, token, self.server_ca().ok().as_deref()).await
     }
 
     fn server_ca(&self) -> Result<String, String> {

@@ -7,13 +7,29 @@ use reqwest::{Client, Method, StatusCode};
 
 use super::token::{Credentials, Token};
 use crate::cluster::https::{self, Answer, Trust};
+use crate::pki;
 
 /// Where k3s keeps the password of this machine; kept there, so that `k3s agent` and this agent can take turns.
 pub(super) const PASSWORD_FILE: &str = "/etc/rancher/node/password";
 
+/// By what a server showed that it is the one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::cluster) enum Proof {
+    /// Its CA is the one whose hash is in the token.
+    Hash,
+    /// Its CA is the one this node knows since it joined.
+    Kept,
+    /// Its certificate is by a CA of this system.
+    System,
+    /// By nothing: a person said that anybody may have the token.
+    Nothing,
+}
+
 /// A server that showed it is the one the token is for, and what it is shown.
 pub(in crate::cluster) struct Supervisor {
     base: String,
+    /// How it showed that.
+    pub proof: Proof,
     /// The CAs its certificate is checked against, in PEM; `None`: those of the system.
     ca: Option<Vec<u8>>,
     credentials: Option<Credentials>,
@@ -28,32 +44,58 @@ pub(super) struct Issued {
 }
 
 impl Supervisor {
-    /// Finds the CA of `server` (a URL) as k3s does, and checks it by the token. The token is not sent.
-    pub async fn discover(server: &str, token: &Token) -> Result<Self, String> {
+    /// Finds the CA of `server` (a URL) as k3s does, and who vouches for it: always the hash in the token, if there is one;
+    /// else the CA that was `kept` (PEM), then this system's. The token is not sent, and never will be to a server nobody
+    /// vouches for, unless a person said so.
+    pub async fn discover(server: &str, token: &Token, kept: Option<&str>) -> Result<Self, String> {
         let url = format!("{server}/cacerts");
-        let with =
-            |ca| Self { base: server.to_owned(), ca, credentials: Some(token.credentials.clone()), identity: None };
-        if let Ok(answer) = https::get(&https::client(Trust::System, None)?, &url).await
-            && answer.status == StatusCode::OK
-        {
-            return Ok(with(None));
-        }
+        let with = |proof, ca: Option<&[u8]>| Self {
+            base: server.to_owned(),
+            proof,
+            ca: ca.map(<[u8]>::to_vec),
+            credentials: Some(token.credentials.clone()),
+            identity: None,
+        };
         let answer = https::get(&https::client(Trust::Anybody, None)?, &url).await?;
         if answer.status != StatusCode::OK {
             return Err(format!("GET {url}: {}: is this a k3s server? {}", answer.status, answer.text()));
         }
         let bundle = https::bundle(&answer.body).map_err(|e| format!("{url}: {e}"))?;
+        if token.hash.is_none() {
+            let holds = async |trust| match https::client(trust, None) {
+                Ok(client) => https::get(&client, &url).await.is_ok(),
+                Err(_) => false,
+            };
+            if let Some(ca) = kept.map(str::as_bytes)
+                && holds(Trust::Roots(ca)).await
+            {
+                return Ok(with(Proof::Kept, Some(ca)));
+            }
+            if holds(Trust::System).await {
+                return Ok(with(Proof::System, None));
+            }
+            if !token.for_anybody {
+                return Err(format!(
+                    "{server}: nothing vouches for its CA, and the token does not say which one it has: the token was not \
+                    sent; use a whole one, K10<hash>::..., which is in the server's node-token file and what `k3s token \
+                    create` prints; or, where nobody can be between, say unsafeSkipCAVerification: true \
+                    (--unsafe-skip-ca-verification)"
+                ));
+            }
+        }
+        let proof = if token.hash.is_some() { Proof::Hash } else { Proof::Nothing };
         let vouched = token.vouched(&answer.body, bundle.iter().map(|c| c.to_vec()).collect());
         let ca = pem(&vouched.map_err(|e| format!("{server}: {e}"))?);
         // the server has to hold a certificate of that CA
         https::get(&https::client(Trust::Roots(ca.as_bytes()), None)?, &url).await?;
-        Ok(with(Some(ca.into_bytes())))
+        Ok(with(proof, Some(ca.as_bytes())))
     }
 
     /// A server known from before, by its CA, for a node that has a certificate.
     pub fn known(server: &str, ca: &str, identity: String, token: Option<&Token>) -> Self {
         Self {
             base: server.to_owned(),
+            proof: Proof::Kept,
             ca: Some(ca.as_bytes().to_vec()),
             credentials: token.map(|t| t.credentials.clone()),
             identity: Some(identity),
@@ -61,7 +103,7 @@ impl Supervisor {
     }
 
     /// What its certificate is checked against.
-    pub fn trust(&self) -> Trust<'_> {
+    fn trust(&self) -> Trust<'_> {
         self.ca.as_deref().map_or(Trust::System, Trust::Roots)
     }
 
@@ -182,17 +224,22 @@ fn split(text: &str) -> (String, String) {
 }
 
 fn pem(certificates: &[Vec<u8>]) -> String {
-    use base64::Engine;
-    let block = |der: &Vec<u8>| {
-        let text = base64::engine::general_purpose::STANDARD.encode(der);
-        let lines: Vec<&str> = text.as_bytes().chunks(64).filter_map(|c| std::str::from_utf8(c).ok()).collect();
-        format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
-    };
-    certificates.iter().map(block).collect()
+    certificates.iter().map(|der| pki::pem("CERTIFICATE", der)).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use rcgen::{BasicConstraints, CertifiedIssuer, IsCa};
+    use rustls::ServerConfig;
+    use rustls::pki_types::PrivateKeyDer;
+    use rustls::pki_types::pem::PemObject;
+    use sha2::{Digest, Sha256};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+    use tokio_rustls::TlsAcceptor;
+
     use super::*;
 
     #[test]
@@ -203,5 +250,82 @@ mod tests {
         assert_eq!(keys.lines().collect::<Vec<_>>(), key.lines().collect::<Vec<_>>());
         assert_eq!(https::bundle(others.as_bytes()).unwrap().len(), 1);
         assert!(split(&cert).0.is_empty());
+    }
+
+    /// What a stand-in for a server was sent: the lines of each request.
+    struct Server {
+        url: String,
+        ca: String,
+        heard: Arc<Mutex<String>>,
+    }
+
+    /// A server with a certificate of its own CA, which answers everything with that CA.
+    async fn server() -> Server {
+        crate::crypto::install();
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        let key = KeyPair::generate().unwrap();
+        let leaf = CertificateParams::new(vec!["localhost".to_owned()]).unwrap().signed_by(&key, &ca).unwrap();
+        let der = PrivateKeyDer::from_pem_slice(key.serialize_pem().as_bytes()).unwrap();
+        let tls =
+            ServerConfig::builder().with_no_client_auth().with_single_cert(vec![leaf.der().clone()], der).unwrap();
+        let tls = TlsAcceptor::from(Arc::new(tls));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("https://localhost:{}", listener.local_addr().unwrap().port());
+        let ca = pki::pem("CERTIFICATE", ca.as_ref().der());
+        let heard = Arc::new(Mutex::new(String::new()));
+        let (body, log) = (ca.clone(), heard.clone());
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let Ok(mut stream) = tls.accept(stream).await else { continue };
+                let mut request = vec![0; 4096];
+                let size = stream.read(&mut request).await.unwrap_or(0);
+                log.lock().unwrap().push_str(&String::from_utf8_lossy(&request[..size]));
+                let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+                let _ = stream.write_all(answer.as_bytes()).await;
+                let _ = stream.shutdown().await;
+            }
+        });
+        Server { url, ca, heard }
+    }
+
+    impl Server {
+        /// How it is joined with `token`, and whether it was shown it.
+        async fn joined(&self, token: &Token, kept: Option<&str>) -> (Result<Proof, String>, bool) {
+            let found = Supervisor::discover(&self.url, token, kept).await;
+            let proof = match found {
+                Ok(found) => found.ready().await.map(|()| found.proof),
+                Err(error) => Err(error),
+            };
+            (proof, self.heard.lock().unwrap().to_lowercase().contains("authorization"))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_token_goes_to_no_server_that_nobody_vouches_for() {
+        let server = server().await;
+        let token = |text: &str| Token::parse(text).unwrap();
+        for text in ["abcdef.0123456789abcdef", "password", "K10::node:password"] {
+            let (error, shown) = server.joined(&token(text), None).await;
+            assert!(error.unwrap_err().contains("unsafeSkipCAVerification") && !shown, "{text}");
+            let other = rcgen::generate_simple_self_signed(vec![]).unwrap().cert.pem();
+            assert!(!server.joined(&token(text), Some(&other)).await.1, "{text}");
+        }
+        // what a person says of servers nobody vouches for does not make a hash go away
+        let wrong = token(&format!("K10{}::node:password", "0".repeat(64))).shown_to_anybody(true);
+        let (error, shown) = server.joined(&wrong, Some(&server.ca)).await;
+        assert!(error.unwrap_err().contains("not the one the token was made for") && !shown);
+    }
+
+    #[tokio::test]
+    async fn a_server_is_known_by_hash_by_what_was_kept_or_not_at_all() {
+        let server = server().await;
+        let hash = crate::hex::hex(&Sha256::digest(&server.ca));
+        let whole = Token::parse(&format!("K10{hash}::abcdef.0123456789abcdef")).unwrap();
+        assert_eq!(server.joined(&whole, None).await, (Ok(Proof::Hash), true));
+        let bare = Token::parse("password").unwrap();
+        assert_eq!(server.joined(&bare, Some(&server.ca)).await, (Ok(Proof::Kept), true));
+        assert_eq!(server.joined(&bare.shown_to_anybody(true), None).await, (Ok(Proof::Nothing), true));
     }
 }

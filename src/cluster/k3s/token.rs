@@ -27,8 +27,10 @@ pub(in crate::cluster) enum Credentials {
 /// `[K10<hash>::][<user>:]<password>`, with a bootstrap token in the place of user and password if so wished.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token {
-    /// SHA-256 of the CA, in 64 hexadecimal digits; `None`: any CA will do.
+    /// SHA-256 of the CA, in 64 hexadecimal digits; `None`: the token says nothing of it.
     pub(in crate::cluster) hash: Option<String>,
+    /// Without a hash it is shown to whoever answers: a person has said so.
+    pub(in crate::cluster) for_anybody: bool,
     pub(in crate::cluster) credentials: Credentials,
 }
 
@@ -48,7 +50,7 @@ impl Token {
         };
         let Some(rest) = text.strip_prefix(PREFIX) else {
             let credentials = BootstrapToken::parse(text).map(Credentials::Bearer).map_or_else(|| basic(text), Ok)?;
-            return Ok(Self { hash: None, credentials });
+            return Ok(Self { hash: None, for_anybody: false, credentials });
         };
         let (hash, secret) =
             rest.split_once("::").ok_or("a token that begins with K10 is written K10<hash>::<user>:<password>")?;
@@ -60,7 +62,13 @@ impl Token {
             Some(bootstrap) => Credentials::Bearer(bootstrap),
             None => basic(secret.split_once(':').map_or(secret, |(_, password)| password))?,
         };
-        Ok(Self { hash: Some(hash.to_lowercase()).filter(|h| !h.is_empty()), credentials })
+        Ok(Self { hash: Some(hash.to_lowercase()).filter(|h| !h.is_empty()), for_anybody: false, credentials })
+    }
+
+    /// The same, shown to a server nobody vouches for if `yes`.
+    #[must_use]
+    pub fn shown_to_anybody(self, yes: bool) -> Self {
+        Self { for_anybody: yes, ..self }
     }
 
     /// Which certificates (DER) of a bundle the hash vouches for; without a hash all of them. An error: it vouches for

@@ -6,6 +6,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::config::mistake;
 use crate::hex::hex;
 
 /// `wifi` of the card.
@@ -26,8 +27,12 @@ pub struct Wifi {
 impl Wifi {
     /// What the card says, if it is right.
     pub fn read(value: &Value) -> Result<Self, String> {
-        let wifi: Self = serde_json::from_value(value.clone())
-            .map_err(|e| format!("wifi: {e}: it is written such as {{ssid: home, password: ..., country: DE}}"))?;
+        let wifi: Self = serde_json::from_value(value.clone()).map_err(|e| {
+            format!(
+                "wifi: {}: it is written such as {{ssid: home, password: ..., country: DE}}",
+                mistake::explain_value(&e)
+            )
+        })?;
         if wifi.ssid.is_empty() || wifi.ssid.len() > 32 {
             return Err(format!("wifi: ssid {:?}: it has 1 to 32 bytes", wifi.ssid));
         }

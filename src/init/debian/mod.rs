@@ -13,7 +13,7 @@ pub(super) mod watch;
 use std::convert::Infallible;
 use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt, symlink};
+use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use nix::mount::MsFlags;
@@ -22,6 +22,8 @@ use nix::unistd::sethostname;
 use super::card::Card;
 use super::settings::{self, Variant};
 use super::{BOOT, Failure, clock, console, early, mounts, secrets, status, system};
+
+use crate::files::Durability;
 
 /// Where the data partition is until there is a root.
 pub(super) const DATA: &str = "/data";
@@ -39,7 +41,7 @@ pub(super) fn start(card: &Card, root: &Path) -> Result<Infallible, Failure> {
     clock::floor(&card.data)?;
     let keep = settings::read(Path::new(BOOT), "", Variant::Debian).board.keep_changes == Some(true);
     for dir in [LOWER, CHANGES, "/run"] {
-        fs::create_dir_all(dir)?;
+        crate::files::dir_kept(Path::new(dir), 0o755)?;
     }
     mounts::mount(root, LOWER, "squashfs", MsFlags::MS_RDONLY, "")?;
     let changes = if keep {
@@ -51,13 +53,13 @@ pub(super) fn start(card: &Card, root: &Path) -> Result<Infallible, Failure> {
     let (upper, work) = (changes.join("upper"), changes.join("work"));
     let new = Path::new(early::ROOT);
     for dir in [new, &upper, &work] {
-        fs::create_dir_all(dir).map_err(|e| format!("creating {}: {e}", dir.display()))?;
+        crate::files::dir_kept(dir, 0o755).map_err(|e| format!("creating {}: {e}", dir.display()))?;
     }
     let options = format!("lowerdir={LOWER},upperdir={},workdir={}", upper.display(), work.display());
     mounts::mount("root", early::ROOT, "overlay", MsFlags::empty(), &options)?;
     mounts::mount("run", "/run", "tmpfs", MsFlags::MS_NOSUID | MsFlags::MS_NODEV, "mode=0755,size=20%")?;
     // takes no memory
-    fs::create_dir_all(off::ROOT)?;
+    crate::files::dir_kept(Path::new(off::ROOT), 0o755)?;
     mounts::bind(LOWER, off::ROOT)?;
     for dir in ["proc", "sys", "dev", "run", "boot"] {
         mounts::move_to(Path::new("/").join(dir), new.join(dir))?;
@@ -85,7 +87,7 @@ fn settle() -> Result<(), Failure> {
     for file in files::of(&found, &crate::machine::hostname())? {
         file.settle().map_err(|e| format!("{}: {e}", file.path))?;
     }
-    fs::create_dir_all(files::WANTED)?;
+    crate::files::dir_kept(Path::new(files::WANTED), 0o755)?;
     for (unit, wanted) in files::units(&found) {
         let link = format!("{}/{unit}", files::WANTED);
         // an instance is that of its template
@@ -112,9 +114,8 @@ impl files::File {
         let Some(text) = &self.text else { return Ok(()) };
         if let Some(folder) = path.parent() {
             let mode = if self.mode == 0o600 { 0o700 } else { 0o755 };
-            fs::DirBuilder::new().recursive(true).mode(mode).create(folder)?;
+            crate::files::dir_kept(folder, mode)?;
         }
-        fs::write(path, text)?;
-        fs::set_permissions(path, fs::Permissions::from_mode(self.mode))
+        crate::files::write(path, text.as_bytes(), self.mode, Durability::Volatile)
     }
 }

@@ -48,7 +48,7 @@ pub struct Lease {
 }
 
 /// What a server said.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
     /// It would give this.
     Offer(Lease),
@@ -59,7 +59,7 @@ pub enum Answer {
 }
 
 /// What a client asks.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Question {
     /// Who has an address? Best the one we had.
     Discover(Option<Ipv4Addr>),
@@ -67,6 +67,8 @@ pub enum Question {
     Take(Ipv4Addr, Ipv4Addr),
     /// The address we have, for longer.
     Keep(Ipv4Addr),
+    /// The address we had: is it one of this network, and still ours? (INIT-REBOOT, RFC 2131 3.2)
+    Again(Ipv4Addr),
 }
 
 impl Client {
@@ -77,6 +79,7 @@ impl Client {
             Question::Discover(before) => (DhcpMessageType::Discover, none, before, None),
             Question::Take(address, server) => (DhcpMessageType::Request, none, Some(address), Some(server)),
             Question::Keep(address) => (DhcpMessageType::Request, address, None, None),
+            Question::Again(address) => (DhcpMessageType::Request, none, Some(address), None),
         };
         let mac = EthernetAddress(self.mac);
         let name = [DhcpOption { kind: HOST_NAME, data: self.name.as_bytes() }];

@@ -4,10 +4,11 @@
 //! old choice or the new one. `os_prefix` is the firmware's (every Raspberry Pi's knows it, other than `tryboot`, for which
 //! the kernel has no driver): what stands in front of the names of kernel, initramfs, command line and device trees.
 
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::io::Write;
 use std::path::Path;
 
+use crate::files;
 use crate::init::{Failure, mbr};
 
 /// The file.
@@ -85,7 +86,7 @@ impl Choice {
         let path = folder.join(FILE);
         let write = || {
             // not truncated: the sector stays where it is
-            let mut file = OpenOptions::new().write(true).create(true).truncate(false).open(&path)?;
+            let mut file = files::keep(&path, 0o700)?;
             file.write_all(self.text().as_bytes())?;
             file.set_len(mbr::SECTOR)?;
             file.sync_all()

@@ -10,10 +10,10 @@ use ring::digest::{Context, SHA256};
 use super::choice::{Choice, Set};
 use super::record::{Record, State};
 use super::source::{Source, digest};
-use super::{FOLDER, NOTE};
-use crate::durable;
+use super::{FOLDER, NOTE, Unfit};
+use crate::files;
 use crate::hex::hex;
-use crate::init::{BOOT, Failure, boot, card, fat, image};
+use crate::init::{BOOT, Failure, boot, card, clock, fat, image};
 use crate::machine::disk;
 
 /// What a system cannot do without, beside its kernel.
@@ -32,7 +32,7 @@ pub fn install(source: &Source, asked: bool) -> Result<Record, Failure> {
     let kernel = fs::read_to_string("/proc/cmdline")?;
     let running = Set::running(&kernel).ok_or("this card has one system only: write it anew with pikelet flash")?;
     let folder = Path::new(FOLDER);
-    fs::create_dir_all(folder).map_err(|e| format!("creating {FOLDER}: {e}"))?;
+    files::dir(folder, 0o700).map_err(|e| format!("creating {FOLDER}: {e}"))?;
     let lock = File::open(folder)?;
     let _lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|_| "another upgrade is under way")?;
     let before = Choice::read(Path::new(BOOT))?;
@@ -60,8 +60,12 @@ pub fn clear() -> Result<(), Failure> {
 
 /// Does it; `kernel` is the command line of the system that runs.
 fn put(source: &Source, running: Set, kernel: &str, asked: bool) -> Result<Record, Failure> {
-    let (file, sha256) = source.get(Path::new(FETCHED))?;
-    let mut part = image::boot_partition(&file, Path::new(TAKEN))?;
+    let mut file = source.open(Path::new(FETCHED), asked)?;
+    let taken = image::boot_partition(&source.to_string(), &mut file, Path::new(TAKEN));
+    // of the very bytes that were unpacked
+    let sha256 = file.finish().map_err(|e| format!("image {source}: {e}"))?;
+    source.check(&sha256)?;
+    let mut part = taken?;
     if source.is_url() {
         // the room is needed
         fs::remove_file(FETCHED)?;
@@ -69,13 +73,18 @@ fn put(source: &Source, running: Set, kernel: &str, asked: bool) -> Result<Recor
     let size = part.metadata()?.len();
     let system = fat::open(&mut part, 0, size)?;
     let root = system.root_dir();
-    let from = root.open_dir(Set::A.folder()).map_err(|_| "the image has no folder a: it is of before upgrades")?;
+    let no_folder = |_| Unfit("the image has no folder a: it is of before upgrades".to_owned());
+    let from = root.open_dir(Set::A.folder()).map_err(no_folder)?;
     let names = names(&from)?;
     fits(&names, &folder_names(&Path::new(BOOT).join(running.folder()))?)?;
     let text = |name: &str| {
         let mut text = String::new();
         from.open_file(name)?.read_to_string(&mut text).map(|_| text)
     };
+    let note = text(NOTE)?;
+    if !source.may_be_older() {
+        not_older(made(&note), clock::made())?;
+    }
     let new = running.other();
     let line = command_line(&text(COMMAND_LINE)?, &card::wanted(kernel)?, new);
     let before = Record::read(Path::new(FOLDER)).and_then(|record| record.asked);
@@ -84,7 +93,7 @@ fn put(source: &Source, running: Set, kernel: &str, asked: bool) -> Result<Recor
         asked: if asked { Some(sha256.clone()) } else { before },
         sha256,
         set: new.folder().to_owned(),
-        system: text(NOTE)?.lines().next().unwrap_or_default().to_owned(),
+        system: note.lines().next().unwrap_or_default().to_owned(),
         state: State::Trying,
         reason: String::new(),
         told: false,
@@ -100,7 +109,7 @@ fn put(source: &Source, running: Set, kernel: &str, asked: bool) -> Result<Recor
             }
         }
         for folder in [to.as_path(), Path::new(BOOT)] {
-            durable::sync_dir(folder).map_err(|e| format!("writing {}: {e}", folder.display()))?;
+            files::sync_dir(folder).map_err(|e| format!("writing {}: {e}", folder.display()))?;
         }
         // only now is there something to choose
         record.write(Path::new(FOLDER))?;
@@ -128,21 +137,22 @@ fn folder_names(folder: &Path) -> Result<Vec<String>, Failure> {
 }
 
 /// Says what an image lacks to be started in place of the system that has these files.
-fn fits(names: &[String], own: &[String]) -> Result<(), Failure> {
+fn fits(names: &[String], own: &[String]) -> Result<(), Unfit> {
     let mut missing: Vec<&str> = NEEDED.into_iter().filter(|needed| !names.iter().any(|name| name == needed)).collect();
     let (new, old) = (kernel(names), kernel(own));
     if new.is_none() {
         missing.push(old.unwrap_or("a kernel"));
     }
     if !missing.is_empty() {
-        return Err(format!("the image lacks {} in its folder a", missing.join(", ")).into());
+        return Err(Unfit(format!("the image lacks {} in its folder a", missing.join(", "))));
     }
     // the card's config.txt names it, and stays
     if let (Some(new), Some(old)) = (new, old)
         && new != old
     {
-        let error = format!("the image is for other processors: its kernel is {new}, and this board starts {old}");
-        return Err(error.into());
+        return Err(Unfit(format!(
+            "the image is for other processors: its kernel is {new}, and this board starts {old}"
+        )));
     }
     // boards are known by their device trees
     let trees = own.iter().filter(|name| Path::new(name).extension().is_some_and(|e| e == "dtb"));
@@ -150,7 +160,26 @@ fn fits(names: &[String], own: &[String]) -> Result<(), Failure> {
     if fewer.is_empty() {
         return Ok(());
     }
-    Err(format!("the image is for other boards: it lacks {}", fewer.join(", ")).into())
+    Err(Unfit(format!("the image is for other boards: it lacks {}", fewer.join(", "))))
+}
+
+/// When an image says it was made, in seconds since 1970: a line of its note.
+fn made(note: &str) -> Option<u64> {
+    note.lines().find_map(|line| line.strip_prefix("made ")?.trim().parse().ok())
+}
+
+/// A hole that was mended is not opened again by an older image. `running`: when the system that runs was made, 0 if that is
+/// not known.
+fn not_older(image: Option<u64>, running: u64) -> Result<(), Unfit> {
+    match image {
+        Some(made) if made >= running => Ok(()),
+        None if running == 0 => Ok(()),
+        _ => Err(Unfit(
+            "the image is older than the system that runs, or does not say when it was made: if it is meant, write \
+             IMAGE#sha256:HEX,older"
+                .to_owned(),
+        )),
+    }
 }
 
 /// The kernel among these files: `kernel.img` of the oldest boards, `kernel7.img` of the Pi 2, `kernel8.img` of 64 bits.
@@ -169,7 +198,7 @@ fn command_line(line: &str, identifier: &str, set: Set) -> String {
 
 /// Makes the folder, or takes out what an upgrade of before left.
 fn empty(folder: &Path) -> Result<(), Failure> {
-    fs::create_dir_all(folder).map_err(|e| format!("creating {}: {e}", folder.display()))?;
+    files::dir_kept(folder, 0o700).map_err(|e| format!("creating {}: {e}", folder.display()))?;
     for name in folder_names(folder)? {
         fs::remove_file(folder.join(&name)).map_err(|e| format!("removing {name} of an earlier upgrade: {e}"))?;
     }
@@ -179,7 +208,7 @@ fn empty(folder: &Path) -> Result<(), Failure> {
 /// Writes a file to the card, for good, and compares what the card gives back.
 fn write(from: &mut dyn Read, path: &Path) -> Result<(), Failure> {
     let failed = |e: std::io::Error| format!("writing {}: {e}", path.display());
-    let mut file = File::options().read(true).write(true).create(true).truncate(true).open(path).map_err(failed)?;
+    let mut file = files::create(path, 0o700).map_err(failed)?;
     let (mut written, mut buffer) = (Context::new(&SHA256), vec![0; CHUNK]);
     let mut first = true;
     loop {
@@ -212,6 +241,15 @@ mod tests {
     fn a_command_line_is_made_for_the_card() {
         let made = command_line("console=tty0 pikelet.disk=0 quiet pikelet.set=a\n", "70696b65", Set::B);
         assert_eq!(made, "console=tty0 quiet pikelet.disk=70696b65 pikelet.set=b\n");
+    }
+
+    #[test]
+    fn an_older_image_is_no_upgrade() {
+        assert_eq!(made("pikelet 0.1.0\nmade 1764000000\n"), Some(1_764_000_000));
+        assert_eq!([made("pikelet"), made("made of air")], [None, None]);
+        assert!(not_older(Some(5), 5).is_ok() && not_older(None, 0).is_ok());
+        assert!(not_older(Some(4), 5).unwrap_err().to_string().contains(",older"));
+        assert!(not_older(None, 5).is_err());
     }
 
     #[test]

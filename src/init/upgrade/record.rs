@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::durable;
+use crate::files;
 use crate::init::Failure;
 
 /// How far an upgrade has come.
@@ -58,9 +58,9 @@ impl Record {
     pub fn write(&self, folder: &Path) -> Result<(), Failure> {
         let path = path(folder);
         let write = || {
-            fs::create_dir_all(folder)?;
-            durable::write_whole(&path, &serde_json::to_vec(self)?)?;
-            durable::sync_dir(folder)
+            files::dir(folder, 0o700)?;
+            files::write_changed(&path, &serde_json::to_vec(self)?, 0o600)?;
+            files::sync_dir(folder)
         };
         Ok(write().map_err(|e| format!("writing {}: {e}", path.display()))?)
     }

@@ -90,6 +90,8 @@ pub struct Plan {
     pub port: u16,
     /// Port of `/healthz` on loopback, 0 for none.
     pub healthz_port: u16,
+    /// The bridge of the pods.
+    pub bridge: String,
 }
 
 /// Looks at everything. Leaves nothing behind on the machine.

@@ -7,18 +7,19 @@ use std::path::Path;
 
 use super::kernel::{Kernel, Support};
 use super::{Finding, Plan, read};
-use crate::network::{host_resolv_conf, probe};
+use crate::network::{host_resolv_conf, obstacles, probe};
 
 /// A kind of link or rule: its option and module, and what is lost without, if a node may do without.
 type Part = (&'static str, &'static str, &'static str, Option<&'static str>);
 
-const PARTS: [Part; 6] = [
+const PARTS: [Part; 7] = [
     ("bridge", "BRIDGE", "bridge", None),
     ("veth", "VETH", "veth", None),
     ("vxlan", "VXLAN", "vxlan", Some("pods of other nodes need routes of your own to be reached")),
     ("nftables", "NF_TABLES", "nf_tables", None),
     ("nftables IPv6", "NF_TABLES_IPV6", "nf_tables", Some("pods with IPv6 addresses reach this node only")),
     ("hostPort", "NFT_FIB_IPV4", "nft_fib_ipv4", Some("pods with a hostPort do not start")),
+    ("nftables netdev", "NF_TABLES_NETDEV", "nf_tables", Some("pods can pose as the gateway and as each other")),
 ];
 /// The options nftables needs for masquerading: one that is missing is named.
 const NFT: [(&str, &str); 4] = [
@@ -30,7 +31,7 @@ const NFT: [(&str, &str); 4] = [
 
 /// Which of the options of a part is to blame when it does not work: rather one that cannot be had than one that can.
 fn culprit((what, option, module, _): Part, kernel: &Kernel) -> (&'static str, &'static str) {
-    if !what.starts_with("nftables") {
+    if !what.starts_with("nftables") || option == "NF_TABLES_NETDEV" {
         return (option, module);
     }
     let is = |wanted: &[Support]| NFT.into_iter().find(|(option, module)| wanted.contains(&kernel.has(option, module)));
@@ -151,6 +152,32 @@ fn name_servers(text: &str) -> Finding {
     }
 }
 
+/// What each dhcpcd that runs was called with.
+fn dhcpcd_arguments() -> Vec<Vec<String>> {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten().map(|e| e.path());
+    let those = processes.filter(|dir| fs::read_to_string(dir.join("comm")).is_ok_and(|name| name.trim() == "dhcpcd"));
+    let arguments = those.filter_map(|dir| fs::read_to_string(dir.join("cmdline")).ok());
+    arguments.map(|line| line.split('\0').skip(1).filter(|a| !a.is_empty()).map(str::to_owned).collect()).collect()
+}
+
+/// dhcpcd that is given no interface takes every link for a network of the machine, those of pods too, unless it is told not to.
+fn dhcpcd(running: &[Vec<String>], conf: &str, bridge: &str) -> Option<Finding> {
+    let master = running.iter().any(|arguments| arguments.iter().all(|a| a.starts_with('-')));
+    let lines = conf.lines().map(|l| l.split('#').next().unwrap_or_default());
+    let words: Vec<Vec<&str>> = lines.map(|l| l.split([' ', '\t', ',']).filter(|w| !w.is_empty()).collect()).collect();
+    let of = |key: &'static str| words.iter().filter(move |w| w.first() == Some(&key)).flat_map(|w| w[1..].iter());
+    let covers = |pattern: &&str, name: &str| {
+        pattern.strip_suffix('*').map_or(**pattern == *name, |start| name.starts_with(start))
+    };
+    let denied = |name: &str| of("denyinterfaces").any(|pattern| covers(pattern, name));
+    if !master || of("allowinterfaces").next().is_some() || (denied("veth0") && denied(bridge)) {
+        return None;
+    }
+    let found = "takes the links of pods for networks of this node: it may lose its own address";
+    let mend = format!("add `denyinterfaces veth* {bridge}` to /etc/dhcpcd.conf, and restart dhcpcd");
+    Some(Finding::warning("dhcpcd", found, mend))
+}
+
 /// The network.
 pub fn check(plan: &Plan, root: bool, kernel: &Kernel) -> Vec<Finding> {
     let mut findings = if root { tried(kernel) } else { told(kernel) };
@@ -169,6 +196,14 @@ pub fn check(plan: &Plan, root: bool, kernel: &Kernel) -> Vec<Finding> {
         findings.push(port(IpAddr::from([127, 0, 0, 1]), plan.healthz_port, "--healthz-port", own_agent));
     }
     findings.push(name_servers(&host_resolv_conf()));
+    if root {
+        // who cannot look at nftables has been told so above
+        let told = obstacles(&plan.bridge).unwrap_or_default();
+        findings
+            .extend(told.into_iter().map(|found| Finding::warning("firewall", found, "let packets of pods through")));
+    }
+    let conf = read("/etc/dhcpcd.conf");
+    findings.extend(dhcpcd(&dhcpcd_arguments(), &conf, &plan.bridge));
     findings
 }
 
@@ -187,6 +222,17 @@ mod tests {
             state("nameserver 1.1.1.1\nnameserver 1.1.1.2\nnameserver 1.1.1.3\nnameserver 1.1.1.4\n"),
             State::Warning
         );
+    }
+
+    #[test]
+    fn dhcpcd_leaves_links_of_pods_alone() {
+        let arguments = |all: &[&str]| vec![all.iter().map(|a| (*a).to_owned()).collect::<Vec<_>>()];
+        let told = |running: &[Vec<String>], conf: &str| dhcpcd(running, conf, "pikelet0").is_some();
+        let master = arguments(&["-q", "-b"]);
+        assert!(told(&master, "hostname\n") && !told(&[], "") && !told(&arguments(&["-q", "eth0"]), ""));
+        assert!(told(&master, "denyinterfaces veth*\n") && told(&master, "#denyinterfaces veth* pikelet0\n"));
+        assert!(!told(&master, "denyinterfaces veth* pikelet0\n") && !told(&master, "denyinterfaces veth*,pike*\n"));
+        assert!(!told(&master, "allowinterfaces eth0 wlan0\n"));
     }
 
     #[test]

@@ -6,9 +6,10 @@ use tracing::{info, warn};
 
 use super::devices::Given;
 use super::{Allocated, Answer};
+use crate::files::Durability;
 use crate::pod::admission::{self, Node, Rejection};
-use crate::pod::hook::seconds;
 use crate::pod::order::Order;
+use crate::pod::times::seconds;
 use crate::pod::worker::Worker;
 use crate::pod::{PodExt, eviction, shutdown};
 
@@ -45,8 +46,9 @@ impl Worker {
         }
         let devices = self.shared.allocations.devices.of(&self.uid);
         self.allocated = Some(Allocated { devices, ..Allocated::of(&self.pod) });
+        self.save();
         // a start waits for no disk: what a power cut takes of this is found out again at the next boot
-        self.save_allocated(false);
+        self.save_allocated(Durability::Volatile);
         if self.victims.is_empty() { Ok(()) } else { Err(Some(Instant::now() + AGAIN)) }
     }
 
@@ -80,9 +82,9 @@ impl Worker {
     }
 
     /// Writes down what the pod was given.
-    pub(super) fn save_allocated(&self, synced: bool) {
+    pub(super) fn save_allocated(&self, durability: Durability) {
         let Some(allocated) = &self.allocated else { return };
-        if let Err(error) = allocated.save(&self.pod_dir(), synced) {
+        if let Err(error) = allocated.save(&self.pod_dir(), durability) {
             warn!(pod = %self.uid, %error, "allocation not written: after a restart of the agent the pod may be given something else");
         }
     }

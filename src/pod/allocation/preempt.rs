@@ -93,6 +93,14 @@ mod tests {
         assert_eq!(chosen(&others, "cpu", 700).unwrap(), ["small", "guaranteed"]);
         assert_eq!(chosen(&others, "pods", 1).unwrap(), ["none"]);
         assert_eq!(chosen(&others, "cpu", 2000), None);
+        // what a user of the API server writes makes no pod one of the node's
+        let mut forged = (*pod("forged", Some("1"), false, 0)).clone();
+        let annotations =
+            ["kubernetes.io/config.source", "kubernetes.io/config.hash"].map(|k| (k.to_owned(), "file".to_owned()));
+        forged.metadata.annotations = Some(annotations.into());
+        forged.metadata.resource_version = Some("7".to_owned());
+        assert!(!is_critical(&forged));
+        assert_eq!(chosen(&[forged.into()], "cpu", 100).unwrap(), ["forged"]);
         assert_eq!(chosen(&[pod("system", Some("1"), false, 2_000_001_000)], "cpu", 100), None);
     }
 }

@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::{Pod, ResourceRequirements};
 use serde::{Deserialize, Serialize};
 
 use super::devices::Given;
+use crate::files::{self, Durability};
 use crate::json;
 
 const FILE: &str = "allocation.json";
@@ -61,14 +62,14 @@ impl Allocated {
         json::from_slice(&fs::read(pod_dir.join(FILE)).ok()?).ok()
     }
 
-    /// Writes it (temporary name, rename) unless it is there; `synced` also so that it outlives a power cut.
-    pub fn save(&self, pod_dir: &Path, synced: bool) -> std::io::Result<()> {
+    /// Writes it (temporary name, rename) unless it is there; `Synced` also so that it outlives a power cut.
+    pub fn save(&self, pod_dir: &Path, durability: Durability) -> std::io::Result<()> {
         if Self::load(pod_dir).as_ref() == Some(self) {
             return Ok(());
         }
-        fs::create_dir_all(pod_dir)?;
+        files::dir_kept(pod_dir, 0o750)?;
         let text = serde_json::to_vec(self).map_err(std::io::Error::other)?;
-        crate::durable::replace(&pod_dir.join(FILE), &text, synced)
+        files::write(&pod_dir.join(FILE), &text, 0o600, durability)
     }
 }
 
@@ -87,7 +88,7 @@ mod tests {
         let unit = [("a/b".to_owned(), vec!["0".to_owned()])].into();
         let devices = [("c".to_owned(), unit)].into();
         let given = Allocated { devices, ..Allocated::of(&pod("1")) };
-        given.save(&dir, true).unwrap();
+        given.save(&dir, Durability::Synced).unwrap();
         let read = Allocated::load(&dir).unwrap();
         assert_eq!(read, given);
         let mut wanted = pod("2");

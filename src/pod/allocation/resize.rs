@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
 
 use super::{Allocated, LABEL_RESOURCES, Unfit};
+use crate::files::Durability;
 use crate::pod::qos;
 use crate::pod::worker::Worker;
 use crate::runtime::ContainerInfo;
@@ -98,7 +99,7 @@ impl Worker {
         self.allocated = Some(Allocated { applied, devices, ..desired.clone() });
         self.pod = pod;
         self.resizing = Resizing { pending: None, progress: Some(None) };
-        self.save_allocated(true);
+        self.save_allocated(Durability::Synced);
         self.event(None, "Normal", "ResizeStarted", "Pod resize started".to_owned());
     }
 
@@ -137,7 +138,7 @@ impl Worker {
                 errors.push(error);
             }
         }
-        self.save_allocated(true);
+        self.save_allocated(Durability::Synced);
         (!errors.is_empty()).then(|| errors.join("; "))
     }
 

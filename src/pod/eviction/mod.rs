@@ -22,6 +22,7 @@ use tracing::{info, warn};
 use super::PodExt;
 use super::order::Order;
 use super::table::PodTable;
+use super::times::seconds;
 use crate::cluster::EventRecorder;
 use crate::image::{GcPolicy, ImageStore};
 use crate::runtime::Runtime;
@@ -143,7 +144,7 @@ impl Evictions {
             IMMEDIATE
         } else {
             let own = first.pod.pod_spec().and_then(|s| s.termination_grace_period_seconds).unwrap_or(30);
-            self.policy.max_pod_grace.min(Duration::from_secs(u64::try_from(own).unwrap_or(0)))
+            self.policy.max_pod_grace.min(seconds(own))
         };
         let uid = first.pod.uid().to_owned();
         self.evict(&uid, message, grace).await;

@@ -11,7 +11,8 @@ use k8s_openapi::api::core::v1::{Pod, Volume};
 
 use super::ranking::Candidate;
 use super::threshold::Signal;
-use crate::machine::usage::{disk_usage, file_system, memory, written};
+use crate::machine::folder_usage::disk_usage;
+use crate::machine::usage::{file_system, memory, written};
 use crate::pod::{PodExt, qos};
 use crate::quantity;
 
@@ -21,6 +22,9 @@ const AT_LATEST: Duration = Duration::from_mins(5);
 const BLIND: Duration = Duration::from_secs(30);
 /// A pod is measured when it may have come this much of the way to its limit.
 const STEP: u64 = 2;
+
+/// What containers write to in a pod's folder, beside volumes.
+const WRITTEN: [&str; 4] = ["etc-hosts", "hostname", "resolv.conf", "containers"];
 
 /// Folders of a node.
 #[derive(Debug, Clone)]
@@ -43,11 +47,13 @@ pub struct OnDisk {
     pub containers: BTreeMap<String, Used>,
     /// emptyDirs on disk.
     pub volumes: BTreeMap<String, Used>,
+    /// The pod's files that containers write to as well: `/etc/hosts` and the like, and termination messages.
+    pub files: Used,
 }
 
 impl OnDisk {
     fn total(&self) -> Used {
-        let parts = self.containers.values().chain(self.volumes.values());
+        let parts = self.containers.values().chain(self.volumes.values()).chain([&self.files]);
         parts.fold((0, 0), |(bytes, inodes), part| (bytes + part.0, inodes + part.1))
     }
 
@@ -86,7 +92,12 @@ pub fn measure(pod: &Pod, places: &Places) -> OnDisk {
         let log = disk_usage(&logs.join(name));
         found.containers.insert(name.to_owned(), (layer.0 + log.0, layer.1 + log.1));
     }
-    let volumes = places.pods.join(pod.uid()).join("volumes/kubernetes.io~empty-dir");
+    let dir = places.pods.join(pod.uid());
+    for part in WRITTEN {
+        let (bytes, inodes) = disk_usage(&dir.join(part));
+        found.files = (found.files.0 + bytes, found.files.1 + inodes);
+    }
+    let volumes = dir.join("volumes/kubernetes.io~empty-dir");
     for volume in empty_dirs(pod) {
         found.volumes.insert(volume.name.clone(), disk_usage(&volumes.join(&volume.name)));
     }
@@ -236,6 +247,7 @@ mod tests {
         let of = |volume: u64, a: u64, free: u64| OnDisk {
             containers: [("a".to_owned(), (a << 20, 1))].into(),
             volumes: [("e".to_owned(), (volume << 20, 1)), ("free".to_owned(), (free << 20, 1))].into(),
+            files: (0, 4),
         };
         let limits = limits(&pod());
         assert_eq!(limits.volumes, [("e".to_owned(), 1 << 20)], "not the one in memory");
@@ -281,6 +293,12 @@ mod tests {
         assert!(found.volumes["e"].0 >= 2_000_000 && !found.volumes.contains_key("m"));
         let over = Watch::default().over([&pod()].into_iter(), &places);
         assert!(over[0].1.contains("EmptyDir volume \"e\""));
+        std::fs::remove_dir_all(places.pods.join("u/volumes")).unwrap();
+        write(places.pods.join("u/etc-hosts"), 6_000_000);
+        write(places.pods.join("u/containers/a/12345678"), 6_000_000);
+        assert!(measure(&pod(), &places).files.0 >= 12_000_000);
+        let over = Watch::default().over([&pod()].into_iter(), &places);
+        assert!(over[0].1.starts_with("Pod ephemeral local storage usage exceeds"), "{over:?}");
         std::fs::remove_dir_all(&root).unwrap();
     }
 }

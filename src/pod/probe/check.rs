@@ -11,6 +11,8 @@ use crate::runtime::{Runtime, Wanted};
 
 /// Most output or body that is looked at in bytes.
 const MAX_OUTPUT: usize = 10 << 10;
+/// Most bytes of a wrong answer that are shown.
+const MAX_SHOWN: usize = 64;
 
 /// What a probe looks at, with everything it needs.
 #[derive(Debug, Clone)]
@@ -218,19 +220,31 @@ async fn http_get(
     match response.status().as_u16() {
         200..300 => Ok(None),
         _ if any_status => Ok(None),
-        300..400 => Ok(Some(format!("Probe terminated redirects, Response body: {}", beginning(response).await))),
+        300..400 => {
+            let (body, _) = beginning(response).await;
+            let body = String::from_utf8_lossy(&body);
+            Ok(Some(format!("Probe terminated redirects, Response body: {body}")))
+        }
         status => Err(format!("HTTP probe failed with statuscode: {status}")),
     }
 }
 
-/// The text an answer begins with.
-async fn beginning(mut response: reqwest::Response) -> String {
-    let mut text = Vec::new();
-    while let (true, Ok(Some(chunk))) = (text.len() < MAX_OUTPUT, response.chunk().await) {
-        text.extend_from_slice(&chunk);
+/// What an answer begins with, and the error that cut it short. One that never ends takes no more memory than that.
+async fn beginning(mut response: reqwest::Response) -> (Vec<u8>, Option<reqwest::Error>) {
+    let mut bytes = Vec::new();
+    let mut error = None;
+    while bytes.len() < MAX_OUTPUT {
+        match response.chunk().await {
+            Ok(Some(chunk)) => bytes.extend_from_slice(&chunk),
+            Ok(None) => break,
+            Err(e) => {
+                error = Some(e);
+                break;
+            }
+        }
     }
-    text.truncate(MAX_OUTPUT);
-    String::from_utf8_lossy(&text).into_owned()
+    bytes.truncate(MAX_OUTPUT);
+    (bytes, error)
 }
 
 /// A unary call in gRPC's framing: a byte for no compression, four for the length, then the message.
@@ -254,11 +268,14 @@ async fn grpc(client: &reqwest::Client, address: &str, service: &str) -> Result<
             "error: this server does not implement the health service as asked (grpc status {status})"
         ));
     }
-    let answer = response.bytes().await.map_err(failed)?;
-    match answer.get(5..) {
+    let (answer, error) = beginning(response).await;
+    if let Some(error) = error {
+        return Err(failed(error));
+    }
+    match answer.get(5..).unwrap_or_default() {
         // field 1, a number: SERVING
-        Some([0x08, 0x01, ..]) => Ok(()),
-        _ => Err(format!("service unhealthy (responded with {:?})", answer.get(5..).unwrap_or_default())),
+        [0x08, 0x01, ..] => Ok(()),
+        other => Err(format!("service unhealthy (responded with {:?})", &other[..other.len().min(MAX_SHOWN)])),
     }
 }
 
@@ -280,5 +297,43 @@ mod tests {
         let probe: Probe = serde_json::from_value(probe).unwrap();
         let check = Check::of(&probe, &container(), "fd00::1", "s", "c").unwrap().unwrap();
         assert!(matches!(check, Check::Http { url, .. } if url == "https://[fd00::1]:8080/healthz"));
+    }
+
+    /// A server of HTTP/2 whose answer to everything never ends; returns its address and how much it has sent.
+    async fn endless() -> (String, Arc<std::sync::atomic::AtomicUsize>) {
+        use http_body_util::StreamBody;
+        use hyper::body::{Bytes, Frame};
+        use std::sync::atomic::{AtomicUsize, Ordering};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let sent = Arc::new(AtomicUsize::new(0));
+        let count = sent.clone();
+        tokio::spawn(async move {
+            let (stream, _) = listener.accept().await.unwrap();
+            let serve = hyper::service::service_fn(move |_| {
+                let count = count.clone();
+                let body = futures::stream::repeat_with(move || {
+                    count.fetch_add(16 << 10, Ordering::Relaxed);
+                    Ok::<_, std::convert::Infallible>(Frame::data(Bytes::from_static(&[0; 16 << 10])))
+                });
+                let answer = hyper::Response::new(StreamBody::new(body));
+                async move { Ok::<_, std::convert::Infallible>(answer) }
+            });
+            let executor = hyper_util::rt::TokioExecutor::new();
+            let connection = hyper::server::conn::http2::Builder::new(executor);
+            let _ = connection.serve_connection(hyper_util::rt::TokioIo::new(stream), serve).await;
+        });
+        (address, sent)
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_never_ends_is_not_kept() {
+        let (address, sent) = endless().await;
+        let clients = Clients::default();
+        let error = grpc(clients.grpc().unwrap(), &address, "").await.unwrap_err();
+        assert!(error.starts_with("service unhealthy") && error.len() < 1000, "{error}");
+        let sent = sent.load(std::sync::atomic::Ordering::Relaxed);
+        // the connection's own windows, which the client fills before it is read
+        assert!(sent < 64 << 20, "{sent}");
     }
 }

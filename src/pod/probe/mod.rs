@@ -8,13 +8,14 @@ mod counts;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Probe;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 pub use check::{Check, Clients};
 pub use counts::Counts;
 
 use super::hook::Run;
+use super::mailbox::Post;
 use super::message::Message;
 
 /// The three questions.
@@ -58,7 +59,7 @@ impl Drop for Probes {
 
 /// Starts the probes of a container that has run for `age`. `before`: whether it had started and was ready when an
 /// earlier agent last looked.
-pub(super) fn start(run: &Run, age: Duration, before: Option<(bool, bool)>, tell: &mpsc::Sender<Message>) -> Probes {
+pub(super) fn start(run: &Run, age: Duration, before: Option<(bool, bool)>, tell: &Post) -> Probes {
     let container = &run.container;
     let (had_started, was_ready) = before.unwrap_or((false, false));
     let started = container.startup_probe.is_none() || had_started;
@@ -104,7 +105,7 @@ struct Prober {
     run: Run,
     kind: Kind,
     check: Result<Check, String>,
-    tell: mpsc::Sender<Message>,
+    tell: Post,
     come_up: watch::Receiver<bool>,
 }
 
@@ -148,7 +149,7 @@ impl Prober {
             let message = Message::Probed { container: self.run.id.clone(), kind: self.kind, success };
             let final_word = self.kind == Kind::Startup || (self.kind == Kind::Liveness && !success);
             // a worker that has ended asks no more
-            if self.tell.send(message).await.is_err() || final_word {
+            if !self.tell.send(message) || final_word {
                 return;
             }
         }

@@ -14,7 +14,8 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
-use super::{PodExt, annotation, references};
+use super::{PodExt, annotation, names, references};
+use crate::cluster::{MIRROR, SOURCE};
 use crate::json;
 use crate::volume::ObjectKind;
 
@@ -23,9 +24,6 @@ pub use url::Remote;
 /// How often each source is looked at where nothing else is said (the kubelet's `fileCheckFrequency` and
 /// `httpCheckFrequency`).
 pub const CHECK: Duration = Duration::from_secs(20);
-
-/// What the annotation of a static pod says of where it came from.
-const SOURCE: &str = "kubernetes.io/config.source";
 
 /// The kinds of sources.
 pub const KINDS: [&str; 2] = ["file", "http"];
@@ -173,10 +171,14 @@ fn refers_to(pod: &Pod) -> Option<&'static str> {
 
 fn complete(pod: &mut Pod, hash: String, origin: Origin<'_>, node: &str) -> Result<(), String> {
     let name = pod.metadata.name.clone().filter(|n| !n.is_empty()).ok_or("metadata.name is missing")?;
+    names::check(pod)?;
     pod.metadata.name = Some(format!("{name}-{node}"));
     pod.metadata.namespace.get_or_insert_with(|| "default".to_owned());
     pod.metadata.uid = Some(hash.clone());
+    // one that was copied out of a cluster
+    pod.metadata.resource_version = None;
     let annotations = pod.metadata.annotations.get_or_insert_default();
+    annotations.remove(MIRROR);
     annotations.insert("kubernetes.io/config.hash".to_owned(), hash);
     annotations.insert(SOURCE.to_owned(), origin.kind().to_owned());
     annotations.insert("kubernetes.io/config.seen".to_owned(), jiff::Timestamp::now().to_string());
@@ -241,7 +243,16 @@ mod tests {
         let listed = parse(&list, Origin::Url("http://m/web"), "pi").unwrap();
         assert_eq!((listed[0].name(), source_of(&listed[0])), ("web-pi", "http"));
         assert_ne!(listed[0].uid(), pods[0].uid());
+        // one that was copied out of a cluster, or says that it was
+        let copied = text.replace(
+            "{name: web}",
+            "{name: web, resourceVersion: '7', annotations: {kubernetes.io/config.source: api, kubernetes.io/config.mirror: x}}",
+        );
+        let copied = parse(&copied, Origin::File(Path::new("/m/web.yaml")), "pi").unwrap();
+        assert!(copied[0].is_static() && !copied[0].is_mirror());
         assert!(listed[0].is_static() && listed[0].spec.as_ref().unwrap().tolerations.is_none());
+        let text = text.replace("web", "../web");
+        assert!(parse(&text, Origin::File(Path::new("x")), "pi").unwrap_err().contains("metadata.name"));
         assert!(parse("kind: Service", Origin::File(Path::new("x")), "pi").unwrap_err().contains("Service"));
         assert!(parse("kind: Pod\nspec: [", Origin::File(Path::new("x")), "pi").is_err());
     }

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use tracing::{info, warn};
 
 use super::{KINDS, Origin, StaticUpdate, parse};
-use crate::errors::causes;
+use crate::errors::{bare, causes};
 
 /// How long an answer may take, as with the kubelet.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -35,7 +35,7 @@ impl Remote {
         loop {
             match self.look(&mut last, node).await {
                 Ok(Some(pods)) => {
-                    info!(url = %self.url, pods = pods.len(), "manifests read");
+                    info!(url = bare(&self.url), pods = pods.len(), "manifests read");
                     told = None;
                     if tx.send(StaticUpdate { source: KINDS[1], pods }).await.is_err() {
                         return;
@@ -44,7 +44,7 @@ impl Remote {
                 Ok(None) => told = None,
                 Err(error) => {
                     if told.as_ref() != Some(&error) {
-                        warn!(url = %self.url, error, "manifests not read: trying again");
+                        warn!(url = bare(&self.url), error, "manifests not read: trying again");
                     }
                     told = Some(error);
                 }

@@ -9,6 +9,17 @@ use crate::runtime::descriptors;
 /// Unsent bytes at which a client that does not read is dropped.
 const MAX_UNSENT: usize = 8 << 20;
 
+/// Kinds of stream sessions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Session {
+    /// Somebody's.
+    Plain,
+    /// A probe or a hook, whose process ends with it.
+    Bound,
+    /// There are too many; it has been told.
+    Refused,
+}
+
 /// What is known of it.
 pub struct Client {
     /// Never blocks.
@@ -17,8 +28,8 @@ pub struct Client {
     pub received: Vec<u8>,
     /// What came with them.
     pub descriptors: Vec<OwnedFd>,
-    /// It has opened a stream session, and is no agent.
-    pub session: bool,
+    /// What it has opened, unless it is an agent's own.
+    pub session: Option<Session>,
     /// What it has not taken yet.
     pub unsent: Vec<u8>,
     /// To be forgotten.
@@ -28,7 +39,7 @@ pub struct Client {
 impl Client {
     /// One that has just come.
     pub fn new(stream: UnixStream) -> Self {
-        Self { stream, received: Vec::new(), descriptors: Vec::new(), session: false, unsent: Vec::new(), dead: false }
+        Self { stream, received: Vec::new(), descriptors: Vec::new(), session: None, unsent: Vec::new(), dead: false }
     }
 
     /// Sends a frame together with a descriptor.

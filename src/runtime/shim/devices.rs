@@ -200,7 +200,7 @@ impl DeviceProgram {
 /// runs.
 pub fn withdraw_tun(hierarchies: &Hierarchies, path: &str) -> Result<(), String> {
     let Some(dir) = hierarchies.dir_of("devices", path).filter(|_| !hierarchies.unified()) else { return Ok(()) };
-    std::fs::write(dir.join("devices.deny"), "c 10:200 rwm").map_err(context("limiting the container's devices"))
+    crate::files::set(dir.join("devices.deny"), "c 10:200 rwm").map_err(context("limiting the container's devices"))
 }
 
 fn refused(dir: &Path, e: &io::Error) -> String {

@@ -5,7 +5,7 @@
 #![allow(unsafe_code)]
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -18,6 +18,7 @@ use sha2::{Digest, Sha256};
 
 use super::setup::context;
 use crate::errors::causes;
+use crate::files;
 use crate::hex::hex;
 
 /// In a container's directory.
@@ -74,12 +75,22 @@ impl Filter {
         Ok(Some(Self { flags: u64::from_ne_bytes(*flags) as u32, program: program.collect() }))
     }
 
+    /// Its instructions.
+    pub fn program(&self) -> &[libc::sock_filter] {
+        &self.program
+    }
+
+    /// As `seccomp(2)` takes it, good as long as the filter lives.
+    pub fn parts(&mut self) -> (libc::sock_fprog, libc::c_ulong) {
+        // the kernel takes less than that, and says so
+        let len = u16::try_from(self.program.len()).unwrap_or(u16::MAX);
+        (libc::sock_fprog { len, filter: self.program.as_mut_ptr() }, libc::c_ulong::from(self.flags))
+    }
+
     /// Confines the calling process, for ever. Takes `no_new_privs` or `CAP_SYS_ADMIN`.
     pub fn load(&mut self) -> io::Result<()> {
-        let len = u16::try_from(self.program.len()).map_err(io::Error::other)?;
-        let program = libc::sock_fprog { len, filter: self.program.as_mut_ptr() };
-        let flags = libc::c_ulong::from(self.flags);
-        // SAFETY: `program` names that many instructions, and both live until the kernel has copied them.
+        let (program, flags) = self.parts();
+        // SAFETY: `program` names as many instructions as there are, and both live until the kernel has copied them.
         let done = unsafe {
             libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, std::ptr::from_ref(&program))
         };
@@ -89,7 +100,7 @@ impl Filter {
 
 /// Forgets all filters when there are too many. Containers have links of their own.
 fn make_room(kept: &Path) -> io::Result<()> {
-    fs::create_dir_all(kept)?;
+    files::dir(kept, 0o700)?;
     let files: Vec<PathBuf> = fs::read_dir(kept)?.flatten().map(|e| e.path()).collect();
     if files.len() >= MOST {
         // other shims may be doing the same
@@ -137,7 +148,7 @@ fn compile(profile: &Value, file: &Path) -> Result<(), String> {
         _ => 0,
     };
     let flags = list(&profile["flags"]).map(flag).fold(0, |all, flag| all | flag) as u32;
-    let mut out = File::create(file).map_err(|e| format!("{}: {e}", file.display()))?;
+    let mut out = files::create(file, 0o600).map_err(|e| format!("{}: {e}", file.display()))?;
     io::Write::write_all(&mut out, &u64::from(flags).to_ne_bytes()).map_err(|e| format!("{}: {e}", file.display()))?;
     filter.export_bpf(&out).map_err(failed(format!("writing it to {}", file.display())))
 }

@@ -1,7 +1,7 @@
 //! The shim: one small single-threaded process per pod that holds its namespaces and is the parent of its containers.
 //!
 //! libcontainer clones its caller, changes its working directory and its OOM score: all of that must happen in a
-//! process without threads, which is this one. It outlives the agent.
+//! process without threads, which is forked from this one. It outlives the agent.
 
 mod bpf;
 mod client;
@@ -11,12 +11,26 @@ mod devices;
 mod exec;
 mod executor;
 mod filter;
+mod filter_check;
+mod jobs;
+mod keyring;
+mod late_mounts;
+mod launch;
+mod log;
+mod maker;
 mod mapped_mounts;
 mod namespaces;
 mod output;
+mod own_memory;
+mod pace;
+mod pause;
+mod places;
+mod privileges;
 mod process;
+mod removal;
 mod server;
 mod setup;
+mod terminal;
 mod user_namespace;
 
 use std::ffi::OsString;

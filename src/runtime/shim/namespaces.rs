@@ -1,19 +1,17 @@
 //! The namespaces a sandbox holds for its containers.
 #![allow(unsafe_code)]
 
-use std::fs::{self, File};
-use std::os::fd::RawFd;
+use std::fs::File;
+use std::os::fd::{IntoRawFd, RawFd};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns, unshare};
-use nix::sys::prctl;
-use nix::sys::signal::{SigSet, Signal};
-use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, sethostname};
 
 use super::setup::context;
-use super::user_namespace;
+use super::{pause, user_namespace};
+use crate::files;
 use crate::runtime::spec::PidNamespace;
 use crate::runtime::types::SandboxSpec;
 
@@ -56,11 +54,13 @@ pub fn enter(spec: &SandboxSpec, dir: &Path) -> Result<Held, String> {
     unshare(flags).map_err(context("creating the pod's namespaces"))?;
     settle(spec)?;
     let own = |kind: &str, held: bool| held.then(|| PathBuf::from(format!("/proc/{}/ns/{kind}", std::process::id())));
-    let pause = if spec.share_process_namespace && !spec.host_pid { Some(start_pause()?) } else { None };
-    let pid = match pause {
-        Some(pause) => PidNamespace::Join(format!("/proc/{pause}/ns/pid").into()),
-        None if spec.host_pid => PidNamespace::Host,
-        None => PidNamespace::New,
+    let (pid, pause) = if spec.host_pid {
+        (PidNamespace::Host, None)
+    } else if spec.share_process_namespace {
+        let (pause, namespace) = start_pause()?;
+        (PidNamespace::Join(held(namespace)), Some(pause))
+    } else {
+        (PidNamespace::New, None)
     };
     Ok(Held {
         network: own("net", !spec.host_network),
@@ -83,7 +83,7 @@ pub fn settle(spec: &SandboxSpec) -> Result<(), String> {
         sethostname(name).map_err(context("setting the pod's host name"))?;
     }
     // names of interfaces have no dots here: the kernel's files lie below directories of the other parts
-    let set = |name: &str, value: &str| fs::write(format!("/proc/sys/{}", name.replace('.', "/")), value);
+    let set = |name: &str, value: &str| files::set(format!("/proc/sys/{}", name.replace('.', "/")), value);
     for (name, value) in OPEN_NETWORK.iter().filter(|_| !spec.host_network) {
         let _ = set(name, value);
     }
@@ -99,31 +99,24 @@ pub fn send(process: Pid, signal: i32) -> nix::Result<()> {
     Errno::result(unsafe { nix::libc::kill(process.as_raw(), signal) }).map(drop)
 }
 
-/// Starts the first process of a PID namespace shared by the pod's containers.
-fn start_pause() -> Result<Pid, String> {
-    let own = File::open("/proc/self/ns/pid").map_err(context("opening the PID namespace"))?;
-    unshare(CloneFlags::CLONE_NEWPID).map_err(context("creating the pod's PID namespace"))?;
-    // SAFETY: the shim has a single thread, so the child may go on as an ordinary process.
-    let forked = unsafe { fork() }.map_err(context("starting the pod's first process"))?;
-    match forked {
-        ForkResult::Child => pause(),
-        ForkResult::Parent { child } => {
-            setns(&own, CloneFlags::CLONE_NEWPID).map_err(context("leaving the pod's PID namespace"))?;
-            Ok(child)
-        }
-    }
+/// Keeps a namespace as long as the shim lives. Its name is good in what the shim forks, even once that has joined the
+/// user namespace and may not look at the shim itself any more.
+pub fn held(namespace: File) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", namespace.into_raw_fd()))
 }
 
-/// Reaps orphans until killed, or until the shim is gone.
-pub fn pause() -> ! {
-    let mut children = SigSet::empty();
-    children.add(Signal::SIGCHLD);
-    let ready = children.thread_block().and_then(|()| prctl::set_pdeathsig(Signal::SIGKILL));
-    let _ = prctl::set_name(c"pikelet-pause");
-    // The agent waits for the end of standard output.
-    let ready = ready.and_then(|()| nix::unistd::close(1)).and_then(|()| nix::unistd::close(0));
-    while ready.is_ok() && children.wait().is_ok() {
-        while waitpid(None, Some(WaitPidFlag::WNOHANG)).is_ok_and(|s| s.pid().is_some()) {}
-    }
-    std::process::exit(1)
+/// Starts the first process of a PID namespace shared by the pod's containers.
+fn start_pause() -> Result<(Pid, File), String> {
+    let own = File::open("/proc/self/ns/pid").map_err(context("opening the PID namespace"))?;
+    unshare(CloneFlags::CLONE_NEWPID).map_err(context("creating the pod's PID namespace"))?;
+    let started = pause::start(|| {
+        // SAFETY: the shim has a single thread, so the child may go on as an ordinary process.
+        Ok(match unsafe { fork() }? {
+            ForkResult::Child => None,
+            ForkResult::Parent { child } => Some(child),
+        })
+    });
+    let made = File::open("/proc/self/ns/pid_for_children");
+    setns(&own, CloneFlags::CLONE_NEWPID).map_err(context("leaving the pod's PID namespace"))?;
+    Ok((started?, made.map_err(context("opening the pod's PID namespace"))?))
 }

@@ -2,21 +2,27 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::unistd::{Uid, fchown, pipe2, read, write};
 
+use super::pace::Pace;
 use super::setup::context;
 use crate::runtime::cri_log::{LineSplitter, LogFile, Stream, timestamp};
 use crate::runtime::protocol::Wanted;
 use crate::runtime::types::ContainerSpec;
+
+/// Buffers that are copied of one stream when its container has ended: more than a pipe can hold.
+const DRAINED: usize = 256;
 
 /// The shim's ends of a container's streams.
 pub struct Output {
     container: String,
     sources: Vec<Source>,
     log: LogFile,
+    pace: Pace,
     tty: bool,
     /// Write end kept open so that the program sees no end of its standard input.
     stdin: Option<OwnedFd>,
@@ -47,6 +53,7 @@ impl Output {
             container: spec.id.clone(),
             sources: Vec::new(),
             log,
+            pace: Pace::new(Instant::now()),
             tty: spec.tty,
             stdin: None,
             stdin_once: spec.stdin_once,
@@ -84,9 +91,15 @@ impl Output {
         Ok(input)
     }
 
-    /// Descriptors to wait for, with their number for [`Output::pump`].
-    pub fn readable(&self) -> impl Iterator<Item = (usize, BorrowedFd<'_>)> {
-        self.sources.iter().enumerate().filter(|(_, s)| s.open).map(|(i, s)| (i, s.fd.as_fd()))
+    /// Descriptors to wait for, with their number for [`Output::pump`]; none while [`Output::rest`] has a time.
+    pub fn readable(&self, now: Instant) -> impl Iterator<Item = (usize, BorrowedFd<'_>)> {
+        let open = self.sources.iter().enumerate().filter(|(_, s)| s.open);
+        open.filter(move |_| self.pace.rest(now).is_none()).map(|(i, s)| (i, s.fd.as_fd()))
+    }
+
+    /// Until when nothing is read, as the container has written too much.
+    pub fn rest(&self, now: Instant) -> Option<Instant> {
+        self.pace.rest(now).filter(|_| self.sources.iter().any(|s| s.open))
     }
 
     /// Copies what one source holds (at most one buffer of it) to the log; false when there was nothing.
@@ -107,16 +120,21 @@ impl Output {
                 false
             }
         };
+        self.pace.spend(lines.len(), Instant::now());
         if let Err(e) = self.log.append(&lines) {
-            tracing::warn!("writing the log of container {}: {e}; lines are lost", self.container);
+            tracing::warn!("writing the log of container {}: {e}", self.container);
         }
         more
     }
 
-    /// The container has ended: copies the rest, and closes them.
+    /// The container has ended: copies the rest, and closes them. A process elsewhere may have its pipe and write on.
     pub fn drain(&mut self, buffer: &mut [u8]) {
         for index in 0..self.sources.len() {
-            while self.pump(index, buffer) {}
+            for _ in 0..DRAINED {
+                if !self.pump(index, buffer) {
+                    break;
+                }
+            }
         }
         let mut lines = Vec::new();
         for source in self.sources.drain(..).filter(|s| s.open) {
@@ -184,4 +202,22 @@ pub(super) fn give(pipe: &OwnedFd, owner: u32) -> Result<(), String> {
 
 pub(super) fn set_nonblocking(fd: &OwnedFd) -> Result<(), String> {
     fcntl(fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map(drop).map_err(context("making an output non-blocking"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::folder::Folder;
+
+    #[test]
+    fn an_output_without_end_is_drained_all_the_same() {
+        let folder = Folder::new();
+        let spec = ContainerSpec { log_path: folder.path().join("0.log"), ..ContainerSpec::default() };
+        let mut output = Output::new(&spec).unwrap();
+        output.terminal(File::open("/dev/zero").unwrap().into()).unwrap();
+        output.drain(&mut [0; 16]);
+        let log = std::fs::read(&spec.log_path).unwrap();
+        assert_eq!(log.iter().filter(|byte| **byte == 0).count(), 16 * DRAINED);
+        assert_eq!(output.readable(Instant::now()).count(), 0);
+    }
 }

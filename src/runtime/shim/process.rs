@@ -1,14 +1,13 @@
-//! The shim's own process, which libcontainer changes whenever it makes another.
+//! The shim's own process, and that of a maker.
 
 use std::fs;
 use std::io;
-use std::path::Path;
 
-use nix::sys::prctl;
-use nix::unistd::chdir;
 use pathrs::procfs::ProcfsHandle;
 
 use super::setup::context;
+
+use crate::files;
 
 const OOM_SCORE_ADJ: &str = "/proc/self/oom_score_adj";
 
@@ -35,28 +34,13 @@ impl Process {
         Ok(Self { oom_score, capabilities })
     }
 
-    /// libcontainer changes its caller: OOM score, dumpable flag, working directory.
-    pub fn restore(&self, dir: &Path) {
-        if let Err(e) = fs::write(OOM_SCORE_ADJ, self.oom_score.to_string()) {
-            tracing::warn!("restoring the shim's oom_score_adj to {}: {e}", self.oom_score);
-        }
-        if let Err(e) = prctl::set_dumpable(true) {
-            tracing::warn!("restoring the shim's dumpable flag: {e}");
-        }
-        if let Err(e) = chdir(dir) {
-            tracing::warn!("returning to the sandbox directory: {e}");
-        }
-    }
-
-    /// Lowering the score takes `CAP_SYS_RESOURCE`, and libcontainer gives up without it.
-    pub fn settable_oom_score(&self, wanted: i32) -> i32 {
-        let own = self.oom_score;
-        if wanted >= own {
-            return wanted;
-        }
-        match fs::write(OOM_SCORE_ADJ, wanted.to_string()) {
+    /// Sets the score of the calling process, a maker, or leaves the shim's: lowering it takes `CAP_SYS_RESOURCE`, and
+    /// libcontainer gives up without it. Returns what it is now.
+    pub fn set_oom_score(&self, wanted: i32) -> i32 {
+        match files::set(OOM_SCORE_ADJ, wanted.to_string()) {
             Ok(()) => wanted,
             Err(e) => {
+                let own = self.oom_score;
                 tracing::warn!("oom_score_adj {wanted}: {e}; using {own} (lowering it takes CAP_SYS_RESOURCE)");
                 own
             }

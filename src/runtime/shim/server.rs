@@ -1,6 +1,6 @@
 //! The shim's only loop: requests of agents, output and ends of containers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
@@ -9,17 +9,19 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use super::client::Client;
+use super::client::{Client, Session};
 use super::container::{Container, Pod};
 use super::devices::DeviceProgram;
-use super::exec;
+use super::exec::Wish;
+use super::jobs::{Job, Waiting};
 use super::namespaces::Held;
 use super::process::Process;
+use super::removal::Removal;
 use super::setup::context;
 use crate::runtime::cgroup::Hierarchies;
 use crate::runtime::descriptors;
@@ -29,37 +31,67 @@ use crate::runtime::types::SandboxInfo;
 
 /// Shared by all sockets and pipes.
 const BUFFER: usize = 32 * 1024;
-/// Connections at a time: an agent's own, and one for every exec and attach.
-const MAX_CLIENTS: usize = 72;
+/// Exec and attach sessions at a time, and how many more that are bound to their process: probes must not wait for people.
+const MAX_SESSIONS: usize = 192;
+const MAX_BOUND: usize = 64;
+/// Connections at a time: those, an agent's own, and such as are told that there are too many.
+const MAX_CLIENTS: usize = MAX_SESSIONS + MAX_BOUND + 16;
+/// Ended processes nobody knows that are remembered while something is made.
+const MAX_STRAYS: usize = 1024;
+/// How long nobody is accepted when the process or the machine is out of descriptors.
+const DEAF: Duration = Duration::from_secs(1);
 /// Memory that making a container took is given back when that was so long ago.
 const TRIM_AFTER: Duration = Duration::from_secs(1);
 /// poll(2) counts whole milliseconds.
 const ROUNDING: Duration = Duration::from_millis(1);
-/// How long a killed container may take to be gone.
-const KILL_TIME: Duration = Duration::from_secs(5);
 
 /// All state of a shim.
 pub struct Server {
-    pod: Pod,
-    listener: UnixListener,
-    children: SignalFd,
-    clients: BTreeMap<u64, Client>,
+    pub(super) pod: Pod,
+    listener: Option<UnixListener>,
+    pub(super) children: Option<SignalFd>,
+    pub(super) clients: BTreeMap<u64, Client>,
     next_client: u64,
-    containers: Vec<Container>,
+    pub(super) containers: Vec<Container>,
     /// Processes beside the containers' own, and the session of each.
-    execs: Vec<Exec>,
+    pub(super) execs: Vec<Exec>,
+    /// What is being made.
+    pub(super) jobs: Vec<Job>,
+    /// Processes to be made when others are.
+    pub(super) waiting: VecDeque<Waiting>,
+    /// What is being removed.
+    pub(super) removals: Vec<Removal>,
+    /// Ends of processes that may turn out to be what is being made.
+    pub(super) strays: Vec<End>,
+    /// Cgroups that stand still while a container is made.
+    pub(super) still: Vec<String>,
     buffer: Box<[u8]>,
-    ending: bool,
+    pub(super) ending: bool,
     /// When free memory is given back.
-    trim_at: Option<Instant>,
+    pub(super) trim_at: Option<Instant>,
+    /// Nobody is accepted until then.
+    deaf_until: Option<Instant>,
 }
 
 /// A process that is no container's first.
-struct Exec {
-    pid: Pid,
-    session: u64,
+pub struct Exec {
+    /// A child of the shim.
+    pub pid: Pid,
+    /// The connection that is told of its end.
+    pub session: u64,
     /// It must not outlive its session.
-    bound: bool,
+    pub bound: bool,
+}
+
+/// An ended child.
+#[derive(Clone, Copy)]
+pub struct End {
+    /// Its number, which may be another's from now on.
+    pub pid: Pid,
+    /// Exit code; 128 + signal for a killed one.
+    pub code: i32,
+    /// What it was killed by.
+    pub signal: Option<i32>,
 }
 
 #[derive(Clone, Copy)]
@@ -68,6 +100,7 @@ enum Source {
     Children,
     Client(u64),
     Output(usize, usize),
+    Job(u64),
 }
 
 impl Server {
@@ -94,12 +127,18 @@ impl Server {
                 process: Process::own()?,
                 device_program: DeviceProgram::default(),
             },
-            listener,
-            children,
+            listener: Some(listener),
+            children: Some(children),
             clients: BTreeMap::new(),
             next_client: 0,
             containers: Vec::new(),
             execs: Vec::new(),
+            jobs: Vec::new(),
+            waiting: VecDeque::new(),
+            removals: Vec::new(),
+            strays: Vec::new(),
+            still: Vec::new(),
+            deaf_until: None,
             buffer: vec![0; BUFFER].into_boxed_slice(),
             ending: false,
             trim_at: None,
@@ -119,9 +158,12 @@ impl Server {
                         }
                     }
                     Source::Client(id) => self.serve(id, flags),
+                    Source::Job(id) => self.hear(id),
                 }
             }
             self.forget_dead();
+            self.end_overdue();
+            self.go_on_removing();
             if self.trim_at.is_some_and(|at| at <= Instant::now()) {
                 self.trim_at = None;
                 crate::allocator::trim();
@@ -134,20 +176,27 @@ impl Server {
     /// which may change the containers' numbers, come last.
     fn wait(&self) -> Result<Vec<(Source, PollFlags)>, String> {
         let mut waiting: Vec<(Source, BorrowedFd<'_>, PollFlags)> = Vec::new();
+        let now = Instant::now();
         for (number, container) in self.containers.iter().enumerate() {
-            let outputs = container.output.readable();
+            let outputs = container.output.readable(now);
             waiting.extend(outputs.map(|(i, fd)| (Source::Output(number, i), fd, PollFlags::POLLIN)));
         }
-        waiting.push((Source::Children, self.children.as_fd(), PollFlags::POLLIN));
-        if self.clients.len() < MAX_CLIENTS {
-            waiting.push((Source::Listener, self.listener.as_fd(), PollFlags::POLLIN));
+        waiting.extend(self.children.iter().map(|fd| (Source::Children, fd.as_fd(), PollFlags::POLLIN)));
+        waiting.extend(self.jobs.iter().map(|j| (Source::Job(j.id), j.maker.as_fd(), PollFlags::POLLIN)));
+        if self.clients.len() < MAX_CLIENTS && self.deaf_until.is_none_or(|until| until <= now) {
+            waiting.extend(self.listener.iter().map(|fd| (Source::Listener, fd.as_fd(), PollFlags::POLLIN)));
         }
         for (&id, client) in &self.clients {
             let write = if client.unsent.is_empty() { PollFlags::empty() } else { PollFlags::POLLOUT };
             waiting.push((Source::Client(id), client.stream.as_fd(), PollFlags::POLLIN | write));
         }
         let mut fds: Vec<_> = waiting.iter().map(|&(_, fd, events)| PollFd::new(fd, events)).collect();
-        let timeout = self.trim_at.map(|at| at.saturating_duration_since(Instant::now()) + ROUNDING);
+        let deaf = self.deaf_until.filter(|until| *until > now);
+        let jobs = self.jobs.iter().map(|j| j.deadline);
+        let rests = self.containers.iter().filter_map(|c| c.output.rest(now));
+        let next =
+            jobs.chain(self.removals.iter().map(Removal::next)).chain(rests).chain(self.trim_at).chain(deaf).min();
+        let timeout = next.map(|at| at.saturating_duration_since(now) + ROUNDING);
         let timeout = timeout.map_or(PollTimeout::NONE, |t| PollTimeout::try_from(t).unwrap_or(PollTimeout::NONE));
         match poll(&mut fds, timeout) {
             Ok(_) | Err(Errno::EINTR) => {}
@@ -158,7 +207,8 @@ impl Server {
     }
 
     fn accept(&mut self) {
-        match self.listener.accept() {
+        let Some(listener) = &self.listener else { return };
+        match listener.accept() {
             Ok((stream, _)) => {
                 if let Err(e) = stream.set_nonblocking(true) {
                     tracing::warn!("accepting a connection: {e}");
@@ -169,14 +219,32 @@ impl Server {
                 self.clients.insert(id, Client::new(stream));
                 self.send(id, &ShimMessage::Hello { version: protocol::VERSION });
             }
-            Err(e) if e.kind() == ErrorKind::WouldBlock => {}
-            Err(e) => tracing::warn!("accepting a connection: {e}"),
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+            Err(e) => {
+                tracing::warn!("accepting a connection: {e}; trying again in {} s", DEAF.as_secs());
+                self.deaf_until = Some(Instant::now() + DEAF);
+            }
         }
     }
 
-    fn send(&mut self, id: u64, message: &ShimMessage) {
+    /// In a forked process: closes what is the shim's alone, all of other containers included.
+    pub(super) fn shed(&mut self) {
+        (self.listener, self.children) = (None, None);
+        self.clients.clear();
+        self.containers.clear();
+        self.jobs.clear();
+        self.waiting.clear();
+        self.removals.clear();
+        self.buffer.fill(0);
+    }
+
+    pub(super) fn send(&mut self, id: u64, message: &ShimMessage) {
+        self.send_frame(id, protocol::encode(message));
+    }
+
+    fn send_frame(&mut self, id: u64, frame: Result<Vec<u8>, String>) {
         let Some(client) = self.clients.get_mut(&id) else { return };
-        match protocol::encode(message) {
+        match frame {
             Ok(frame) => client.send(&frame),
             Err(e) => {
                 tracing::error!("{e}");
@@ -208,7 +276,6 @@ impl Server {
                     }
                 }
                 Ok(Some(ClientMessage::Stream(request))) => {
-                    client.session = true;
                     let ends = std::mem::take(&mut client.descriptors);
                     self.stream(id, request, ends);
                 }
@@ -218,11 +285,7 @@ impl Server {
                     }
                 }
                 Ok(Some(ClientMessage::Request { id: request_id, request })) => {
-                    if matches!(request, Request::Start { .. }) {
-                        self.trim_at = Some(Instant::now() + TRIM_AFTER);
-                    }
-                    let result = self.answer(request);
-                    self.send(id, &ShimMessage::Response { id: request_id, result });
+                    self.answer(id, request_id, request);
                 }
                 Err(e) => {
                     tracing::warn!("dropping a connection: {e}");
@@ -234,13 +297,23 @@ impl Server {
 
     /// Opens a stream session on the connection `id`.
     fn stream(&mut self, id: u64, request: StreamRequest, ends: Vec<OwnedFd>) {
+        let bound = matches!(request, StreamRequest::Exec { bound: true, .. });
+        let kind = if bound { Session::Bound } else { Session::Plain };
+        let held = |kind: Session| self.clients.values().filter(|c| c.session == Some(kind)).count();
+        let (plain, all) = (held(Session::Plain), held(Session::Plain) + held(Session::Bound));
+        let full = if bound { all >= MAX_SESSIONS + MAX_BOUND } else { plain >= MAX_SESSIONS };
+        if let Some(client) = self.clients.get_mut(&id) {
+            client.session = Some(if full { Session::Refused } else { kind });
+        }
+        if full {
+            let text = format!("there are {all} exec and attach sessions in this pod already; end some of them first");
+            return self.streaming(id, Err(text), None);
+        }
         let opened = match request {
-            StreamRequest::Exec { container, args, tty, bound, wanted } => self.find(&container).and_then(|number| {
-                exec::exec(&self.pod, &self.containers[number], &args, tty, wanted, ends).map(|(pid, terminal)| {
-                    self.execs.push(Exec { pid, session: id, bound });
-                    terminal
-                })
-            }),
+            StreamRequest::Exec { container, args, tty, bound, wanted } => {
+                self.wish(id, container, bound, Wish { args, tty, wanted, ends });
+                return;
+            }
             StreamRequest::Attach { container, wanted } => {
                 self.find(&container).and_then(|number| match &mut self.containers[number] {
                     ended if ended.info.exit.is_some() => Err(format!("container {container} has ended")),
@@ -248,29 +321,33 @@ impl Server {
                 })
             }
         };
-        let (result, descriptor) = match opened {
-            Ok(descriptor) => (Ok(()), descriptor),
-            Err(e) => (Err(e), None),
-        };
+        match opened {
+            Ok(descriptor) => self.streaming(id, Ok(()), descriptor.as_ref()),
+            Err(e) => self.streaming(id, Err(e), None),
+        }
+    }
+
+    /// Answers the stream session on the connection `id`.
+    pub(super) fn streaming(&mut self, id: u64, result: Result<(), String>, descriptor: Option<&OwnedFd>) {
         let Some(client) = self.clients.get_mut(&id) else { return };
         match protocol::encode(&ShimMessage::Streaming { result }) {
-            Ok(frame) => client.send_with(&frame, descriptor.as_ref()),
+            Ok(frame) => client.send_with(&frame, descriptor),
             Err(e) => {
                 tracing::error!("{e}");
                 client.dead = true;
             }
         }
-        // a process that was not made, or has ended already
-        self.reap();
     }
 
     fn forget_dead(&mut self) {
         let dead: Vec<u64> = self.clients.iter().filter(|(_, c)| c.dead).map(|(id, _)| *id).collect();
         for id in dead {
             self.clients.remove(&id);
+            self.waiting.retain(|w| w.session != id);
+            self.give_up_bound(id);
             for exec in self.execs.iter().filter(|e| e.session == id && e.bound) {
                 // one that has ended meanwhile is reaped soon
-                let _ = nix::sys::signal::kill(exec.pid, Signal::SIGKILL);
+                let _ = kill(exec.pid, Signal::SIGKILL);
             }
             for container in &mut self.containers {
                 container.output.detach(id);
@@ -278,32 +355,21 @@ impl Server {
         }
     }
 
-    fn answer(&mut self, request: Request) -> Result<Reply, String> {
-        match request {
-            Request::Create { spec } => {
-                if self.containers.iter().any(|c| c.info.spec.id == spec.id) {
-                    return Err(format!("container {} exists already; remove it first", spec.id));
-                }
-                let created = self.pod.create(*spec);
-                // A failed creation leaves zombies that keep the container's PID namespace alive.
-                if created.is_err() {
-                    self.reap();
-                }
-                let container = created?;
-                let pid = container.info.pid;
-                self.containers.push(container);
-                self.reap();
-                Ok(Reply::Pid(pid))
-            }
-            Request::Start { container } => {
-                let number = self.find(&container)?;
+    /// Answers a request, at once or when what was asked for is done.
+    fn answer(&mut self, client: u64, id: u64, request: Request) {
+        let result = match request {
+            Request::Create { spec } => match self.create(client, id, *spec) {
+                Ok(()) => return,
+                Err(e) => Err(e),
+            },
+            Request::Start { container } => self.find(&container).and_then(|number| {
+                self.trim_at = Some(Instant::now() + TRIM_AFTER);
                 self.pod.start(&mut self.containers[number]).map(Reply::StartedAt)
-            }
-            Request::Kill { container, signal, all } => {
-                let number = self.find(&container)?;
-                self.pod.kill(&self.containers[number], signal, all).map(|()| Reply::Done)
-            }
-            Request::Remove { container } => self.remove(&container).map(|()| Reply::Done),
+            }),
+            Request::Kill { container, signal, all } => self
+                .find(&container)
+                .and_then(|number| self.pod.kill(&self.containers[number], signal, all).map(|()| Reply::Done)),
+            Request::Remove { container } => return self.remove(client, id, container),
             Request::Info => Ok(Reply::Info(Box::new(SandboxInfo {
                 spec: self.pod.sandbox.spec.clone(),
                 alive: true,
@@ -311,66 +377,28 @@ impl Server {
                 containers: self.containers.iter().map(|c| c.info.clone()).collect(),
             }))),
             Request::Shutdown => self.shutdown().map(|()| Reply::Done),
-        }
+        };
+        self.respond(client, id, result);
     }
 
-    fn find(&self, id: &str) -> Result<usize, String> {
+    pub(super) fn respond(&mut self, client: u64, id: u64, result: Result<Reply, String>) {
+        self.send_frame(client, protocol::respond(id, result));
+    }
+
+    pub(super) fn find(&self, id: &str) -> Result<usize, String> {
         let number = self.containers.iter().position(|c| c.info.spec.id == id);
         number.ok_or_else(|| format!("no container {id} in sandbox {}", self.pod.sandbox.spec.id))
     }
 
-    fn remove(&mut self, id: &str) -> Result<(), String> {
-        if let Ok(number) = self.find(id) {
-            self.pod.kill(&self.containers[number], Signal::SIGKILL as i32, true)?;
-            self.wait_for_ends(|c| c.info.spec.id == id)?;
-        }
-        self.pod.discard(id)?;
-        self.containers.retain(|c| c.info.spec.id != id);
-        Ok(())
-    }
-
-    fn shutdown(&mut self) -> Result<(), String> {
-        self.ending = true;
-        let mut errors = Vec::new();
-        for container in &self.containers {
-            errors.extend(self.pod.kill(container, Signal::SIGKILL as i32, true).err());
-        }
-        errors.extend(self.wait_for_ends(|_| true).err());
-        if let Some(pause) = self.pod.held.pause {
-            errors.extend(nix::sys::signal::kill(pause, Signal::SIGKILL).err().map(|e| format!("first process: {e}")));
-        }
-        for container in std::mem::take(&mut self.containers) {
-            errors.extend(self.pod.discard(&container.info.spec.id).err());
-        }
-        if errors.is_empty() { Ok(()) } else { Err(errors.join("; ")) }
-    }
-
-    /// Reaps until the chosen containers have ended.
-    fn wait_for_ends(&mut self, chosen: impl Fn(&Container) -> bool) -> Result<(), String> {
-        let deadline = Instant::now() + KILL_TIME;
+    /// Collects ended processes.
+    pub(super) fn reap(&mut self) {
+        while let Some(Ok(Some(_))) = self.children.as_ref().map(SignalFd::read_signal) {}
         loop {
-            self.reap();
-            let Some(left) = self.containers.iter().find(|c| c.info.exit.is_none() && chosen(c)) else { return Ok(()) };
-            let remaining = deadline.saturating_duration_since(Instant::now());
-            if remaining.is_zero() {
-                return Err(format!("container {} was killed but has not ended", left.info.spec.id));
-            }
-            let timeout = PollTimeout::try_from(remaining).unwrap_or(PollTimeout::ZERO);
-            let mut fds = [PollFd::new(self.children.as_fd(), PollFlags::POLLIN)];
-            match poll(&mut fds, timeout) {
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(e) => return Err(format!("waiting for killed processes: {e}")),
-            }
-        }
-    }
-
-    /// Collects ended processes and tells the agents about containers among them.
-    fn reap(&mut self) {
-        while let Ok(Some(_)) = self.children.read_signal() {}
-        loop {
-            let (pid, code, signal) = match waitpid(None::<Pid>, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::Exited(pid, code)) => (pid, code, None),
-                Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, 128 + signal as i32, Some(signal as i32)),
+            let end = match waitpid(None::<Pid>, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::Exited(pid, code)) => End { pid, code, signal: None },
+                Ok(WaitStatus::Signaled(pid, signal, _)) => {
+                    End { pid, code: 128 + signal as i32, signal: Some(signal as i32) }
+                }
                 Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return,
                 Ok(_) | Err(Errno::EINTR) => continue,
                 Err(e) => {
@@ -378,23 +406,38 @@ impl Server {
                     return;
                 }
             };
-            if let Some(number) = self.execs.iter().position(|e| e.pid == pid) {
-                let Exec { session, .. } = self.execs.swap_remove(number);
-                self.send(session, &ShimMessage::Ended { code });
-                continue;
+            if self.pod.held.pause == Some(end.pid) {
+                // all of its PID namespace has ended, and no process can be made there: the agent makes another sandbox
+                tracing::error!("the pod's first process has ended");
+                self.ending = true;
             }
-            let ended = |c: &&mut Container| c.info.pid == pid.as_raw() && c.info.exit.is_none();
-            let Some(container) = self.containers.iter_mut().find(ended) else { continue };
-            let exit = self.pod.finish(container, code, signal, &mut self.buffer);
-            let viewers = container.output.take_viewers();
-            let message = ShimMessage::Exited { container: container.info.spec.id.clone(), exit };
-            for id in viewers {
-                self.send(id, &ShimMessage::Ended { code });
-            }
-            let clients: Vec<u64> = self.clients.iter().filter(|(_, c)| !c.session).map(|(id, _)| *id).collect();
-            for id in clients {
-                self.send(id, &message);
+            if !self.ended(end) && !self.maker_ended(end.pid) && !self.jobs.is_empty() {
+                self.strays.truncate(MAX_STRAYS - 1);
+                self.strays.insert(0, end);
             }
         }
+    }
+
+    /// Tells the agents of a container's end, or that of another process; false for one that is neither.
+    pub(super) fn ended(&mut self, end: End) -> bool {
+        let End { pid, code, signal } = end;
+        if let Some(number) = self.execs.iter().position(|e| e.pid == pid) {
+            let Exec { session, .. } = self.execs.swap_remove(number);
+            self.send(session, &ShimMessage::Ended { code });
+            return true;
+        }
+        let ended = |c: &&mut Container| c.info.pid == pid.as_raw() && c.info.exit.is_none();
+        let Some(container) = self.containers.iter_mut().find(ended) else { return false };
+        let exit = self.pod.finish(container, code, signal, &mut self.buffer);
+        let viewers = container.output.take_viewers();
+        let message = ShimMessage::Exited { container: container.info.spec.id.clone(), exit };
+        for id in viewers {
+            self.send(id, &ShimMessage::Ended { code });
+        }
+        let clients: Vec<u64> = self.clients.iter().filter(|(_, c)| c.session.is_none()).map(|(id, _)| *id).collect();
+        for id in clients {
+            self.send(id, &message);
+        }
+        true
     }
 }

@@ -5,17 +5,18 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, IntoRawFd};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use nix::errno::Errno;
 use nix::libc;
 use nix::sched::{CloneFlags, setns, unshare};
-use nix::sys::prctl;
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, Gid, Pid, Uid, fork, setresgid, setresuid};
 
-use super::namespaces::{Held, pause, settle};
+use super::namespaces::{Held, held, settle};
+use super::pause;
 use super::setup::context;
+use crate::files;
 use crate::runtime::spec::PidNamespace;
 use crate::runtime::store;
 use crate::runtime::types::{IdRange, SandboxSpec};
@@ -49,7 +50,7 @@ fn take_over(ids: IdRange, dir: &Path, helper: Pid, socket: &mut UnixStream) -> 
     if waits {
         for file in ["uid_map", "gid_map"] {
             let file = format!("/proc/{helper}/{file}");
-            fs::write(&file, format!("0 {} {}", ids.first, ids.count)).map_err(|e| format!("writing {file}: {e}"))?;
+            files::set(&file, format!("0 {} {}", ids.first, ids.count)).map_err(|e| format!("writing {file}: {e}"))?;
         }
         socket.write_all(&said).map_err(context("talking to the maker of the pod's namespaces"))?;
     }
@@ -74,7 +75,7 @@ fn take_over(ids: IdRange, dir: &Path, helper: Pid, socket: &mut UnixStream) -> 
         ipc: Some(joined("ipc", CloneFlags::CLONE_NEWIPC)?),
         uts: Some(joined("uts", CloneFlags::CLONE_NEWUTS)?),
         pid: match pause {
-            Some(pause) => PidNamespace::Join(held(namespace(pause, "pid")?)),
+            Some(_) => PidNamespace::Join(held(namespace(helper, "pid_for_children")?)),
             None => PidNamespace::New,
         },
         user: Some(user.into_raw_fd()),
@@ -85,12 +86,6 @@ fn take_over(ids: IdRange, dir: &Path, helper: Pid, socket: &mut UnixStream) -> 
 fn namespace(of: Pid, kind: &str) -> Result<File, String> {
     let path = format!("/proc/{of}/ns/{kind}");
     File::open(&path).map_err(|e| format!("opening {path}: {e}"))
-}
-
-/// Keeps a namespace as long as the shim lives. Its name is good in what the shim forks, even once that has joined the
-/// user namespace and may not look at the shim itself any more.
-fn held(namespace: File) -> PathBuf {
-    PathBuf::from(format!("/proc/self/fd/{}", namespace.into_raw_fd()))
 }
 
 fn read_line(from: &mut UnixStream, line: &mut String) -> std::io::Result<()> {
@@ -132,14 +127,10 @@ fn make(spec: &SandboxSpec, socket: &mut UnixStream) -> Result<Option<Pid>, Stri
         return Ok(None);
     }
     unshare(CloneFlags::CLONE_NEWPID).map_err(context("creating the pod's PID namespace"))?;
-    // SAFETY: a fork, but for the parent, which is the shim; this process has a single thread.
-    let forked = unsafe { libc::syscall(libc::SYS_clone, libc::CLONE_PARENT | libc::SIGCHLD, 0, 0, 0, 0) };
-    match Errno::result(forked).map_err(context("starting the pod's first process"))? {
-        0 => {
-            // else not even the shim's containers could join its namespace
-            let _ = prctl::set_dumpable(true);
-            pause()
-        }
-        pid => Ok(i32::try_from(pid).ok().map(Pid::from_raw)),
-    }
+    let started = pause::start(|| {
+        // SAFETY: a fork, but for the parent, which is the shim; this process has a single thread.
+        let forked = unsafe { libc::syscall(libc::SYS_clone, libc::CLONE_PARENT | libc::SIGCHLD, 0, 0, 0, 0) };
+        Errno::result(forked).map(|pid| i32::try_from(pid).ok().filter(|pid| *pid > 0).map(Pid::from_raw))
+    });
+    started.map(Some)
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -10,14 +10,14 @@ use tracing::debug;
 
 use super::frame::{self, Frame, Parser, ProtocolError};
 use super::headers::{Deflater, Inflater};
-use crate::server::streaming::{Connection, Inlet, Out, Outlet, QUEUE};
+use crate::server::streaming::queue::{self, Budget, Feeder, Inlet};
+use crate::server::streaming::{Connection, Out, Outlet, QUEUE, REFUSED};
 
 /// Streams open at a time; a port-forward uses two for every connection.
 const MAX_STREAMS: usize = 1024;
 /// Bytes read at once.
 const READ: usize = 64 << 10;
 const PROTOCOL_ERROR: u32 = 1;
-const REFUSED_STREAM: u32 = 3;
 
 /// A stream the client has opened. Dropping the outlet does not end the stream; [`Outlet::end`] does.
 pub struct Stream {
@@ -54,7 +54,8 @@ impl Session {
         let (opened, streams) = mpsc::channel(QUEUE);
         let gone = CancellationToken::new();
         let writing = tokio::spawn(write_all(writer, outs, gone.clone()));
-        let reading = Reading { out: out.downgrade(), opened, inlets: HashMap::new(), last: 0 };
+        let reading =
+            Reading { out: out.downgrade(), opened, inlets: HashMap::new(), budget: Budget::default(), last: 0 };
         let ended = gone.clone();
         tokio::spawn(async move {
             tokio::select! {
@@ -72,7 +73,8 @@ impl Session {
 struct Reading {
     out: mpsc::WeakSender<Out>,
     opened: mpsc::Sender<Stream>,
-    inlets: HashMap<u32, mpsc::Sender<Bytes>>,
+    inlets: HashMap<u32, Feeder>,
+    budget: Budget,
     last: u32,
 }
 
@@ -116,11 +118,11 @@ impl Reading {
                 }
                 self.inlets.retain(|_, inlet| !inlet.is_closed());
                 let Some(out) = self.out.upgrade().filter(|_| self.inlets.len() < MAX_STREAMS) else {
-                    self.say(Out::Reset { channel: stream, status: REFUSED_STREAM }).await;
+                    self.say(Out::Reset { channel: stream, status: REFUSED }).await;
                     return Ok(());
                 };
                 self.last = stream;
-                let (inlet, arriving) = mpsc::channel(QUEUE);
+                let (inlet, arriving) = queue::channel(&self.budget);
                 if !fin {
                     self.inlets.insert(stream, inlet);
                 }
@@ -139,11 +141,8 @@ impl Reading {
                 if stream > self.last {
                     return Err(ProtocolError(format!("data on stream {stream}, which is not open")));
                 }
-                if let Some(inlet) = self.inlets.get(&stream)
-                    && !data.is_empty()
-                {
-                    // waits while the other side does not read; what nobody wants is dropped
-                    let _ = inlet.send(data).await;
+                if let Some(inlet) = self.inlets.get(&stream) {
+                    inlet.send(&data).await;
                 }
                 if fin {
                     self.inlets.remove(&stream);

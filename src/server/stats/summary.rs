@@ -12,7 +12,8 @@ use http::StatusCode;
 use serde_json::{Value, json};
 
 use super::{ContainerReading, PodReading, read};
-use crate::machine::usage::{self, FileSystem, disk_usage, file_system, node_usage};
+use crate::machine::folder_usage::disk_usage;
+use crate::machine::usage::{self, FileSystem, file_system, node_usage};
 use crate::pod::PodExt;
 use crate::runtime::{Interface, Usage, interfaces};
 use crate::server::api::Kubelet;

@@ -144,22 +144,20 @@ async fn feed(from: Option<Inlet>, to: Option<Sender>, tty: bool) {
     }
 }
 
+/// Reads what there is of a process' output; nothing once it is over.
+async fn read(from: &mut Reader, into: &mut Vec<u8>, ended: &CancellationToken) -> bool {
+    let read = tokio::select! {
+        read = from.read(into) => return matches!(read, Ok(1..)),
+        () = ended.cancelled() => tokio::time::timeout(SILENCE, from.read(into)).await,
+    };
+    matches!(read, Ok(Ok(1..)))
+}
+
 async fn pump(from: Option<Reader>, to: Option<Outlet>, ended: &CancellationToken) {
     let (Some(mut from), Some(to)) = (from, to) else { return };
     loop {
         let mut piece = Vec::with_capacity(PIECE);
-        let read = tokio::select! {
-            read = from.read(&mut piece) => Some(read),
-            () = ended.cancelled() => None,
-        };
-        let read = match read {
-            Some(read) => read,
-            None => match tokio::time::timeout(SILENCE, from.read(&mut piece)).await {
-                Ok(read) => read,
-                Err(_) => break,
-            },
-        };
-        if !matches!(read, Ok(1..)) {
+        if !read(&mut from, &mut piece, ended).await {
             break;
         }
         if to.send(Bytes::from(piece)).await.is_err() {
@@ -167,6 +165,18 @@ async fn pump(from: Option<Reader>, to: Option<Outlet>, ended: &CancellationToke
         }
     }
     to.end().await;
+}
+
+/// All output of a process, of which `most` bytes are kept: the rest is read as well, as the process waits for that.
+pub async fn collect(from: Option<Reader>, most: usize, ended: &CancellationToken) -> Vec<u8> {
+    let mut output = Vec::new();
+    let Some(mut from) = from else { return output };
+    let mut piece = Vec::with_capacity(PIECE);
+    while read(&mut from, &mut piece, ended).await {
+        output.extend_from_slice(&piece[..piece.len().min(most - output.len())]);
+        piece.clear();
+    }
+    output
 }
 
 /// A size as the clients send it.

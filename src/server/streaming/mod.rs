@@ -2,6 +2,7 @@
 
 pub mod exec;
 pub mod port_forward;
+pub mod queue;
 pub mod upgrade;
 pub mod websocket;
 
@@ -12,13 +13,15 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+pub use self::queue::Inlet;
+
 /// Pieces that may wait in one direction of a channel or session; a piece is at most [`PIECE`] bytes.
 pub const QUEUE: usize = 8;
 /// Largest piece in bytes: with the header of its frame it fills what TLS writes at once, and leaves nothing over.
 pub const PIECE: usize = (64 << 10) - 16;
 
-/// What a client sends on a channel, in pieces; ends when the client has closed it.
-pub type Inlet = mpsc::Receiver<Bytes>;
+/// SPDY's status of a stream that is not taken (draft section 2.6.3).
+pub const REFUSED: u32 = 3;
 
 /// What is sent to a client; each protocol writes it in its own way.
 #[derive(Debug)]
@@ -81,6 +84,12 @@ impl Outlet {
     /// Sends a piece.
     pub async fn send(&self, data: Bytes) -> Result<(), Gone> {
         self.out.send(Out::Data { channel: self.channel, data }).await.map_err(|_| Gone)
+    }
+
+    /// Says that the channel is not taken.
+    pub async fn refuse(self) {
+        // a client that is gone needs not know
+        let _ = self.out.send(Out::Reset { channel: self.channel, status: REFUSED }).await;
     }
 
     /// Says that no more comes.

@@ -9,6 +9,7 @@ use http::{HeaderMap, HeaderValue, Request, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use tokio::time::timeout;
 
+use super::queue::{self, Budget};
 use super::websocket::{self, Framing};
 use super::{Connection, Inlet, Outlet};
 use crate::runtime::Wanted;
@@ -163,9 +164,10 @@ async fn spdy_channels(mut session: Session, version: &str, wanted: Wanted, tty:
 
 async fn websocket_channels(socket: WebSocket, version: &str, wanted: Wanted, tty: bool) -> Channels {
     let framing = if version.contains("base64") { Framing::Base64 } else { Framing::Binary };
-    let (stdin, stdin_inlet) = websocket::inlet();
-    let (resize, resize_inlet) = websocket::inlet();
-    let inlets = vec![stdin.filter(|_| wanted.stdin), None, None, None, resize.filter(|_| tty)];
+    let budget = Budget::default();
+    let (stdin, stdin_inlet) = queue::channel(&budget);
+    let (resize, resize_inlet) = queue::channel(&budget);
+    let inlets = vec![wanted.stdin.then_some(stdin), None, None, None, tty.then_some(resize)];
     let connection = websocket::start(socket, framing, inlets);
     let (stdout, stderr, error) = (connection.outlet(1), connection.outlet(2), connection.outlet(3));
     // tells the client that the connection stands, as the kubelet does

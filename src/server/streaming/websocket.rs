@@ -11,7 +11,8 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use super::{Connection, Inlet, Out, PIECE, QUEUE};
+use super::queue::Feeder;
+use super::{Connection, Out, PIECE, QUEUE};
 
 /// Largest message in bytes.
 pub const MAX_MESSAGE: usize = 4 << 20;
@@ -27,8 +28,18 @@ pub enum Framing {
     Base64,
 }
 
+impl Framing {
+    /// Channels there can be, counted from 0.
+    pub fn channels(self) -> u32 {
+        match self {
+            Self::Binary => u32::from(CLOSE),
+            Self::Base64 => 10,
+        }
+    }
+}
+
 /// Serves a websocket; `inlets` takes what arrives on channels 0, 1, ... that have one.
-pub fn start(socket: WebSocket, framing: Framing, inlets: Vec<Option<mpsc::Sender<Bytes>>>) -> Connection {
+pub fn start(socket: WebSocket, framing: Framing, inlets: Vec<Option<Feeder>>) -> Connection {
     let (sink, stream) = socket.split();
     let (out, outs) = mpsc::channel(QUEUE);
     let gone = CancellationToken::new();
@@ -42,12 +53,6 @@ pub fn start(socket: WebSocket, framing: Framing, inlets: Vec<Option<mpsc::Sende
         ended.cancel();
     });
     Connection::new(out, gone, writer)
-}
-
-/// A channel a client may write to.
-pub fn inlet() -> (Option<mpsc::Sender<Bytes>>, Inlet) {
-    let (sender, receiver) = mpsc::channel(QUEUE);
-    (Some(sender), receiver)
 }
 
 /// The channel and data of a message; `None` for one that carries none. Clients are free in the kind of message: Python's
@@ -65,15 +70,18 @@ fn unpack(message: Message, framing: Framing) -> Result<Option<(u8, Bytes)>, Str
     match framing {
         Framing::Binary => Ok(Some((channel, data))),
         Framing::Base64 => {
+            let digit = channel.is_ascii_digit().then(|| channel - b'0');
+            let channel = digit.ok_or_else(|| format!("channel {:?} is not a digit", char::from(channel)))?;
             let data = STANDARD.decode(&data).map_err(|e| format!("message is not base64: {e}"))?;
-            Ok(Some((channel.wrapping_sub(b'0'), data.into())))
+            Ok(Some((channel, data.into())))
         }
     }
 }
 
-/// The message that carries data on a channel.
-fn pack(channel: u8, data: &[u8], framing: Framing) -> Message {
-    match framing {
+/// The message that carries data on a channel; `None` for a channel that cannot be written so.
+fn pack(channel: u32, data: &[u8], framing: Framing) -> Option<Message> {
+    let channel = u8::try_from(channel).ok().filter(|c| u32::from(*c) < framing.channels())?;
+    Some(match framing {
         Framing::Binary => {
             let mut message = BytesMut::with_capacity(1 + data.len());
             message.put_u8(channel);
@@ -81,14 +89,14 @@ fn pack(channel: u8, data: &[u8], framing: Framing) -> Message {
             Message::Binary(message.freeze())
         }
         Framing::Base64 => {
-            let mut text = String::from(char::from(b'0' + channel % 10));
+            let mut text = String::from(char::from(b'0' + channel));
             STANDARD.encode_string(data, &mut text);
             Message::Text(text.into())
         }
-    }
+    })
 }
 
-async fn read_all(mut stream: SplitStream<WebSocket>, framing: Framing, mut inlets: Vec<Option<mpsc::Sender<Bytes>>>) {
+async fn read_all(mut stream: SplitStream<WebSocket>, framing: Framing, mut inlets: Vec<Option<Feeder>>) {
     while let Some(message) = stream.next().await {
         let message = match message {
             Ok(Message::Close(_)) => return,
@@ -101,12 +109,9 @@ async fn read_all(mut stream: SplitStream<WebSocket>, framing: Framing, mut inle
                     *inlet = None;
                 }
             }
-            Ok(Some((channel, mut data))) => {
-                let Some(Some(inlet)) = inlets.get(usize::from(channel)) else { continue };
-                while !data.is_empty() {
-                    let piece = data.split_to(data.len().min(PIECE));
-                    // waits while the other side does not read; what nobody wants is dropped
-                    let _ = inlet.send(piece).await;
+            Ok(Some((channel, data))) => {
+                if let Some(Some(inlet)) = inlets.get(usize::from(channel)) {
+                    inlet.send(&data).await;
                 }
             }
             Ok(None) => {}
@@ -129,7 +134,9 @@ async fn write_all(
             // what waits already goes out at once
             loop {
                 if let Out::Data { channel, data } = out {
-                    sink.feed(pack(channel as u8, &data, framing)).await?;
+                    let message = pack(channel, &data, framing);
+                    let message = message.ok_or_else(|| axum::Error::new(format!("no channel {channel}")))?;
+                    sink.feed(message).await?;
                 }
                 match outs.try_recv() {
                     Ok(next) => out = next,
@@ -190,6 +197,15 @@ mod tests {
         let text = Message::Text("0aGk=".into());
         assert_eq!(unpack(text, Framing::Base64).unwrap(), Some((0, Bytes::from_static(b"hi"))));
         assert!(unpack(Message::Text("0%".into()), Framing::Base64).is_err());
+        assert!(unpack(Message::Text("/aGk=".into()), Framing::Base64).is_err(), "no digit");
         assert_eq!(unpack(Message::Binary(Bytes::new()), Framing::Binary).unwrap(), None);
+    }
+
+    #[test]
+    fn channel_numbers_do_not_wrap() {
+        assert_eq!(pack(254, b"x", Framing::Binary), Some(Message::Binary(Bytes::from_static(b"\xfex"))));
+        assert_eq!(pack(9, b"hi", Framing::Base64), Some(Message::Text("9aGk=".into())));
+        assert!(pack(255, b"x", Framing::Binary).is_none() && pack(256, b"x", Framing::Binary).is_none());
+        assert!(pack(10, b"x", Framing::Base64).is_none());
     }
 }

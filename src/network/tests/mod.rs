@@ -1,4 +1,4 @@
-//! Ports of the host, in network namespaces that stand for a machine and its pods. Needs root.
+//! The pod network, in network namespaces that stand for a machine and its pods. Needs root.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -14,6 +14,9 @@ use nix::sys::socket::{setsockopt, sockopt::BindToDevice};
 use rtnetlink::LinkUnspec;
 
 use super::*;
+
+mod pose;
+mod settle;
 
 const TRY: Duration = Duration::from_millis(300);
 /// Less than the second after which a lost packet is sent again.
@@ -99,14 +102,24 @@ struct Machine {
 
 /// Runs `test` on a thread of the machine.
 fn on_a_machine(name: &str, test: fn(&Machine)) {
+    on_a_machine_with(name, &["10.9.0.0/24", "fd09::/64"], test);
+}
+
+/// The same, of a machine whose pods have these ranges.
+fn on_a_machine_with(name: &str, ranges: &'static [&'static str], test: fn(&Machine)) {
     if !nix::unistd::geteuid().is_root() {
         eprintln!("skipped: needs root");
         return;
     }
     let dir = std::env::temp_dir().join(format!("pikelet-hostports-{}-{name}", std::process::id()));
     let place = Place::new();
-    let config =
-        NetworkConfig { bridge: "test0".to_owned(), state_dir: dir.clone(), mtu: None, cluster_cidrs: Vec::new() };
+    let config = NetworkConfig {
+        bridge: "test0".to_owned(),
+        state_dir: dir.clone(),
+        mtu: None,
+        kept_ports: Vec::new(),
+        cluster_cidrs: Vec::new(),
+    };
     let on_it = thread::spawn(move || {
         setns(&place.0, CloneFlags::CLONE_NEWNET).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -114,7 +127,10 @@ fn on_a_machine(name: &str, test: fn(&Machine)) {
             let network = Network::open(config).await.unwrap();
             let lo = LinkUnspec::new_with_name("lo").up().build();
             network.inner.handle.link().set(lo).execute().await.unwrap();
-            network.set_pod_cidrs(&["10.9.0.0/24".parse().unwrap(), "fd09::/64".parse().unwrap()]).await.unwrap();
+            let ranges: Vec<IpNet> = ranges.iter().map(|r| r.parse().unwrap()).collect();
+            if !ranges.is_empty() {
+                assert_eq!(network.settle(&ranges).await.unwrap(), Settled::default());
+            }
             network
         });
         test(&Machine { place, dir, network, runtime });
@@ -298,13 +314,13 @@ fn another_agent_goes_on_with_the_ports() {
         web.serve(80, 53, "web");
         machine.runtime.block_on(async {
             let again = Network::open(machine.network.inner.config.clone()).await.unwrap();
-            again.retain(&["web".to_owned()]).await.unwrap();
+            again.retain(&["web".to_owned()]).await;
             let range = ["10.9.0.0/24".parse().unwrap()];
-            again.set_pod_cidrs(&range).await.unwrap();
+            again.settle(&range).await.unwrap();
             assert!(machine.place.seen_at("127.0.0.1:8080").is_ok());
             let last = Network::open(machine.network.inner.config.clone()).await.unwrap();
-            last.retain(&[]).await.unwrap();
-            last.set_pod_cidrs(&range).await.unwrap();
+            last.retain(&[]).await;
+            last.settle(&range).await.unwrap();
         });
         assert!(machine.place.seen_at("127.0.0.1:8080").is_err());
         assert!(fs::read_to_string(machine.dir.join("leases.json")).unwrap().contains(r#""ports":{}"#));

@@ -1,0 +1,67 @@
+//! Cgroups whose processes stand still for a moment, by both versions (kernel: cgroup-v1 freezer, cgroup-v2 cgroup.freeze).
+
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+
+use super::cgroup::Hierarchies;
+use super::cgroup_tree;
+use crate::files;
+
+impl Hierarchies {
+    /// Begins to stop all processes of `path` and below. They do nothing more of their own once they are
+    /// [`Hierarchies::frozen`].
+    pub fn freeze(&self, path: &str) -> io::Result<()> {
+        match self.freezer(path) {
+            Some(file) => files::set(file, if self.unified() { "1" } else { "FROZEN" }),
+            None => Err(io::Error::other("no freezer cgroup is mounted")),
+        }
+    }
+
+    /// Lets them go on. Asked of one that is not frozen it does nothing.
+    pub fn thaw(&self, path: &str) {
+        let (going, file) = (if self.unified() { "0" } else { "THAWED" }, self.freezer(path));
+        let Some(file) = file.filter(|f| fs::read_to_string(f).is_ok_and(|state| state.trim() != going)) else {
+            return;
+        };
+        if let Err(e) = files::set(&file, going) {
+            tracing::warn!("{}: {e}; processes stand still", file.display());
+        }
+    }
+
+    /// The same, on version 1 for all below as well: a container may freeze cgroups of its own, where not even SIGKILL is heard.
+    pub fn thaw_all(&self, path: &str) {
+        if self.unified() {
+            return self.thaw(path);
+        }
+        let Some(dir) = self.dir_of("freezer", path) else { return };
+        let thawed = |done: io::Result<()>| {
+            if let Err(e) = done {
+                tracing::warn!("{}: {e}; processes may stand still", dir.display());
+            }
+        };
+        let visited = cgroup_tree::visit(&dir, &mut |cgroup| {
+            if cgroup_tree::read(cgroup, "freezer.state").is_ok_and(|state| state.trim() != "THAWED") {
+                thawed(cgroup_tree::write(cgroup, "freezer.state", "THAWED"));
+            }
+        });
+        thawed(visited);
+    }
+
+    /// Whether all of them stand still, or there are none.
+    pub fn frozen(&self, path: &str) -> bool {
+        let Some(file) = self.freezer(path) else { return true };
+        let events = if self.unified() { file.with_file_name("cgroup.events") } else { file };
+        match fs::read_to_string(events) {
+            Ok(text) if self.unified() => text.lines().any(|l| l == "frozen 1"),
+            Ok(text) => text.trim() == "FROZEN",
+            // it is gone, and they with it
+            Err(_) => true,
+        }
+    }
+
+    fn freezer(&self, path: &str) -> Option<PathBuf> {
+        let file = if self.unified() { "cgroup.freeze" } else { "freezer.state" };
+        self.dir_of("freezer", path).map(|dir| dir.join(file))
+    }
+}
