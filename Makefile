@@ -20,6 +20,7 @@ setup:
 lint: setup
 	cargo fmt --check
 	cargo clippy --all-targets --test bench --test bench_containers -- -D warnings
+	tests/fuzz.sh check
 
 fmt:
 	cargo fmt
@@ -27,6 +28,8 @@ fmt:
 # what is big to build first, then what mostly waits side by side
 test: setup
 	cargo fmt --check
+	cargo clippy --quiet --lib --bins -- -D warnings
+	tests/fuzz.sh check
 	cargo test
 	cargo build
 	tests/scripts/controlplane.sh conformance

@@ -1,12 +1,17 @@
 #!/usr/bin/env bash
 # Fuzzes the parsers of what strangers send: tests/fuzz.sh SECONDS (of each target). Prints `N targets ran clean`.
+# tests/fuzz.sh check: whether the targets, which include files of src, compile at all.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-seconds=${1:?seconds for each target}
+seconds=${1:?seconds for each target, or check}
 version=0.13.1
 cache=${PIKELET_CACHE:-$HOME/.cache/pikelet}
-command -v cargo-fuzz >/dev/null || cargo install --quiet --locked --version "$version" cargo-fuzz
 export CARGO_TARGET_DIR=$cache/fuzz
+if [ "$seconds" = check ]; then
+  cargo check --quiet --locked --manifest-path tests/fuzz/Cargo.toml
+  exit
+fi
+command -v cargo-fuzz >/dev/null || cargo install --quiet --locked --version "$version" cargo-fuzz
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 # seeds TARGET DIR: what a mutation would not find

@@ -10,6 +10,12 @@ use libfuzzer_sys::fuzz_target;
 #[path = "../../src/image/compression.rs"]
 mod compression;
 #[allow(dead_code)]
+#[path = "../../src/image/digest.rs"]
+mod digest;
+#[allow(dead_code, unused_imports)]
+#[path = "../../src/files/mod.rs"]
+mod files;
+#[allow(dead_code)]
 #[path = "../../src/image/guard.rs"]
 mod guard;
 #[allow(dead_code)]

@@ -4,6 +4,9 @@
 use libfuzzer_sys::fuzz_target;
 
 #[allow(dead_code)]
+#[path = "../../src/image/access.rs"]
+mod access;
+#[allow(dead_code)]
 #[path = "../../src/image/credentials.rs"]
 mod credentials;
 #[allow(dead_code)]
@@ -12,6 +15,14 @@ mod digest;
 #[allow(dead_code)]
 #[path = "../../src/image/endpoints.rs"]
 mod endpoints;
+#[allow(dead_code, unused_imports)]
+#[path = "../../src/files/mod.rs"]
+mod files;
+#[allow(dead_code)]
+#[path = "../../src/image/hashed.rs"]
+mod hashed;
+#[path = "../../src/hex.rs"]
+mod hex;
 #[allow(dead_code)]
 #[path = "../../src/image/reference.rs"]
 mod reference;

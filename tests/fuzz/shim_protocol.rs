@@ -8,6 +8,9 @@ use serde::de::DeserializeOwned;
 #[allow(dead_code)]
 #[path = "../../src/runtime/cri_log.rs"]
 mod cri_log;
+#[allow(dead_code, unused_imports)]
+#[path = "../../src/files/mod.rs"]
+mod files;
 #[allow(dead_code)]
 #[path = "../../src/runtime/protocol.rs"]
 mod protocol;
