@@ -4,6 +4,8 @@ use super::digest::is_digest;
 
 /// The registry of names without a host.
 const DEFAULT_HOST: &str = "docker.io";
+/// Its name of old, as logins still have it.
+const OLD_DEFAULT_HOST: &str = "index.docker.io";
 
 /// A reference that does not parse.
 #[derive(Debug)]
@@ -50,10 +52,13 @@ impl Reference {
             return Err(bad("invalid tag"));
         }
         let (host, path) = match rest.split_once('/') {
-            Some((host, path)) if host.contains(['.', ':']) || host == "localhost" => (host, path.to_owned()),
-            Some(_) => (DEFAULT_HOST, rest.to_owned()),
-            None => (DEFAULT_HOST, format!("library/{rest}")),
+            Some((OLD_DEFAULT_HOST, path)) => (DEFAULT_HOST, path),
+            Some((host, path)) if host.contains(['.', ':']) || host == "localhost" => (host, path),
+            _ => (DEFAULT_HOST, rest),
         };
+        // whether the host was written or not
+        let official = host == DEFAULT_HOST && !path.contains('/');
+        let path = if official { format!("library/{path}") } else { path.to_owned() };
         let part = |p: &str| {
             let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
             edge(p.chars().next())
@@ -104,11 +109,29 @@ mod tests {
         let canonical = |s: &str| Reference::parse(s).map(|r| r.canonical());
         assert_eq!(canonical("busybox").unwrap(), "docker.io/library/busybox:latest");
         assert_eq!(canonical("a/b:1").unwrap(), "docker.io/a/b:1");
+        assert_eq!(canonical("docker.io/traefik:v3").unwrap(), "docker.io/library/traefik:v3");
+        assert_eq!(canonical("docker.io/library/traefik:v3").unwrap(), "docker.io/library/traefik:v3");
+        assert_eq!(canonical("index.docker.io/nginx").unwrap(), "docker.io/library/nginx:latest");
+        assert_eq!(canonical("index.docker.io/a/b").unwrap(), "docker.io/a/b:latest");
+        assert_eq!(canonical("registry.docker.io/nginx").unwrap(), "registry.docker.io/nginx:latest");
         assert_eq!(canonical("127.0.0.1:5000/x").unwrap(), "127.0.0.1:5000/x:latest");
         assert_eq!(canonical("localhost/x:v1").unwrap(), "localhost/x:v1");
         let digest = format!("sha256:{}", "a".repeat(64));
         assert_eq!(canonical(&format!("h.io/x:1@{digest}")).unwrap(), format!("h.io/x@{digest}"));
-        for bad in ["", "UPPER", "a//b", "x:", "x@sha256:12", "../x", "x:-a", "h.io?x/y", "h.io:99999/x", "h.io:/x"] {
+        for bad in [
+            "",
+            "docker.io/",
+            "docker.io//x",
+            "UPPER",
+            "a//b",
+            "x:",
+            "x@sha256:12",
+            "../x",
+            "x:-a",
+            "h.io?x/y",
+            "h.io:99999/x",
+            "h.io:/x",
+        ] {
             assert!(canonical(bad).is_err(), "{bad}");
         }
     }
