@@ -2,15 +2,19 @@
 
 use std::collections::BTreeMap;
 
+use futures::FutureExt;
+use futures::future::{BoxFuture, ready};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::archive::{Contents, Layer};
 use super::digest::is_digest;
 use super::hashed::digest_of;
-use super::manifest::{self, Descriptor, ImageConfig, Manifest};
+use super::manifest::{Descriptor, ImageConfig};
+use super::platform::Machine;
 use super::pull::Pulled;
 use super::reference::Reference;
+use super::resolve::{Documents, Start, Use, resolve};
 
 /// Annotations that name an image, first the one that counts: containerd's, then that of the OCI Image Layout.
 const NAMES: [&str; 2] = ["io.containerd.image.name", "org.opencontainers.image.ref.name"];
@@ -27,8 +31,8 @@ struct Docker {
     layers: Vec<String>,
 }
 
-/// The images of an archive, for a machine (`std::env::consts::ARCH`). They rely on its layers: keep the pins.
-pub fn images(contents: &Contents, arch: &str) -> Result<Vec<Found>, String> {
+/// The images of an archive, for a machine. They rely on its layers: keep the pins.
+pub fn images(contents: &Contents, machine: &Machine) -> Result<Vec<Found>, String> {
     fn parse<'a, T: Deserialize<'a>>(name: &str, text: &'a [u8]) -> Result<T, String> {
         serde_json::from_slice(text).map_err(|e| format!("{name} of the archive: {e}"))
     }
@@ -37,7 +41,7 @@ pub fn images(contents: &Contents, arch: &str) -> Result<Vec<Found>, String> {
         && let Some(index) = contents.document("index.json")
     {
         let index: Value = parse("index.json", index)?;
-        return Ok(of_layout(contents, &index, arch));
+        return Ok(of_layout(contents, &index, machine));
     }
     let list = contents
         .document("manifest.json")
@@ -46,12 +50,12 @@ pub fn images(contents: &Contents, arch: &str) -> Result<Vec<Found>, String> {
     for image in parse::<Vec<Docker>>("manifest.json", list)? {
         let names = image.repo_tags.clone().unwrap_or_default();
         let names = if names.is_empty() { vec![None] } else { names.into_iter().map(Some).collect() };
-        found.extend(names.into_iter().map(|name| (name, of_docker(contents, &image, arch))));
+        found.extend(names.into_iter().map(|name| (name, of_docker(contents, &image, machine))));
     }
     Ok(found)
 }
 
-fn of_layout(contents: &Contents, index: &Value, arch: &str) -> Vec<Found> {
+fn of_layout(contents: &Contents, index: &Value, machine: &Machine) -> Vec<Found> {
     // platforms of one image may stand side by side under one name
     let mut named: BTreeMap<Option<String>, Vec<Descriptor>> = BTreeMap::new();
     for entry in index["manifests"].as_array().into_iter().flatten() {
@@ -60,33 +64,36 @@ fn of_layout(contents: &Contents, index: &Value, arch: &str) -> Vec<Found> {
             named.entry(name).or_default().push(descriptor);
         }
     }
-    let image = |entries: &[Descriptor]| {
-        let mut top = match entries {
-            [one] => one.digest.clone(),
-            _ => manifest::choose(entries, arch)?.digest.clone(),
+    let image = |entries: Vec<Descriptor>| {
+        let (one, start) = match entries.as_slice() {
+            [one] => (Some(one.digest.clone()), Start::Text(contents.blob(&one.digest)?.to_vec())),
+            _ => (None, Start::Entries(entries)),
         };
-        let first = top.clone();
-        let parse = |text: &[u8]| serde_json::from_slice::<Manifest>(text).map_err(|e| format!("manifest: {e}"));
-        let mut text = contents.blob(&top)?;
-        let mut manifest = parse(text)?;
-        if !manifest.manifests.is_empty() {
-            top.clone_from(&manifest::choose(&manifest.manifests, arch)?.digest);
-            text = contents.blob(&top)?;
-            manifest = parse(text)?;
-        }
-        let config = manifest.config.ok_or("the manifest has no image configuration")?;
-        let config_text = contents.blob(&config.digest)?;
-        let diff_ids = layers_of(config_text, manifest.layers.len(), arch)?;
+        let found = resolve(start, machine, Use::Run, contents).now_or_never();
+        let found = found.ok_or("reading the archive: its documents are not in memory")??;
+        let manifest = found.manifest;
+        let diff_ids = found.image.rootfs.diff_ids;
+        same_count(&diff_ids, manifest.layers.len())?;
         for (layer, diff_id) in manifest.layers.iter().zip(&diff_ids) {
             let found = contents.layer_at(&format!("blobs/{}", layer.digest.replace(':', "/")))?;
             agree(found, Some(&layer.digest), diff_id)?;
         }
-        Ok(pulled(Some(first), text.to_vec(), config_text.to_vec()))
+        Ok(pulled(one.or(found.first), found.text, found.config_text))
     };
-    named.into_iter().map(|(name, entries)| (name, image(&entries))).collect()
+    named.into_iter().map(|(name, entries)| (name, image(entries))).collect()
 }
 
-fn of_docker(contents: &Contents, image: &Docker, arch: &str) -> Result<Pulled, String> {
+impl Documents for Contents {
+    fn manifest<'a>(&'a self, digest: &'a str) -> BoxFuture<'a, Result<Vec<u8>, String>> {
+        ready(self.blob(digest).map(<[u8]>::to_vec)).boxed()
+    }
+
+    fn config<'a>(&'a self, digest: &'a str) -> BoxFuture<'a, Result<Vec<u8>, String>> {
+        self.manifest(digest)
+    }
+}
+
+fn of_docker(contents: &Contents, image: &Docker, machine: &Machine) -> Result<Pulled, String> {
     let config = &image.config;
     let text = contents.document(config).ok_or_else(|| format!("{config} is not in the archive"))?;
     let digest = digest_of(text);
@@ -96,7 +103,10 @@ fn of_docker(contents: &Contents, image: &Docker, arch: &str) -> Result<Pulled, 
     if is_digest(&says) && says != digest {
         return Err(format!("{config} has the digest {digest}: digest does not match"));
     }
-    let diff_ids = layers_of(text, image.layers.len(), arch)?;
+    let made: ImageConfig = serde_json::from_slice(text).map_err(|e| format!("image configuration: {e}"))?;
+    machine.refusal(&made.platform).map_or(Ok(()), Err)?;
+    let diff_ids = made.rootfs.diff_ids;
+    same_count(&diff_ids, image.layers.len())?;
     let mut layers = Vec::new();
     for (name, diff_id) in image.layers.iter().zip(&diff_ids) {
         let layer = contents.layer_at(name)?;
@@ -114,17 +124,11 @@ fn of_docker(contents: &Contents, image: &Docker, arch: &str) -> Result<Pulled, 
     Ok(pulled(None, manifest.to_string().into_bytes(), text.to_vec()))
 }
 
-/// The diff ids of an image configuration, if it is for this machine and has so many layers.
-fn layers_of(config: &[u8], count: usize, arch: &str) -> Result<Vec<String>, String> {
-    let image: ImageConfig = serde_json::from_slice(config).map_err(|e| format!("image configuration: {e}"))?;
-    if !image.architecture.is_empty() && !manifest::runs(arch, &image.architecture) {
-        return Err(format!("it is for {}, this machine is {arch}", image.architecture));
+fn same_count(diff_ids: &[String], layers: usize) -> Result<(), String> {
+    if diff_ids.len() == layers {
+        return Ok(());
     }
-    let diff_ids = image.rootfs.diff_ids;
-    if diff_ids.len() != count {
-        return Err("the image configuration and the manifest differ in their number of layers".to_owned());
-    }
-    Ok(diff_ids)
+    Err("the image configuration and the manifest differ in their number of layers".to_owned())
 }
 
 fn agree(layer: &Layer, digest: Option<&str>, diff_id: &str) -> Result<(), String> {

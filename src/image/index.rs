@@ -12,6 +12,7 @@ use super::blobs::Blobs;
 use super::digest::{hex, is_digest};
 use super::layers::{Gone, Layers};
 use super::manifest::{ImageConfig, Manifest};
+use super::platform::Platform;
 use super::pull::Pulled;
 use super::reference::Reference;
 use super::types::{Image, ImageError, ImageProcess};
@@ -99,6 +100,11 @@ impl Index {
         let manifest: Manifest = serde_json::from_slice(&self.blobs.read(digest).ok()?).ok()?;
         let config = self.blobs.read(&manifest.config.as_ref()?.digest).ok()?;
         Some((manifest, serde_json::from_slice(&config).ok()?))
+    }
+
+    /// For which machine an image says it is.
+    pub fn platform(&self, digest: &str) -> Option<Platform> {
+        Some(self.documents(digest)?.1.platform)
     }
 
     fn image(&self, layers: &Layers, entries: &[Value], digest: &str) -> Option<Image> {

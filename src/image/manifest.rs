@@ -1,6 +1,9 @@
-//! Manifests, indexes and image configurations, and the choice of the right platform (OCI Image Format Specification).
+//! Manifests, indexes and image configurations (OCI Image Format Specification).
 
 use serde::Deserialize;
+use serde_json::Value;
+
+use super::platform::{Platform, nullable};
 
 /// A reference to a blob.
 #[derive(Debug, Clone, Deserialize)]
@@ -16,18 +19,9 @@ pub struct Descriptor {
     pub size: u64,
     /// Platform of an index entry.
     pub platform: Option<Platform>,
-}
-
-/// Platform of an index entry.
-#[derive(Debug, Clone, Deserialize)]
-pub struct Platform {
-    /// Go name of the architecture.
-    pub architecture: String,
-    /// Go name of the operating system.
-    pub os: String,
-    /// Such as `v7`.
+    /// Of an index entry: what it is, where it is no image.
     #[serde(default)]
-    pub variant: String,
+    pub artifact_type: Option<String>,
 }
 
 /// A manifest or an index.
@@ -39,19 +33,60 @@ pub struct Manifest {
     /// Image configuration; a manifest has one.
     pub config: Option<Descriptor>,
     /// Layers, lowest first.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "nullable")]
     pub layers: Vec<Descriptor>,
     /// Entries; an index has them.
     #[serde(default)]
-    pub manifests: Vec<Descriptor>,
+    pub manifests: Option<Vec<Descriptor>>,
+    /// What it is, where it is no image.
+    #[serde(default)]
+    pub artifact_type: Option<String>,
+    /// Layers of schema 1.
+    #[serde(default)]
+    fs_layers: Option<Value>,
+}
+
+impl Manifest {
+    /// Reads a manifest or an index; refuses what could be taken for either (CVE-2021-41190), and what is neither.
+    pub fn parse(text: &[u8]) -> Result<Self, String> {
+        let read: Self = serde_json::from_slice(text).map_err(|e| format!("manifest: {e}"))?;
+        if read.fs_layers.is_some() {
+            return Err(
+                "it is a manifest of schema 1, which nobody makes any more: push the image again with a current \
+                docker, skopeo or crane"
+                    .to_owned(),
+            );
+        }
+        let said = read.media_type.as_deref().unwrap_or_default();
+        let says_index = said.ends_with("image.index.v1+json") || said.ends_with("manifest.list.v2+json");
+        let says_manifest = said.ends_with("manifest.v1+json") || said.ends_with("manifest.v2+json");
+        let (index, manifest) = (read.manifests.is_some(), read.config.is_some() || !read.layers.is_empty());
+        if (index || says_index) && manifest || index && says_manifest {
+            return Err("it is an index and a manifest in one: refused, as it could be taken for either".to_owned());
+        }
+        Ok(Self {
+            manifests: if says_index { Some(read.manifests.unwrap_or_default()) } else { read.manifests },
+            ..read
+        })
+    }
+
+    /// What kind of thing it is of which somebody thought that it were an image.
+    pub fn kind(&self) -> String {
+        if self.config.is_none() && self.artifact_type.is_none() {
+            return "the manifest has no image configuration".to_owned();
+        }
+        let config = self.config.as_ref().map(|config| config.media_type.as_str());
+        let kind = self.artifact_type.as_deref().or(config).filter(|kind| !kind.is_empty()).unwrap_or("unknown");
+        format!("it is an artifact of type {kind}, not a container image")
+    }
 }
 
 /// The part of an image configuration this store needs.
 #[derive(Debug, Deserialize)]
 pub struct ImageConfig {
-    /// Go name of the architecture.
-    #[serde(default)]
-    pub architecture: String,
+    /// For which processor and system it is.
+    #[serde(flatten)]
+    pub platform: Platform,
     /// Process defaults.
     #[serde(default)]
     pub config: Option<ProcessConfig>,
@@ -63,6 +98,7 @@ pub struct ImageConfig {
 #[derive(Debug, Deserialize)]
 pub struct RootFs {
     /// Lowest first.
+    #[serde(default, deserialize_with = "nullable")]
     pub diff_ids: Vec<String>,
 }
 
@@ -84,59 +120,27 @@ pub struct ProcessConfig {
     pub stop_signal: Option<String>,
 }
 
-/// Platforms a machine can run, best first: (architecture, variant; empty matches any).
-fn acceptable(arch: &str) -> &'static [(&'static str, &'static str)] {
-    match arch {
-        "x86_64" => &[("amd64", ""), ("386", "")],
-        "aarch64" => &[("arm64", "v8"), ("arm64", "")],
-        "arm" if cfg!(target_feature = "v7") => &[("arm", "v7"), ("arm", "v6"), ("arm", "v5")],
-        "arm" => &[("arm", "v6"), ("arm", "v5")],
-        _ => &[],
-    }
-}
-
-/// True if a machine (`std::env::consts::ARCH`) can run programs for an architecture by its Go name.
-pub fn runs(arch: &str, architecture: &str) -> bool {
-    acceptable(arch).iter().any(|(a, _)| *a == architecture)
-}
-
-/// The entry of an index for a machine (`std::env::consts::ARCH`); the error names what there is.
-pub fn choose<'a>(entries: &'a [Descriptor], arch: &str) -> Result<&'a Descriptor, String> {
-    for (architecture, variant) in acceptable(arch) {
-        let found = entries.iter().find(|e| {
-            e.platform.as_ref().is_some_and(|p| {
-                p.os == "linux" && p.architecture == *architecture && (variant.is_empty() || p.variant == *variant)
-            })
-        });
-        if let Some(found) = found {
-            return Ok(found);
-        }
-    }
-    let names: Vec<_> = entries
-        .iter()
-        .filter_map(|e| e.platform.as_ref())
-        .map(|p| format!("{}/{}{}{}", p.os, p.architecture, if p.variant.is_empty() { "" } else { "/" }, p.variant))
-        .collect();
-    Err(format!("no match for this machine ({arch}) in the index; it has: {}", names.join(", ")))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn entry(architecture: &str, variant: &str) -> Descriptor {
-        let platform = Platform { architecture: architecture.into(), os: "linux".into(), variant: variant.into() };
-        let digest = format!("{architecture}{variant}");
-        Descriptor { media_type: String::new(), digest, size: 0, platform: Some(platform) }
-    }
-
     #[test]
-    fn the_best_platform_is_taken() {
-        let entries = [entry("arm", "v5"), entry("arm", "v6"), entry("arm64", "v8"), entry("amd64", "")];
-        assert_eq!(choose(&entries, "x86_64").unwrap().digest, "amd64");
-        assert_eq!(choose(&entries, "aarch64").unwrap().digest, "arm64v8");
-        assert_eq!(choose(&entries, "arm").unwrap().digest, "armv6");
-        let error = choose(&entries, "riscv64").unwrap_err();
-        assert!(error.contains("linux/arm/v6"), "{error}");
+    fn what_is_no_image_is_called_by_its_name() {
+        let parse = |text: &str| Manifest::parse(text.as_bytes());
+        let config = r#"{"digest": "sha256:0", "mediaType": "application/vnd.cncf.helm.config.v1+json"}"#;
+        let both = format!(r#"{{"config": {config}, "layers": [], "manifests": []}}"#);
+        for confused in [
+            both.as_str(),
+            r#"{"mediaType": "application/vnd.oci.image.manifest.v1+json", "manifests": []}"#,
+            r#"{"mediaType": "application/vnd.oci.image.index.v1+json", "layers": [{"digest": "sha256:0"}]}"#,
+        ] {
+            assert!(parse(confused).unwrap_err().contains("in one: refused"), "{confused}");
+        }
+        let old = r#"{"schemaVersion": 1, "name": "a/b", "fsLayers": [{"blobSum": "sha256:0"}], "history": []}"#;
+        assert!(parse(old).unwrap_err().contains("schema 1"));
+        let chart = parse(&format!(r#"{{"config": {config}, "layers": null, "manifests": null}}"#)).unwrap();
+        assert!(chart.kind().contains("helm") && chart.manifests.is_none());
+        let empty = parse(r#"{"mediaType": "application/vnd.oci.image.index.v1+json", "manifests": null}"#).unwrap();
+        assert_eq!(empty.manifests.map(|m| m.len()), Some(0));
     }
 }

@@ -3,16 +3,18 @@
 use std::sync::Arc;
 
 use futures::FutureExt;
-use futures::future::try_join_all;
+use futures::future::{BoxFuture, try_join_all};
 
 use super::credentials::Credential;
 use super::digest::{is_digest, matches};
 use super::download;
 use super::hashed::digest_of;
 use super::layers::Pins;
-use super::manifest::{self, Descriptor, ImageConfig, Manifest};
+use super::manifest::Descriptor;
+use super::platform::Machine;
 use super::reference::Reference;
 use super::registry::Registry;
+use super::resolve::{Documents, Start, Use, resolve};
 use super::store::ImageStore;
 
 /// The documents of a pulled image; its layers are in the store.
@@ -48,25 +50,31 @@ fn digest(text: &str) -> Result<&str, String> {
     if is_digest(text) { Ok(text) } else { Err(format!("{text:?} is not a sha256 digest")) }
 }
 
+impl Documents for Registry {
+    fn manifest<'a>(&'a self, wanted: &'a str) -> BoxFuture<'a, Result<Vec<u8>, String>> {
+        async move { verified(Registry::manifest(self, digest(wanted)?).await?, wanted) }.boxed()
+    }
+
+    fn config<'a>(&'a self, wanted: &'a str) -> BoxFuture<'a, Result<Vec<u8>, String>> {
+        async move { verified(self.document(digest(wanted)?).await?, wanted) }.boxed()
+    }
+}
+
 /// Pulls what `reference` names.
-pub async fn pull(store: &ImageStore, reference: &Reference, registry: Registry) -> Result<Pulled, String> {
-    let mut text = registry.manifest(reference.version()).await?;
+pub async fn pull(
+    store: &ImageStore,
+    reference: &Reference,
+    registry: Registry,
+    wanted: Use,
+) -> Result<Pulled, String> {
+    let mut top = Registry::manifest(&registry, reference.version()).await?;
     let login = registry.login().cloned();
-    let top_digest = digest_of(&text);
+    let top_digest = digest_of(&top);
     if let Some(digest) = &reference.digest {
-        text = verified(text, digest)?;
+        top = verified(top, digest)?;
     }
-    let parse = |text: &[u8]| serde_json::from_slice::<Manifest>(text).map_err(|e| format!("manifest: {e}"));
-    let mut manifest = parse(&text)?;
-    if !manifest.manifests.is_empty() {
-        let chosen = manifest::choose(&manifest.manifests, std::env::consts::ARCH)?.digest.clone();
-        text = verified(registry.manifest(digest(&chosen)?).await?, &chosen)?;
-        manifest = parse(&text)?;
-    }
-    let config = manifest.config.ok_or("the manifest has no image configuration")?;
-    let config_text = verified(registry.document(digest(&config.digest)?).await?, &config.digest)?;
-    let image: ImageConfig = serde_json::from_slice(&config_text).map_err(|e| format!("image configuration: {e}"))?;
-    let diff_ids = image.rootfs.diff_ids;
+    let found = resolve(Start::Text(top), &Machine::here(), wanted, &registry).await?;
+    let (manifest, diff_ids) = (found.manifest, found.image.rootfs.diff_ids);
     check(&manifest.layers, &diff_ids)?;
     let blobs: Vec<String> = manifest.layers.iter().map(|l| l.digest.clone()).collect();
     let pins = vec![store.layers().pin(&diff_ids), store.layers().pin(&blobs)];
@@ -78,10 +86,10 @@ pub async fn pull(store: &ImageStore, reference: &Reference, registry: Registry)
     Ok(Pulled {
         top_digest: Some(top_digest),
         pinned: false,
-        manifest_digest: digest_of(&text),
-        manifest: text,
-        config_digest: config.digest,
-        config: config_text,
+        manifest_digest: digest_of(&found.text),
+        manifest: found.text,
+        config_digest: found.config_digest,
+        config: found.config_text,
         login,
         _pins: pins,
     })

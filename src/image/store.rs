@@ -22,10 +22,12 @@ use super::index::Index;
 use super::layers::{self, Gone, Layers};
 use super::manifest::Descriptor;
 use super::mount::Users;
+use super::platform::Machine;
 use super::providers::Providers;
 use super::pull::{self, Pulled};
 use super::reference::Reference;
 use super::registry::Registry;
+use super::resolve::Use;
 use super::sink::Sink;
 use super::slots::{Slot, Slots};
 use super::types::{Image, ImageError, LayerProgress, StoreConfig};
@@ -36,7 +38,7 @@ pub const PULLS: usize = 3;
 /// Layers on their way at once, of all images: an SD card is not faster with more, and each costs about 3 MiB.
 const LAYERS: usize = 3;
 
-type Key = (Reference, Vec<Credential>);
+type Key = (Reference, Vec<Credential>, Use);
 
 /// When an image was last of use; in memory only, like the kubelet's: a card is not worn by it.
 #[derive(Debug, Clone, Copy)]
@@ -191,6 +193,13 @@ impl ImageStore {
         done.map_err(|e| ImageError::Io { what: "using the image store".to_owned(), source: e.into() })?
     }
 
+    /// What may be wrong with running an image here, though the machine's processor can.
+    pub async fn doubt(&self, image: &Image) -> Option<String> {
+        let manifest = image.manifest.clone();
+        let platform = self.blocking(move |_, index| Ok(index.platform(&manifest))).await.ok()??;
+        Machine::here().doubt(&platform)
+    }
+
     /// The image a reference (tag, digest or image id) names, if it is whole in the store.
     pub async fn get(&self, reference: &str) -> Result<Option<Image>, ImageError> {
         let reference = reference.to_owned();
@@ -205,12 +214,22 @@ impl ImageStore {
     /// Pulls by tag or digest for this machine's platform, with those of `credentials` that belong to it, then the
     /// node's. Who asks for what is being pulled already, with the same logins, waits for that.
     pub async fn pull(&self, reference: &str, credentials: &[Credential]) -> Result<Image, ImageError> {
+        self.pull_for(reference, credentials, Use::Run).await
+    }
+
+    /// The same; an image that is only read may be one of another processor.
+    pub async fn pull_for(
+        &self,
+        reference: &str,
+        credentials: &[Credential],
+        wanted: Use,
+    ) -> Result<Image, ImageError> {
         let parsed = Reference::parse(reference)?;
         let failed = |message: String| ImageError::Pull { reference: reference.to_owned(), message };
-        let key = (parsed.clone(), credentials.to_vec());
+        let key = (parsed.clone(), credentials.to_vec(), wanted);
         let start = || {
             let (store, key) = (self.clone(), key.clone());
-            async move { store.pull_one(&key.0, key.1).await }.boxed()
+            async move { store.pull_one(&key.0, key.1, key.2).await }.boxed()
         };
         let (work, _) = self.inner.pulls.join(key.clone(), start);
         work.await.map_err(failed)?;
@@ -220,14 +239,19 @@ impl ImageStore {
         Ok(image)
     }
 
-    async fn pull_one(&self, reference: &Reference, mut credentials: Vec<Credential>) -> Result<(), String> {
+    async fn pull_one(
+        &self,
+        reference: &Reference,
+        mut credentials: Vec<Credential>,
+        wanted: Use,
+    ) -> Result<(), String> {
         let _slot = self.pull_slot(&reference.host).await.map_err(|e| e.to_string())?;
         let (provided, problems) = self.inner.providers.logins(&reference.name()).await;
         credentials.extend(provided);
         credentials.extend(credentials::of_node(&self.inner.config.node_logins));
         let registry = Registry::new(endpoints::of(reference, &self.inner.config, &credentials)?);
         let (name, arch) = (reference.canonical(), std::env::consts::ARCH);
-        let pulled = pull::pull(self, reference, registry).await;
+        let pulled = pull::pull(self, reference, registry, wanted).await;
         lock(&self.inner.wanted).remove(&name);
         // a login that could not be had may be the one that was needed
         let also = |error: String| [vec![error], problems].concat().join("; ");

@@ -13,6 +13,7 @@ use tracing::{info, warn};
 use super::archive;
 use super::import;
 use super::pieces::{Piece, Pieces};
+use super::platform::Machine;
 use super::store::ImageStore;
 use super::types::ImageError;
 use crate::files::{sync_dir, write_changed};
@@ -62,7 +63,7 @@ impl ImageStore {
         let sink = self.sink().clone();
         let read = tokio::task::spawn_blocking(move || {
             let contents = archive::read(from, &sink, &known)?;
-            Ok((import::images(&contents, std::env::consts::ARCH)?, contents.pins))
+            Ok((import::images(&contents, &Machine::here())?, contents.pins))
         });
         let result = match read.await.map_err(|e| e.to_string()).flatten() {
             Ok((found, pins)) => {

@@ -10,7 +10,7 @@ use super::create::Refused;
 use super::ephemeral::all_containers;
 use super::message::{Message, Pulled};
 use super::worker::Worker;
-use crate::image::{Image, ImageError, Needs};
+use crate::image::{Image, ImageError, Needs, Use};
 use crate::volume;
 
 fn not_present(name: &str) -> Refused {
@@ -53,7 +53,8 @@ impl Worker {
     /// `None` while a pull is under way.
     pub(super) async fn image(&mut self, container: &Container) -> Result<Option<Image>, Refused> {
         let name = container.image.clone().unwrap_or_default();
-        let Some(image) = self.present(container, &name, container.image_pull_policy.as_deref()).await? else {
+        let policy = container.image_pull_policy.as_deref();
+        let Some(image) = self.present(container, &name, policy, Use::Run).await? else {
             return Ok(None);
         };
         let pod = self.pod.clone();
@@ -62,7 +63,8 @@ impl Worker {
             let place = self.volumes.as_ref().and_then(|v| v.get(&source.name)?.parent().map(Path::to_owned));
             let Some(place) = place.filter(|place| !volume::is_mounted(&place.join("rootfs"))) else { continue };
             let reference = wanted.reference.clone().unwrap_or_default();
-            let Some(image) = self.present(container, &reference, wanted.pull_policy.as_deref()).await? else {
+            let policy = wanted.pull_policy.as_deref();
+            let Some(image) = self.present(container, &reference, policy, Use::Read).await? else {
                 return Ok(None);
             };
             let mounted = self.shared.images.mount_for(&image, &place, self.users().as_ref()).await;
@@ -77,6 +79,7 @@ impl Worker {
         container: &Container,
         name: &str,
         policy: Option<&str>,
+        wanted: Use,
     ) -> Result<Option<Image>, Refused> {
         let present = match self.shared.images.get(name).await {
             Ok(present) => present,
@@ -99,7 +102,7 @@ impl Worker {
             (Some(_), "Never") => Err(not_present(name)),
             (None, "Never") if !self.shared.images.is_importing() => Err(not_present(name)),
             _ => {
-                self.pull(container, name.to_owned(), policy).await;
+                self.pull(container, name.to_owned(), policy, wanted).await;
                 Ok(None)
             }
         }
@@ -117,7 +120,7 @@ impl Worker {
         }
     }
 
-    async fn pull(&mut self, container: &Container, image: String, policy: &str) {
+    async fn pull(&mut self, container: &Container, image: String, policy: &str, wanted: Use) {
         if self.shared.images.is_importing() && policy != "Always" {
             self.await_import(container);
             return;
@@ -127,9 +130,13 @@ impl Worker {
         let credentials = super::pull_secret::credentials(&self.pod, &*self.shared.objects).await;
         let (images, tx, name) = (self.shared.images.clone(), self.tx.clone(), container.name.clone());
         tokio::spawn(async move {
-            let result = images.pull(&image, &credentials).await;
+            let result = images.pull_for(&image, &credentials, wanted).await;
+            let doubt = match &result {
+                Ok(pulled) if wanted == Use::Run => images.doubt(pulled).await,
+                _ => None,
+            };
             // a worker that is gone no longer cares
-            tx.send(Message::Pulled(Box::new(Pulled { container: name, image, result })));
+            tx.send(Message::Pulled(Box::new(Pulled { container: name, image, result, doubt })));
         });
     }
 
@@ -150,7 +157,7 @@ impl Worker {
 
     /// Takes the end of a pull.
     pub(super) fn pulled(&mut self, pulled: Pulled) {
-        let Pulled { container: name, image, result } = pulled;
+        let Pulled { container: name, image, result, doubt } = pulled;
         let name = name.as_str();
         let pod = self.pod.clone();
         let Some(container) = all_containers(&pod).find(|c| c.name == name) else { return };
@@ -161,6 +168,9 @@ impl Worker {
                 state.pull.reset();
                 state.pull_error = None;
                 self.event(Some(&container), "Normal", "Pulled", format!("Successfully pulled image {image:?}"));
+                if let Some(doubt) = doubt {
+                    self.event(Some(&container), "Warning", "ImageMayFail", doubt);
+                }
                 self.pulled_fresh.push((name.to_owned(), image));
             }
             Err(error) => {

@@ -107,6 +107,8 @@ pub struct Pulled {
     pub image: String,
     /// The image, or why there is none.
     pub result: Result<Image, ImageError>,
+    /// Why its programs may fail on this machine.
+    pub doubt: Option<String>,
 }
 
 // hundreds of workers have a mailbox each

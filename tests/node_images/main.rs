@@ -12,6 +12,7 @@ mod cuts;
 mod forward;
 mod hostile;
 mod logins;
+mod platforms;
 mod pulls;
 mod scene;
 

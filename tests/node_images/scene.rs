@@ -169,11 +169,15 @@ impl Layout {
         entry
     }
 
+    /// An index of `manifests`.
+    pub fn index(&self, manifests: &[Value]) -> Value {
+        let kind = "application/vnd.oci.image.index.v1+json";
+        self.blob(kind, json!({"schemaVersion": 2, "mediaType": kind, "manifests": manifests}).to_string().as_bytes())
+    }
+
     /// Names `manifests` as one multi-architecture image and pushes it; returns the index's digest.
     pub fn push(&self, manifests: &[Value], registry: &str, image: &str) -> String {
-        let index = json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json",
-            "manifests": manifests});
-        let mut entry = self.blob("application/vnd.oci.image.index.v1+json", index.to_string().as_bytes());
+        let mut entry = self.index(manifests);
         entry["annotations"] = json!({"org.opencontainers.image.ref.name": "it"});
         let top = json!({"schemaVersion": 2, "manifests": [entry]});
         fs::write(self.dir.join("index.json"), top.to_string()).unwrap();
@@ -185,6 +189,32 @@ impl Layout {
             .unwrap();
         assert!(pushed.status.success(), "{}", String::from_utf8_lossy(&pushed.stderr));
         entry["digest"].as_str().unwrap().to_owned()
+    }
+}
+
+/// Puts all blobs of a layout and then `manifests`, as they are, the last with a tag, into a registry that speaks plain
+/// HTTP: what skopeo would refuse, or change.
+pub async fn put(layout: &Layout, manifests: &[Value], registry: &str, image: &str) {
+    let (repository, tag) = image.split_once(':').unwrap();
+    let base = format!("http://{registry}/v2/{repository}");
+    let client = reqwest::Client::new();
+    let read = |digest: &str| fs::read(layout.dir.join("blobs/sha256").join(&digest[7..])).unwrap();
+    let put_to = async |url: String, kind: &str, bytes: Vec<u8>| {
+        let answer = client.put(url).header("content-type", kind).body(bytes).send().await.unwrap();
+        let (status, text) = (answer.status(), answer.text().await.unwrap());
+        assert!(status.is_success(), "{status}: {text}");
+    };
+    for blob in fs::read_dir(layout.dir.join("blobs/sha256")).unwrap() {
+        let digest = format!("sha256:{}", blob.unwrap().file_name().to_str().unwrap());
+        let upload = client.post(format!("{base}/blobs/uploads/")).send().await.unwrap();
+        let place = upload.headers()["location"].to_str().unwrap();
+        put_to(format!("{place}&digest={digest}"), "application/octet-stream", read(&digest)).await;
+    }
+    for (number, manifest) in manifests.iter().enumerate() {
+        let digest = manifest["digest"].as_str().unwrap();
+        let name = if number + 1 == manifests.len() { tag } else { digest };
+        let kind = manifest["mediaType"].as_str().unwrap();
+        put_to(format!("{base}/manifests/{name}"), kind, read(digest)).await;
     }
 }
 
