@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::{Container, HTTPGetAction, Probe};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use tokio::net::TcpStream;
 
+use crate::pod::env;
 use crate::runtime::{Runtime, Wanted};
 
 /// Most output or body that is looked at in bytes.
@@ -99,6 +100,15 @@ impl Check {
         let port = port(container, &IntOrString::Int(grpc.port));
         let service = grpc.service.clone().unwrap_or_default();
         Some(port.map(|port| Self::Grpc { address: address(pod_ip, port), service }))
+    }
+
+    /// The same for a probe, whose command has the container's own variables in the place of `$(VAR)`; a hook's has not. Of
+    /// those that come from elsewhere (`valueFrom`) nothing is seen here, as with the kubelet.
+    pub fn of_probe(self, container: &Container) -> Result<Self, String> {
+        let Self::Exec { sandbox, container: id, command } = self else { return Ok(self) };
+        let own = container.env.iter().flatten();
+        let variables = own.map(|v| (v.name.clone(), v.value.clone().unwrap_or_default())).collect();
+        Ok(Self::Exec { sandbox, container: id, command: env::expand_all(&command, &variables)? })
     }
 
     /// The same for a lifecycle hook, which only tells: what the answer says does not matter.
@@ -297,6 +307,24 @@ mod tests {
         let probe: Probe = serde_json::from_value(probe).unwrap();
         let check = Check::of(&probe, &container(), "fd00::1", "s", "c").unwrap().unwrap();
         assert!(matches!(check, Check::Http { url, .. } if url == "https://[fd00::1]:8080/healthz"));
+    }
+
+    #[test]
+    fn commands_of_probes_see_the_variables_of_the_container_itself() {
+        let container: Container = serde_json::from_value(serde_json::json!({"name": "c", "env": [
+            {"name": "FILE", "value": "/tmp/ready"}, {"name": "NODE", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}]}))
+        .unwrap();
+        let probe: Probe = serde_json::from_value(
+            serde_json::json!({"exec": {"command": ["cat", "$(FILE)", "$$(FILE)", "$(NONE)", "-$(NODE)"]}}),
+        )
+        .unwrap();
+        let check = || Check::of(&probe, &container, "", "s", "c").unwrap().unwrap();
+        let words = |check| match check {
+            Check::Exec { command, .. } => command,
+            _ => Vec::new(),
+        };
+        assert_eq!(words(check().of_probe(&container).unwrap()), ["cat", "/tmp/ready", "$(FILE)", "$(NONE)", "-"]);
+        assert_eq!(words(check().of_hook())[1], "$(FILE)", "a hook's command is as it is written");
     }
 
     /// A server of HTTP/2 whose answer to everything never ends; returns its address and how much it has sent.

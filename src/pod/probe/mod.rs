@@ -73,6 +73,7 @@ pub(super) fn start(run: &Run, age: Duration, before: Option<(bool, bool)>, tell
     ] {
         let Some(probe) = probe else { continue };
         let Some(check) = Check::of(probe, container, &run.ip, &run.sandbox, &run.id) else { continue };
+        let check = check.and_then(|check| check.of_probe(container));
         let prober = Prober { run: run.clone(), kind, check, tell: tell.clone(), come_up: come_up.subscribe() };
         tasks.push(tokio::spawn(prober.ask(probe.clone(), age)).abort_handle());
     }
