@@ -39,6 +39,14 @@ node=$(field hangs .spec.nodeName)
 check "probes are counted: those that fail" soon counted hangs Readiness failed
 node=$(field live .spec.nodeName)
 check "  and those that do not" soon counted live Liveness successful
+since_start() {
+  local ready running
+  ready=$(field delayed '.status.conditions[?(@.type=="Ready")].lastTransitionTime')
+  running=$(field delayed '.status.containerStatuses[0].state.running.startedAt')
+  [ $(($(date -d "$ready" +%s) - $(date -d "$running" +%s))) -le 12 ]
+}
+soon is delayed "$ready" true
+check "initialDelaySeconds begins with the container, not when it has come up" since_start
 check "grpc" soon is speaks-grpc "$ready" true
 k run gated --image=$image --overrides='{"spec": {"readinessGates": [{"conditionType": "example.com/open"}]}}' \
   --command -- sleep 1000 >/dev/null

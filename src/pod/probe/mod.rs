@@ -116,10 +116,12 @@ fn seconds(value: Option<i32>, default: u64) -> u64 {
 
 impl Prober {
     async fn ask(mut self, probe: Probe, age: Duration) {
+        let begun = tokio::time::Instant::now();
         if self.kind != Kind::Startup && self.come_up.wait_for(|up| *up).await.is_err() {
             return;
         }
-        let delay = Duration::from_secs(seconds(probe.initial_delay_seconds, 0)).saturating_sub(age);
+        // counted from the container's start, however long it took to come up
+        let delay = Duration::from_secs(seconds(probe.initial_delay_seconds, 0)).saturating_sub(age + begun.elapsed());
         tokio::time::sleep(delay).await;
         let mut tick = tokio::time::interval(Duration::from_secs(seconds(probe.period_seconds, 10)));
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
