@@ -93,9 +93,14 @@ impl ContainerState {
         self.current.as_ref().is_some_and(|c| c.started_at.is_some() && c.exit.is_none())
     }
 
-    /// True once it has come up, as its startup probe says.
+    /// True while the containers after it wait: its image is being pulled, or its postStart hook is under way.
+    pub fn holds_back(&self) -> bool {
+        self.pulling || self.running() && self.hooking
+    }
+
+    /// True once it has come up: its postStart hook has ended, and its startup probe says so.
     pub fn started(&self) -> bool {
-        self.running() && self.probes.as_ref().is_none_or(|p| p.started)
+        self.running() && !self.hooking && self.probes.as_ref().is_none_or(|p| p.started)
     }
 
     /// True while it can serve, as its readiness probe says.

@@ -61,7 +61,7 @@ impl Worker {
         for container in pod.init_containers() {
             let sidecar = is_sidecar(container);
             if !self.state(&container.name).succeeded() || sidecar {
-                self.ensure(container).await;
+                self.ensure(container, false).await;
                 let state = self.state(&container.name);
                 let passed = if sidecar { state.started() } else { state.succeeded() };
                 if !passed {
@@ -70,8 +70,14 @@ impl Worker {
             }
         }
         let ephemeral = ephemeral(&pod);
-        for container in pod.app_containers().iter().chain(&ephemeral) {
-            self.ensure(container).await;
+        // in their order: what comes after a proxy, or an agent that fetches secrets, counts on what that one's hook awaits
+        let mut held = false;
+        for container in pod.app_containers() {
+            self.ensure(container, held).await;
+            held |= self.state(&container.name).holds_back();
+        }
+        for container in &ephemeral {
+            self.ensure(container, false).await;
         }
         self.wake()
     }
@@ -154,8 +160,9 @@ impl Worker {
         refused.map_or(Ok(()), Err)
     }
 
-    /// Starts the container if it is not running and its policy and backoff allow it.
-    async fn ensure(&mut self, container: &Container) {
+    /// Starts the container if it is not running and its policy and backoff allow it. `held`: one before it is not done, so
+    /// that no more than its image is fetched.
+    async fn ensure(&mut self, container: &Container, held: bool) {
         let now = Instant::now();
         let pod = self.pod.clone();
         let state = self.state(&container.name);
@@ -183,9 +190,12 @@ impl Worker {
             self.image_backoff(container);
             return;
         }
+        if held && self.has_image(container).await {
+            return;
+        }
         let image = match self.image(container).await {
-            Ok(Some(image)) => image,
-            Ok(None) => return,
+            Ok(Some(image)) if !held => image,
+            Ok(_) => return,
             Err((reason, message)) => {
                 let state = self.state(&container.name);
                 let new = state.wait(reason, &message);

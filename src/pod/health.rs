@@ -9,7 +9,7 @@ use super::times::seconds;
 use super::worker::{Worker, now_nanos};
 
 impl Worker {
-    /// Starts the probes of containers that run and have none yet.
+    /// Starts the probes of containers that run and have none yet. Until a postStart hook has ended nothing is asked.
     pub(super) fn start_probes(&mut self) {
         if !self.sandbox.as_ref().is_some_and(|s| s.ready) {
             return;
@@ -18,7 +18,7 @@ impl Worker {
         for container in super::containers(&pod) {
             let mut probes =
                 [&container.startup_probe, &container.readiness_probe, &container.liveness_probe].into_iter();
-            let state = self.containers.get(&container.name).filter(|s| s.probes.is_none());
+            let state = self.containers.get(&container.name).filter(|s| s.probes.is_none() && !s.hooking);
             let (true, Some(state), Some(run)) = (probes.any(Option::is_some), state, self.run_of(container)) else {
                 continue;
             };

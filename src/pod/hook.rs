@@ -110,7 +110,7 @@ impl Worker {
         })
     }
 
-    /// Starts the postStart hook; the container is not ready before it has ended.
+    /// Starts the postStart hook; the container is not ready before it has ended, and those after it wait.
     pub(super) fn post_start(&mut self, container: &Container) {
         let Some(hook) = container.lifecycle.as_ref().and_then(|l| l.post_start.clone()) else { return };
         let Some(run) = self.run_of(container) else { return };
@@ -129,7 +129,11 @@ impl Worker {
         let is_run = |s: &super::container::ContainerState| s.current.as_ref().is_some_and(|r| r.spec.id == id);
         let Some((name, state)) = self.containers.iter_mut().find(|(_, s)| is_run(s)) else { return };
         state.hooking = false;
-        let (Err(error), name) = (result, name.clone()) else { return };
+        let name = name.clone();
+        let Err(error) = result else {
+            self.start_probes();
+            return;
+        };
         let Some(container) = super::containers(&pod).find(|c| c.name == name) else { return };
         debug!(pod = %self.uid, container = container.name, error, "postStart hook failed");
         self.event(Some(container), "Warning", "FailedPostStartHook", "PostStartHook failed".to_owned());

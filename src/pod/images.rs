@@ -73,6 +73,14 @@ impl Worker {
         Ok(Some(image))
     }
 
+    /// Whether nothing is to be pulled before the container's next run.
+    pub(super) async fn has_image(&self, container: &Container) -> bool {
+        let name = container.image.as_deref().unwrap_or_default();
+        let fresh = self.pulled_fresh.iter().any(|(c, i)| *c == container.name && i == name);
+        let always = container.image_pull_policy.as_deref() == Some("Always");
+        fresh || !always && self.shared.images.get(name).await.is_ok_and(|found| found.is_some())
+    }
+
     /// An image by its pull policy; `None` while a pull is under way.
     async fn present(
         &mut self,

@@ -74,3 +74,41 @@ check "a pod is not ready before its sidecars are" is halfready "$ready" False
 k exec halfready -c side -- touch /tmp/on
 check "  and is then" soon is halfready "$ready" True
 k delete pod work halfready --timeout=30s >/dev/null
+
+# ---- postStart hooks hold back what comes after ----
+at_once() { echo "{name: $1, image: \"$image\", command: [sh, -c, 'echo $1 >>/h/$2; sleep 1000'], volumeMounts: [{name: h, mountPath: /h}]}"; }
+proxy() {
+  printf '%s ' "{name: proxy, image: \"$image\", command: [sleep, '1000'], volumeMounts: [{name: h, mountPath: /h}], $2" \
+    "livenessProbe: {exec: {command: [test, -e, /h/$1]}, periodSeconds: 1, failureThreshold: 1}," \
+    "lifecycle: {postStart: {exec: {command: [sh, -c, 'sleep 3; echo hooked >>/h/$1']}}}}"
+}
+k apply -f - >/dev/null <<YAML
+apiVersion: v1
+kind: Pod
+metadata: {name: beside}
+spec:
+  nodeName: n1
+  terminationGracePeriodSeconds: 1
+  volumes: [{name: h, hostPath: {path: $dir/n1/sidecars}}]
+  containers:
+  - $(proxy beside "")
+  - $(at_once app beside)
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: after}
+spec:
+  nodeName: n1
+  terminationGracePeriodSeconds: 1
+  volumes: [{name: h, hostPath: {path: $dir/n1/sidecars}}]
+  initContainers:
+  - $(proxy after "restartPolicy: Always,")
+  containers:
+  - $(at_once app after)
+YAML
+in_turn() { [ "$(cat "$dir/n1/sidecars/$1")" = $'hooked\napp' ]; }
+for pod in beside after; do soon is $pod .status.phase Running; done
+check "a container starts when the postStart hook of the one before it has ended" soon in_turn beside
+check "  also after a sidecar's" soon in_turn after
+check "  and no probe asks before" is beside '.status.containerStatuses[?(@.name=="proxy")].restartCount' 0
+k delete pod beside after --timeout=30s >/dev/null
