@@ -66,6 +66,8 @@ impl Worker {
             };
             self.ask_all(&ending).await;
             self.ending = Some(ending);
+            // whoever was asked by an agent before this one
+            self.start_probes();
         }
         let ending = self.ending.as_mut().filter(|_| self.containers.values().any(|s| s.running()))?;
         let deadline = ending.since + ending.grace + allowance(&self.pod, ending.grace);
@@ -93,7 +95,7 @@ impl Worker {
 
     async fn ask_all(&mut self, ending: &Ending) {
         for probes in self.containers.values_mut().filter_map(|c| c.probes.as_mut()) {
-            probes.stop();
+            probes.end();
         }
         let pod = self.pod.clone();
         let mut at_once = Vec::new();

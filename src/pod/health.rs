@@ -11,6 +11,7 @@ use super::worker::{Worker, now_nanos};
 impl Worker {
     /// Starts the probes of containers that run and have none yet. Until a postStart hook has ended nothing is asked.
     pub(super) fn start_probes(&mut self) {
+        let ending = self.ending.is_some();
         if !self.sandbox.as_ref().is_some_and(|s| s.ready) {
             return;
         }
@@ -25,7 +26,7 @@ impl Worker {
             let started = state.current.as_ref().and_then(|c| c.started_at).unwrap_or_default();
             let age = Duration::from_nanos(u64::try_from(now_nanos().saturating_sub(started)).unwrap_or(0));
             let before = self.reported(&container.name, &run.id);
-            let probes = probe::start(&run, age, before, &self.tx);
+            let probes = probe::start(&run, age, before, ending, &self.tx);
             self.state(&container.name).probes = Some(probes);
         }
     }

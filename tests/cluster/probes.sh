@@ -47,7 +47,16 @@ since_start() {
 }
 soon is delayed "$ready" true
 check "initialDelaySeconds begins with the container, not when it has come up" since_start
+soon is drains "$ready" true
+drains=$(field drains '.status.containerStatuses[0].state.running.startedAt')
 check "grpc" soon is speaks-grpc "$ready" true
+k delete pod drains --wait=false >/dev/null
+serves() { [ "$(field drains '.status.conditions[?(@.type=="Ready")].status}{.status.containerStatuses[0].state.running.startedAt')" = "$1$drains" ]; }
+check "readiness of what ends is asked on" soon serves False
+$cluster stop agent-n1 KILL
+$cluster start agent-n1
+check "  also by the next agent" soon serves True
+k delete pod drains --timeout=40s >/dev/null
 k run gated --image=$image --overrides='{"spec": {"readinessGates": [{"conditionType": "example.com/open"}]}}' \
   --command -- sleep 1000 >/dev/null
 conditions() { field gated ".status.conditions[?(@.type==\"$1\")].$2"; }
@@ -57,5 +66,5 @@ k patch pod gated --subresource=status --type=strategic \
   -p '{"status": {"conditions": [{"type": "example.com/open", "status": "True"}]}}' >/dev/null
 check "  and is ready with them" soon is gated '.status.conditions[?(@.type=="Ready")].status' True
 k delete pod gated --grace-period=1 >/dev/null
-k delete -f cluster/probes.yaml --timeout=60s >/dev/null
+k delete -f cluster/probes.yaml --ignore-not-found --timeout=60s >/dev/null
 check "  until the pod is gone" soon not counted live Liveness successful

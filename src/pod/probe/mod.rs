@@ -48,7 +48,7 @@ pub struct Probes {
     /// It can serve.
     pub ready: bool,
     come_up: watch::Sender<bool>,
-    tasks: Vec<AbortHandle>,
+    tasks: Vec<(Kind, AbortHandle)>,
 }
 
 impl Drop for Probes {
@@ -57,9 +57,9 @@ impl Drop for Probes {
     }
 }
 
-/// Starts the probes of a container that has run for `age`. `before`: whether it had started and was ready when an
-/// earlier agent last looked.
-pub(super) fn start(run: &Run, age: Duration, before: Option<(bool, bool)>, tell: &Post) -> Probes {
+/// Starts the probes of a container that has run for `age`; only the one of readiness when its pod is `ending`. `before`:
+/// whether it had started and was ready when an earlier agent last looked.
+pub(super) fn start(run: &Run, age: Duration, before: Option<(bool, bool)>, ending: bool, tell: &Post) -> Probes {
     let container = &run.container;
     let (had_started, was_ready) = before.unwrap_or((false, false));
     let started = container.startup_probe.is_none() || had_started;
@@ -71,11 +71,11 @@ pub(super) fn start(run: &Run, age: Duration, before: Option<(bool, bool)>, tell
         (Kind::Readiness, container.readiness_probe.as_ref()),
         (Kind::Liveness, container.liveness_probe.as_ref()),
     ] {
-        let Some(probe) = probe else { continue };
+        let Some(probe) = probe.filter(|_| !ending || kind == Kind::Readiness) else { continue };
         let Some(check) = Check::of(probe, container, &run.ip, &run.sandbox, &run.id) else { continue };
         let check = check.and_then(|check| check.of_probe(container));
         let prober = Prober { run: run.clone(), kind, check, tell: tell.clone(), come_up: come_up.subscribe() };
-        tasks.push(tokio::spawn(prober.ask(probe.clone(), age)).abort_handle());
+        tasks.push((kind, tokio::spawn(prober.ask(probe.clone(), age)).abort_handle()));
     }
     Probes { started, ready, come_up, tasks }
 }
@@ -96,9 +96,18 @@ impl Probes {
 
     /// Asks no more; what was found stays.
     pub fn stop(&mut self) {
-        for task in self.tasks.drain(..) {
-            task.abort();
-        }
+        self.tasks.drain(..).for_each(|(_, task)| task.abort());
+    }
+
+    /// Asks no more but whether it can serve: what ends says so itself.
+    pub fn end(&mut self) {
+        self.tasks.retain(|(kind, task)| {
+            let stays = *kind == Kind::Readiness;
+            if !stays {
+                task.abort();
+            }
+            stays
+        });
     }
 }
 
