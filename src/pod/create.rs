@@ -58,6 +58,10 @@ impl Worker {
         self.setup_error = None;
         self.setup_retry.reset();
         let pod = self.pod.clone();
+        // first, as people look by them at what does not come up
+        for container in ephemeral(&pod) {
+            self.ensure(&container, false).await;
+        }
         for container in pod.init_containers() {
             let sidecar = is_sidecar(container);
             if !self.state(&container.name).succeeded() || sidecar {
@@ -69,15 +73,11 @@ impl Worker {
                 }
             }
         }
-        let ephemeral = ephemeral(&pod);
         // in their order: what comes after a proxy, or an agent that fetches secrets, counts on what that one's hook awaits
         let mut held = false;
         for container in pod.app_containers() {
             self.ensure(container, held).await;
             held |= self.state(&container.name).holds_back();
-        }
-        for container in &ephemeral {
-            self.ensure(container, false).await;
         }
         self.wake()
     }

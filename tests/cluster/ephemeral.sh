@@ -24,3 +24,23 @@ sleep 2
 kept() { [ -n "$before" ] && [ "$(field debugged "$of\"looks\")].containerID")" = "$before" ]; }
 check "an agent started again finds them" kept
 k delete pod debugged --timeout=30s >/dev/null
+
+for why in 'sleep 1000' 'exit 1'; do
+  k delete pod stuck --timeout=30s >/dev/null 2>&1
+  k apply -f - >/dev/null <<YAML
+apiVersion: v1
+kind: Pod
+metadata: {name: stuck}
+spec:
+  nodeName: n1
+  terminationGracePeriodSeconds: 1
+  initContainers: [{name: i, image: "$image", command: [sh, -c, "$why"]}]
+  containers: [{name: c, image: "$image", command: [sleep, "1000"]}]
+YAML
+  begun() { [ -n "$(field stuck '.status.initContainerStatuses[0].containerID')" ]; }
+  soon begun
+  k debug stuck --image=$image --container=looks -- sleep 1000 >/dev/null 2>&1
+  looks() { [ -n "$(field stuck "$of\"looks\")].state.running.startedAt")" ]; }
+  check "a pod whose init container does not succeed can be debugged ($why)" until_true 15 looks
+done
+k delete pod stuck --timeout=30s >/dev/null
