@@ -29,6 +29,8 @@ pub struct Facts<'a> {
     pub host_ips: &'a [IpAddr],
     /// Reason and message of a pod that was refused or failed as a whole.
     pub failed: Option<(&'a str, &'a str)>,
+    /// It was never taken: it has no containers that could be told of.
+    pub refused: bool,
     /// Why its containers cannot be made yet.
     pub waits_for: Option<&'a str>,
     /// How far a resize has come.
@@ -178,16 +180,17 @@ pub fn compute(facts: &Facts) -> PodStatus {
     let build = |list: &[Container], init: bool| -> Vec<ContainerStatus> {
         list.iter().map(|c| container_status(c, facts.containers.get(&c.name).map(|s| &**s), init, fallback)).collect()
     };
-    let (mut inits, mut apps) = (build(facts.pod.init_containers(), true), build(facts.pod.app_containers(), false));
-    if done && facts.containers.is_empty() {
-        // an agent that came back after the pod had ended knows only what was reported then
-        inits = facts.previous.init_container_statuses.clone().unwrap_or(inits);
-        apps = facts.previous.container_statuses.clone().unwrap_or(apps);
-    }
-    let mut ephemerals = build(&ephemeral(facts.pod), false);
-    if done && facts.containers.is_empty() {
-        ephemerals = facts.previous.ephemeral_container_statuses.clone().unwrap_or(ephemerals);
-    }
+    // an agent that came back after the pod had ended knows only what was reported then
+    let over = matches!(facts.previous.phase.as_deref(), Some("Succeeded" | "Failed"));
+    let told = |list: &[Container], init, before: &Option<Vec<ContainerStatus>>| match before {
+        _ if facts.refused => Vec::new(),
+        Some(before) if done && facts.containers.is_empty() => before.clone(),
+        None if over && facts.containers.is_empty() => Vec::new(),
+        _ => build(list, init),
+    };
+    let inits = told(facts.pod.init_containers(), true, &facts.previous.init_container_statuses);
+    let apps = told(facts.pod.app_containers(), false, &facts.previous.container_statuses);
+    let mut ephemerals = told(&ephemeral(facts.pod), false, &facts.previous.ephemeral_container_statuses);
     for status in &mut ephemerals {
         // they take no traffic
         status.ready = false;
@@ -248,7 +251,7 @@ pub fn compute(facts: &Facts) -> PodStatus {
         message: failed(facts).map(|f| f.1.to_owned()).or_else(|| facts.previous.message.clone()),
         conditions: Some(conditions),
         init_container_statuses: (!inits.is_empty()).then_some(inits),
-        container_statuses: Some(apps),
+        container_statuses: (!apps.is_empty()).then_some(apps),
         ephemeral_container_statuses: (!ephemerals.is_empty()).then_some(ephemerals),
         pod_ip: facts.pod_ips.first().map(ip),
         pod_ips: (!facts.pod_ips.is_empty()).then(|| facts.pod_ips.iter().map(|i| PodIP { ip: ip(i) }).collect()),
@@ -290,6 +293,7 @@ mod tests {
             pod_ips: &[],
             host_ips: &[],
             failed: None,
+            refused: false,
             waits_for: None,
             resizing: &Resizing::default(),
             evicted: None,

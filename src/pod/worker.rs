@@ -410,6 +410,7 @@ impl Worker {
             pod_ips: self.sandbox.as_ref().map(|s| s.ips.as_slice()).unwrap_or_default(),
             host_ips: &self.host_ips,
             failed: self.failed.as_ref().map(|(r, m)| (r.as_str(), m.as_str())),
+            refused: self.failed.is_some() && self.allocated.is_none(),
             waits_for: self.setup_error.as_deref(),
             resizing: &self.resizing,
             evicted: self.evicted.as_ref().map(|e| e.message.as_str()),

@@ -18,6 +18,10 @@ refused() { is "$1" .status.phase Failed && is "$1" .status.reason "$2" && [[ $(
 
 bound too-big n1 "$(asks 1000)"
 check "more CPU than there is" soon refused too-big OutOfcpu "Pod was rejected: Node didn't have enough resource: cpu, requested: 1000000, used: 0, capacity: "
+shown() { k get pod "$1" --no-headers | found "0/1 *$2 "; }
+check "  is shown as that" shown too-big OutOfcpu
+bound too-early n1 "initContainers: [{name: i, image: '$image'}]"$'\n'"$(asks 1000)"
+check "  also when it has init containers" soon shown too-early OutOfcpu
 bound too-much n1 "containers: [{name: c, image: '$image', resources: {requests: {memory: 9Ti}}}]"
 check "more memory than there is" soon refused too-much OutOfmemory 'resource: memory'
 bound too-huge n1 "containers: [{name: c, image: '$image', resources: {limits: {hugepages-2Mi: 64Gi, memory: 1Mi, cpu: 1m}}}]"
