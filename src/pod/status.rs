@@ -234,16 +234,19 @@ pub fn compute(facts: &Facts) -> PodStatus {
         let reason = Some("TerminationByKubelet");
         condition(facts.previous, "DisruptionTarget", true, reason, Some(message.to_owned()))
     }));
-    for other in facts.pod.status.iter().flat_map(|s| s.conditions.iter().flatten()) {
+    let generation = facts.pod.metadata.generation;
+    for condition in &mut conditions {
+        condition.observed_generation = generation;
+    }
+    let there = || facts.pod.status.iter().flat_map(|s| s.conditions.iter().flatten());
+    for other in there() {
         // those of a resize that is over go
         if !conditions.iter().any(|c| c.type_ == other.type_) && !RESIZE.contains(&other.type_.as_str()) {
             conditions.push(other.clone());
         }
     }
-    let generation = facts.pod.metadata.generation;
-    for condition in &mut conditions {
-        condition.observed_generation = generation;
-    }
+    // in the order of the API server, so that the two compare equal
+    conditions.sort_by_key(|c| there().position(|t| t.type_ == c.type_).unwrap_or(usize::MAX));
     let ip = |ip: &IpAddr| ip.to_string();
     PodStatus {
         phase: Some(phase.to_owned()),

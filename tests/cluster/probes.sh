@@ -65,6 +65,20 @@ check "readiness gates: a pod waits for conditions that others set" soon waits
 k patch pod gated --subresource=status --type=strategic \
   -p '{"status": {"conditions": [{"type": "example.com/open", "status": "True"}]}}' >/dev/null
 check "  and is ready with them" soon is gated '.status.conditions[?(@.type=="Ready")].status' True
+# a controller that is as quick as the node: each writes what the other has not seen yet
+for n in $(seq 40); do
+  k apply -f - >/dev/null <<YAML
+{apiVersion: v1, kind: Pod, metadata: {name: gated-$n, labels: {of: gated}}, spec: {nodeName: n$((n % 3 + 1)), terminationGracePeriodSeconds: 1,
+  readinessGates: [{conditionType: example.com/open}], containers: [{name: c, image: "$image", command: [sleep, "1000"]}]}}
+YAML
+  k patch pod gated-$n --subresource=status --type=strategic \
+    -p '{"status": {"conditions": [{"type": "example.com/open", "status": "True", "observedGeneration": 77}]}}' >/dev/null
+done
+all_ready() { [ "$(k get pod -l of=gated -o 'jsonpath={range .items[*]}{.status.conditions[?(@.type=="Ready")].status} {end}' | tr ' ' '\n' | grep -c True)" = 40 ]; }
+check "  however early they are set" soon all_ready
+as_set() { k get pod gated-1 -o 'jsonpath={.status.conditions[?(@.type=="example.com/open")].observedGeneration}' | found -x 77; }
+check "  and they stay as they were set" as_set
 k delete pod gated --grace-period=1 >/dev/null
+k delete pod -l of=gated --grace-period=1 --timeout=60s >/dev/null
 k delete -f cluster/probes.yaml --ignore-not-found --timeout=60s >/dev/null
 check "  until the pod is gone" soon not counted live Liveness successful
