@@ -33,6 +33,7 @@ const PODS: Duration = Duration::from_secs(30);
 /// Runs the board until it is restarted or turned off.
 pub fn run() -> Result<Infallible, Failure> {
     mounts::rest()?;
+    counts();
     // what was mounted by the first run is known by its identifier
     let cmdline = fs::read_to_string("/proc/cmdline")?;
     let card = card::find(&cmdline, PATIENCE)?;
@@ -78,6 +79,21 @@ pub fn run() -> Result<Infallible, Failure> {
     let mode = runtime.block_on(live(found, status, watchdog.clone(), trial))?;
     runtime.shutdown_background();
     power::off(mode, watchdog.as_deref())
+}
+
+/// Raises the counts of root's that containers with the host's users share with the node, so that none of them takes them all.
+/// What is counted is memory of their own cgroups, and so bounded (`SLAB_ACCOUNT` in the kernel's `fs/eventpoll.c`,
+/// `GFP_KERNEL_ACCOUNT` in `fs/notify`). `systemd/pikelet.service` has the same.
+fn counts() {
+    for (name, most) in [
+        ("epoll/max_user_watches", "1073741824"),
+        ("inotify/max_user_instances", "1048576"),
+        ("inotify/max_user_watches", "16777216"),
+    ] {
+        if let Err(error) = files::set(format!("/proc/sys/fs/{name}"), most) {
+            log::line(&format!("fs/{name} stays as it is: {error}"));
+        }
+    }
 }
 
 /// What is said of the agent while there are mistakes.
