@@ -74,7 +74,7 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
         warn!("{warning}");
     }
     let (host_ips_tx, host_ips) = watch::channel(host_ips(&config));
-    let (resolv_conf_tx, resolv_conf) = watch::channel(network::host_resolv_conf());
+    let (resolv_conf_tx, resolv_conf) = watch::channel(network::host_resolv_conf(config.resolv_conf.as_deref()));
     let mut config = config;
     let mut given = Given::default();
     let table = PodTable::default();
@@ -167,7 +167,7 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
         node_ips: host_ips.borrow().clone(),
         ..NodeState::default()
     });
-    tokio::spawn(network::watch_resolv_conf(resolv_conf_tx));
+    tokio::spawn(network::watch_resolv_conf(config.resolv_conf.clone(), resolv_conf_tx));
     tokio::spawn(told::addresses(host_ips.clone(), state_tx.clone()));
     if config.node.ips.is_empty() {
         tokio::spawn(membership::follow(network.links_changed(), host_ips_tx));
@@ -250,9 +250,16 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
             kubelet_port: config.api.port,
             allocatable,
             warnings,
+            more: config.node.more.clone(),
+            heartbeat: config.node.heartbeat.clone(),
         };
         tokio::spawn(cluster::keep_node(client.clone(), settings, facts, state, cidrs_tx.clone(), seen_tx, ours_tx));
-        tokio::spawn(cluster::keep_lease(client, config.node.name.clone(), ours.clone()));
+        tokio::spawn(cluster::keep_lease(
+            client,
+            config.node.name.clone(),
+            config.node.heartbeat.clone(),
+            ours.clone(),
+        ));
     }
     pulse.up();
     let inputs = Inputs {

@@ -89,6 +89,7 @@ pub fn member(config: &Config, pods: &PodTable) -> cluster::Node {
     cluster::Node {
         name: config.node.name.clone(),
         ips: host_ips(config),
+        more: config.node.more.clone(),
         kubelet: SocketAddr::new(address, config.api.port),
         root: config.root_dir.clone(),
         pods: Pods::new(move |address| pods.list().iter().any(|p| p.listens_at(address))),

@@ -46,6 +46,7 @@ pub fn plan(config: &Config) -> Plan {
         address: config.api.address,
         port: config.api.port,
         healthz_port: config.api.healthz_port,
+        resolv_conf: config.resolv_conf.clone(),
     }
 }
 

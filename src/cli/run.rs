@@ -60,6 +60,9 @@ pub fn run(args: Args) -> Outcome {
     let logs = if config.json_logs { logs.json().boxed() } else { logs.with_ansi(false).with_target(false).boxed() };
     let levels = asked.unwrap_or_else(|| levels(config.verbosity)).and(filter_fn(keeps_secrets));
     tracing_subscriber::registry().with(logs.with_filter(levels)).init();
+    for notice in &config.notices {
+        tracing::info!("{notice}");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .max_blocking_threads(BLOCKING_THREADS)

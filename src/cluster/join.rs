@@ -12,6 +12,7 @@ use kube::Client;
 use reqwest::StatusCode;
 use tokio::sync::watch;
 
+use super::addresses::MoreAddresses;
 use super::bootstrap::{Bootstrap, PAUSE, Source, server_of};
 use super::client::{ClusterError, connect};
 use super::clock::complain;
@@ -77,6 +78,8 @@ pub struct Node {
     pub name: String,
     /// Addresses.
     pub ips: Vec<IpAddr>,
+    /// More of them, and names.
+    pub more: MoreAddresses,
     /// Where its kubelet API listens.
     pub kubelet: SocketAddr,
     /// Which addresses are those of its pods.
@@ -104,6 +107,7 @@ impl Node {
             token: token.cloned(),
             node: self.name.clone(),
             ips: self.ips.clone(),
+            more: self.more.clone(),
             root: self.root.clone(),
             kubelet: self.kubelet,
             pods: self.pods.clone(),

@@ -1,4 +1,4 @@
-//! The node's lease: renewed every 10 s, whatever else is going on (Kubernetes "Node heartbeats").
+//! The node's lease: renewed every 10 s by default, whatever else is going on (Kubernetes "Node heartbeats").
 
 use std::time::Duration;
 
@@ -13,21 +13,22 @@ use tracing::debug;
 
 use super::answer::{Answer, Api};
 use super::client::said;
+use super::heartbeat::Heartbeat;
 
 const NAMESPACE: &str = "kube-node-lease";
-const RENEW: Duration = Duration::from_secs(10);
-const DURATION_SECONDS: i32 = 40;
+/// Longer than another machine of this name takes to renew it, with the times every node has by default.
+const WATCHED: Duration = Duration::from_secs(15);
 
 /// Keeps the lease for ever, from when this machine is the Node.
-pub async fn keep_lease(client: Client, node: String, mut ours: watch::Receiver<bool>) {
+pub async fn keep_lease(client: Client, node: String, heartbeat: Heartbeat, mut ours: watch::Receiver<bool>) {
     if ours.wait_for(|ours| *ours).await.is_err() {
         return;
     }
-    let mut tick = tokio::time::interval(RENEW);
+    let mut tick = tokio::time::interval(heartbeat.renewal());
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
-        if let Err(error) = renew(&client, &node).await {
+        if let Err(error) = renew(&client, &node, heartbeat.lease_seconds).await {
             debug!(error = said(&error), "lease not renewed");
             tick.reset_after(Duration::from_millis(500 + u64::from(rand::random::<u8>()) * 8));
         }
@@ -42,14 +43,14 @@ pub(super) async fn is_renewed(client: &Client, node: &str) -> Result<bool, kube
         Ok::<_, kube::Error>(lease.and_then(|l| l.spec).and_then(|s| s.renew_time))
     };
     let before = renewed().await?;
-    tokio::time::sleep(RENEW * 3 / 2).await;
+    tokio::time::sleep(WATCHED).await;
     Ok(renewed().await? != before)
 }
 
-async fn renew(client: &Client, node: &str) -> Result<(), kube::Error> {
+async fn renew(client: &Client, node: &str, seconds: i32) -> Result<(), kube::Error> {
     let api: Api<Lease> = Api::namespaced(client.clone(), NAMESPACE);
     let now = MicroTime(jiff::Timestamp::now());
-    let patch = json!({"spec": {"renewTime": now, "holderIdentity": node, "leaseDurationSeconds": DURATION_SECONDS}});
+    let patch = json!({"spec": {"renewTime": now, "holderIdentity": node, "leaseDurationSeconds": seconds}});
     match api.patch(node, &PatchParams::default(), &Patch::Merge(patch)).await {
         Err(kube::Error::Api(status)) if status.code == 404 => {}
         other => return other.map(drop),
@@ -70,7 +71,7 @@ async fn renew(client: &Client, node: &str) -> Result<(), kube::Error> {
         },
         spec: Some(LeaseSpec {
             holder_identity: Some(node.to_owned()),
-            lease_duration_seconds: Some(DURATION_SECONDS),
+            lease_duration_seconds: Some(seconds),
             renew_time: Some(now),
             ..LeaseSpec::default()
         }),

@@ -1,5 +1,6 @@
 //! The link to a control plane: client, Node object, lease, events, objects pods refer to. Knows nothing of containers.
 
+mod addresses;
 mod answer;
 mod bootstrap;
 mod client;
@@ -10,6 +11,7 @@ mod csr;
 mod discovery;
 mod event_filter;
 mod events;
+mod heartbeat;
 mod https;
 mod join;
 mod k3s;
@@ -31,12 +33,14 @@ mod serving_certificate;
 mod status;
 mod trust_bundles;
 
+pub use addresses::MoreAddresses;
 pub use answer::{Answer, Api, Unreadable};
 pub use bootstrap::Source;
 pub use client::{ClusterError, connect, said};
 pub use complaint::Complaint;
 pub use discovery::{BootstrapToken, Pin};
 pub use events::{EventRate, EventRecorder};
+pub use heartbeat::Heartbeat;
 pub use join::{Given, Join, Membership, Node, Pods, join, server_port};
 pub use k3s::Token;
 pub use kept::{Kept, Slot};

@@ -13,20 +13,17 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
+use super::addresses::MoreAddresses;
 use super::answer::{Answer, Api, Reader};
 use super::client::explained;
 use super::complaint::Complaint;
+use super::heartbeat::Heartbeat;
 use super::lease::is_renewed;
 use super::node_status::{essence, overruled, patch, status};
 use super::retry::patient;
 use crate::machine::MachineInfo;
 use crate::machine::devices::Counts;
 use crate::machine::health::Condition;
-
-/// How often the status is computed.
-const COMPUTE: Duration = Duration::from_secs(10);
-/// How often it is written though nothing changed.
-const REPORT: Duration = Duration::from_mins(5);
 
 /// What a person chose for this node.
 #[derive(Debug, Clone)]
@@ -45,6 +42,10 @@ pub struct NodeSettings {
     pub allocatable: BTreeMap<&'static str, u64>,
     /// What is wrong with the machine for as long as it is up.
     pub warnings: Vec<String>,
+    /// More addresses and names.
+    pub more: MoreAddresses,
+    /// When its status is looked at, and written.
+    pub heartbeat: Heartbeat,
 }
 
 /// What others say of the Node.
@@ -223,7 +224,7 @@ pub async fn keep_node(
     let mut written_at = Instant::now();
     let mut registered = false;
     let (mut gone, mut reader) = (Vec::new(), Reader::default());
-    let mut tick = tokio::time::interval(COMPUTE);
+    let mut tick = tokio::time::interval(settings.heartbeat.look);
     loop {
         if !registered {
             let devices = state.borrow().devices.clone();
@@ -257,7 +258,7 @@ pub async fn keep_node(
             }
         }
         let wanted = status(&settings, &machine, &state.borrow_and_update(), &gone, &present);
-        if essence(&wanted) != essence(&written) || written_at.elapsed() >= REPORT {
+        if essence(&wanted) != essence(&written) || written_at.elapsed() >= settings.heartbeat.report {
             let changes = Patch::Strategic(patch(&wanted, &present));
             match api.patch_status(&settings.name, &PatchParams::default(), &changes).await.and_then(Answer::read) {
                 Ok(node) => {

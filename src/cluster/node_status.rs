@@ -84,6 +84,7 @@ pub fn status(settings: &NodeSettings, machine: &MachineInfo, state: &NodeState,
     let mut addresses: Vec<Value> =
         state.node_ips.iter().map(|ip| json!({"type": "InternalIP", "address": ip.to_string()})).collect();
     addresses.push(json!({"type": "Hostname", "address": settings.name}));
+    addresses.extend(settings.more.written());
     let images: Vec<Value> = state.images.iter().take(50).map(|(n, s)| json!({"names": n, "sizeBytes": s})).collect();
     let mut own = vec![
         pressure(

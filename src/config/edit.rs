@@ -6,46 +6,44 @@ use std::path::PathBuf;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::{Settings, parse};
+use super::{Settings, lines, parse};
 
 /// What says which cluster is joined, and by what right.
 const MEMBERSHIP: [&str; 7] =
     ["kubeconfig", "bootstrapKubeconfig", "server", "token", "tokenFile", "caCertHash", "unsafeSkipCAVerification"];
 
-/// A top-level key with its value, or lines between such.
+/// Lines of a key with its value, or between such.
 struct Block<'a> {
-    /// The setting's first name; `None`: no key, or one whose value is that of a file without it.
+    /// The setting's first name; `None`: no key, or one whose value is that of a file without it, or foreign.
     setting: Option<String>,
     lines: Vec<&'a str>,
 }
 
-/// What differs from settings where nothing is set, by their first names.
-fn written(settings: &Settings) -> Result<Map<String, Value>, String> {
-    let fields = |settings: &Settings| match serde_json::to_value(settings) {
+/// Settings by their first names.
+pub(super) fn fields(settings: &Settings) -> Result<Map<String, Value>, String> {
+    match serde_json::to_value(settings) {
         Ok(Value::Object(fields)) => Ok(fields),
         Ok(_) => Ok(Map::new()),
         Err(error) => Err(format!("settings that cannot be written: {error}")),
-    };
+    }
+}
+
+/// What differs from settings where nothing is set, by their first names.
+pub(super) fn written(settings: &Settings) -> Result<Map<String, Value>, String> {
     let unset = fields(&Settings::default())?;
     Ok(fields(settings)?.into_iter().filter(|(key, value)| unset.get(key) != Some(value)).collect())
 }
 
 fn blocks(text: &str) -> Result<Vec<Block<'_>>, String> {
-    let mut blocks: Vec<Block<'_>> = Vec::new();
-    for line in text.lines() {
-        let inner = line.starts_with([' ', '\t']) || line == "-" || line.starts_with("- ");
-        let key = !inner && !line.is_empty() && !line.starts_with(['#', '%']) && line != "---" && line != "...";
-        match blocks.last_mut() {
-            Some(block) if inner && block.setting.is_some() => block.lines.push(line),
-            // the empty name stands for a key until the whole of its value is known
-            _ => blocks.push(Block { setting: key.then(String::new), lines: vec![line] }),
-        }
+    let mut all = Vec::new();
+    for block in lines::blocks(text) {
+        let setting = match block.key {
+            Some(_) => written(&parse(&block.lines.join("\n"))?)?.into_iter().next().map(|(name, _)| name),
+            None => None,
+        };
+        all.push(Block { setting, lines: block.lines });
     }
-    for block in blocks.iter_mut().filter(|b| b.setting.is_some()) {
-        let fields = written(&parse(&block.lines.join("\n"))?)?;
-        block.setting = fields.into_iter().next().map(|(name, _)| name);
-    }
-    Ok(blocks)
+    Ok(all)
 }
 
 /// `text` with the settings `given` in the place of those it has of the same name, and without those `dropped`.

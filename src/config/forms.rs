@@ -47,11 +47,33 @@ pub(super) fn labels<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<St
     })
 }
 
-/// `{name: [value]}` as flags write it.
+/// One text, or a list of such.
+pub(super) fn texts<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Written {
+        One(String),
+        Many(Vec<String>),
+    }
+    Ok(match Written::deserialize(from)? {
+        Written::One(text) => vec![text],
+        Written::Many(list) => list,
+    })
+}
+
+/// `{name: [value]}`, or as flags write it.
 pub(super) fn headers<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
-    let map = BTreeMap::<String, Vec<String>>::deserialize(from)?;
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Written {
+        Map(BTreeMap<String, Vec<String>>),
+        List(Vec<String>),
+    }
     let each = |(name, values): (String, Vec<String>)| values.into_iter().map(move |v| format!("{name}:{v}"));
-    Ok(map.into_iter().flat_map(each).collect())
+    Ok(match Written::deserialize(from)? {
+        Written::Map(map) => map.into_iter().flat_map(each).collect(),
+        Written::List(list) => list,
+    })
 }
 
 fn pairs<'de, D: serde::Deserializer<'de>>(from: D, sign: char) -> Result<Option<Vec<String>>, D::Error> {

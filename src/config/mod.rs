@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Taint;
 
-use crate::cluster::{EventRate, Given, Join};
+use crate::cluster::{EventRate, Given, Heartbeat, Join, MoreAddresses};
 use crate::image::{GcPolicy, StoreConfig};
 use crate::machine::devices::DeviceResource;
 use crate::pod::LimitPolicy;
@@ -21,19 +21,27 @@ use crate::runtime::Rotation;
 mod devices;
 pub mod edit;
 mod eviction;
+mod foreign;
 mod forms;
+mod heartbeat;
 mod images;
 mod join;
 mod limits;
+mod lines;
 mod manifests;
 pub(crate) mod mistake;
+mod nested;
 mod providers;
+mod read;
+#[cfg(test)]
+mod reference;
 mod settings;
 mod shown;
 mod shutdown;
 mod storage;
 mod values;
 
+use read::{parse, read};
 pub use settings::Settings;
 pub(crate) use shown::hidden;
 pub use storage::{Place, Storage};
@@ -42,6 +50,9 @@ use values::{labels, taint};
 
 /// Where the file is looked for when none is named.
 pub const DEFAULT_FILE: &str = "/etc/pikelet/config.yaml";
+
+/// The verbosity of `debug`.
+const DEBUG: u8 = 4;
 
 /// Settings that do not make sense; the message says which, where and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -85,6 +96,8 @@ pub struct Config {
     pub bridge: String,
     /// The kubelet API.
     pub api: ApiConfig,
+    /// The resolv.conf pods follow; `None`: the one that is found, an empty one: none.
+    pub resolv_conf: Option<PathBuf>,
     /// Name servers of pods.
     pub cluster_dns: Vec<IpAddr>,
     /// Cluster domain; `None`: the cluster's, or `cluster.local`.
@@ -105,6 +118,8 @@ pub struct Config {
     pub json_logs: bool,
     /// How much is logged, as `--v`.
     pub verbosity: u8,
+    /// Settings that were taken and change nothing, for the log.
+    pub notices: Vec<String>,
 }
 
 /// What a person chose for the Node.
@@ -114,6 +129,10 @@ pub struct NodeConfig {
     pub name: String,
     /// Addresses; empty: found out.
     pub ips: Vec<IpAddr>,
+    /// More addresses and names.
+    pub more: MoreAddresses,
+    /// When it gives signs of life.
+    pub heartbeat: Heartbeat,
     /// More labels.
     pub labels: BTreeMap<String, String>,
     /// Taints at registration.
@@ -184,6 +203,7 @@ impl Config {
                 "x509": {"clientCAFile": self.api.client_ca_file}},
             "authorization": {"mode": "Webhook",
                 "webhook": {"cacheAuthorizedTTL": "5m0s", "cacheUnauthorizedTTL": "30s"}},
+            "resolvConf": self.resolv_conf.as_deref().unwrap_or(Path::new("/etc/resolv.conf")),
             "clusterDNS": self.cluster_dns, "clusterDomain": self.cluster_domain(), "maxPods": self.node.max_pods,
             "serverTLSBootstrap": self.api.server_tls_bootstrap,
             "streamingConnectionIdleTimeout": format!("{}s", self.api.idle_timeout.as_secs_f64()),
@@ -195,7 +215,9 @@ impl Config {
             "singleProcessOOMKill": self.limits.single_process_oom_kill,
             "containerLogMaxSize": self.log_rotation.max_size.to_string(),
             "containerLogMaxFiles": self.log_rotation.max_files,
-            "nodeStatusUpdateFrequency": "10s", "nodeStatusReportFrequency": "5m0s", "nodeLeaseDurationSeconds": 40,
+            "nodeStatusUpdateFrequency": format!("{}s", self.node.heartbeat.look.as_secs_f64()),
+            "nodeStatusReportFrequency": format!("{}s", self.node.heartbeat.report.as_secs_f64()),
+            "nodeLeaseDurationSeconds": self.node.heartbeat.lease_seconds,
             "kubeReserved": {"cpu": reserved("cpu", "m"), "memory": reserved("memory", ""),
                 "ephemeral-storage": reserved("ephemeral-storage", "")},
             "enforceNodeAllocatable": [if self.node.enforce_allocatable { "pods" } else { "none" }],
@@ -245,18 +267,21 @@ impl Config {
 
     /// Settings from the text of a file and flags, which win.
     pub fn of(path: &Path, text: &str, flags: Settings) -> Result<Self, ConfigError> {
-        let read = parse(text).map_err(|message| ConfigError(format!("{}: {message}", path.display())))?;
-        Self::resolve(flags, read)
+        let named = |message| ConfigError(format!("{}: {message}", path.display()));
+        let (file, notices) = read(text).map_err(named)?;
+        Self::resolve(flags, file, notices)
     }
 
     /// Settings from the text of a file, and whether it names the Node; the error is worded without a file's name.
     pub fn check(text: &str) -> Result<(Self, bool), ConfigError> {
-        let read = parse(text).map_err(ConfigError)?;
-        let named = read.node_name.is_some();
-        Ok((Self::resolve(Settings::default(), read)?, named))
+        let (file, notices) = read(text).map_err(ConfigError)?;
+        let named = file.node_name.is_some();
+        Ok((Self::resolve(Settings::default(), file, notices)?, named))
     }
 
-    fn resolve(flags: Settings, file: Settings) -> Result<Self, ConfigError> {
+    fn resolve(flags: Settings, file: Settings, mut notices: Vec<String>) -> Result<Self, ConfigError> {
+        let file = read::with_args(&flags, file, &mut notices).map_err(ConfigError)?;
+        nested::check(&file)?;
         if let Some(kind) = file.kind.as_ref().filter(|k| *k != "KubeletConfiguration") {
             return wrong(format!("kind {kind:?}: it is KubeletConfiguration, or left out"));
         }
@@ -272,12 +297,14 @@ impl Config {
         let (limits, manifests) = (limits::limits(&flags, &file)?, manifests::sources(&flags, &file)?);
         let storage = storage::storage(&flags, &file)?;
         let shutdown = shutdown::groups(&flags, &file)?;
+        let heartbeat = heartbeat::heartbeat(&flags, &file)?;
         let join = join::join(&root_dir, &flags, &file)?;
         let bridge = flags.bridge.or(file.bridge).unwrap_or_else(|| "pikelet0".to_owned());
         if bridge.is_empty() || bridge.len() > 15 {
             return wrong(format!("bridge {bridge:?}: an interface name has 1 to 15 characters"));
         }
-        let format = flags.log_format.or(file.log_format).unwrap_or_else(|| "text".to_owned());
+        let debug = flags.debug.or(file.debug).filter(|debug| *debug).map(|_| DEBUG);
+        let format = flags.log_format.or(file.log_format).or(file.logging.format).unwrap_or_else(|| "text".to_owned());
         if !matches!(format.as_str(), "text" | "json") {
             return wrong(format!("log format {format:?}: it is text or json"));
         }
@@ -290,12 +317,20 @@ impl Config {
             ));
         }
         let taints = list(flags.register_with_taints, file.register_with_taints);
+        let max_pods = flags.max_pods.or(file.max_pods).unwrap_or(110);
+        let per_core = flags.pods_per_core.or(file.pods_per_core).filter(|n| *n > 0);
         let node = NodeConfig {
             name,
             ips: list(flags.node_ip, file.node_ip),
+            more: MoreAddresses {
+                external_ips: list(flags.node_external_ip, file.node_external_ip),
+                internal_names: list(flags.node_internal_dns, file.node_internal_dns),
+                external_names: list(flags.node_external_dns, file.node_external_dns),
+            },
+            heartbeat,
             labels: labels(&list(flags.node_labels, file.node_labels))?,
             taints: taints.iter().map(|t| taint(t)).collect::<Result<_, _>>()?,
-            max_pods: flags.max_pods.or(file.max_pods).unwrap_or(110),
+            max_pods: per_core.map_or(max_pods, |n| max_pods.min(n.saturating_mul(crate::machine::cpus()))),
             devices: devices::devices(file.devices)?,
             enforce_allocatable: eviction::enforced(flags.enforce_node_allocatable.or(file.enforce_node_allocatable))?,
             reserved: eviction::reserved([
@@ -352,6 +387,7 @@ impl Config {
             cgroup_root: flags.cgroup_root.or(file.cgroup_root).unwrap_or_else(|| "kubepods".to_owned()),
             bridge,
             api,
+            resolv_conf: flags.resolv_conf.or(file.resolv_conf),
             cluster_dns: list(flags.cluster_dns, file.cluster_dns),
             cluster_domain: flags.cluster_domain.or(file.cluster_domain),
             images,
@@ -364,17 +400,10 @@ impl Config {
             },
             max_restart_period,
             json_logs: format == "json",
-            verbosity: flags.verbosity.or(file.verbosity).unwrap_or(0),
+            verbosity: flags.verbosity.or(file.verbosity).or(file.logging.verbosity).or(debug).unwrap_or(0),
+            notices,
         })
     }
-}
-
-fn parse(text: &str) -> Result<Settings, String> {
-    let says_nothing = |line: &str| line.trim().is_empty() || line.trim_start().starts_with('#');
-    if text.lines().all(says_nothing) {
-        return Ok(Settings::default());
-    }
-    serde_saphyr::from_str(text).map_err(|e| mistake::explain(&e))
 }
 
 #[cfg(test)]
@@ -385,11 +414,11 @@ mod tests {
     fn flags_win_and_defaults_fill() {
         let file = parse("nodeName: from-file\nport: 1\nclusterDNS: [10.0.0.10]\n").unwrap();
         let flags = Settings { port: Some(2), ..Settings::default() };
-        let config = Config::resolve(flags, file).unwrap();
+        let config = Config::resolve(flags, file, vec![]).unwrap();
         assert_eq!((config.node.name.as_str(), config.api.port, config.node.max_pods), ("from-file", 2, 110));
         assert_eq!((config.cluster_dns.len(), config.log_rotation.max_files), (1, 5));
         let logs = parse("logStorage: memory\ncontainerLogMaxFiles: 3").unwrap();
-        let rotation = Config::resolve(Settings::default(), logs).unwrap().log_rotation;
+        let rotation = Config::resolve(Settings::default(), logs, vec![]).unwrap().log_rotation;
         assert_eq!((rotation.max_size, rotation.max_files), (1 << 20, 3), "less where logs are in memory");
     }
 
@@ -398,12 +427,12 @@ mod tests {
         let kubelet = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nstaticPodPath: /m\n\
                        authentication: {x509: {clientCAFile: /ca}}\nkubeReserved: {cpu: 100m, memory: 64Mi}\n\
                        registerWithTaints: [{key: a, value: b, effect: NoSchedule}]\n";
-        let config = Config::resolve(Settings::default(), parse(kubelet).unwrap()).unwrap();
+        let config = Config::resolve(Settings::default(), parse(kubelet).unwrap(), vec![]).unwrap();
         assert_eq!(config.api.client_ca_file, Some("/ca".into()));
         assert_eq!(config.node.reserved["memory"], 64 << 20);
         assert_eq!(config.node.taints[0].effect, "NoSchedule");
         let k3s = "node-name: pi\nnode-ip: 10.0.0.1,fd00::1\nnode-label: [a=b]\ncluster-dns: 10.43.0.10\n";
-        let config = Config::resolve(Settings::default(), parse(k3s).unwrap()).unwrap();
+        let config = Config::resolve(Settings::default(), parse(k3s).unwrap(), vec![]).unwrap();
         assert_eq!((config.node.ips.len(), config.node.labels["a"].as_str()), (2, "b"));
     }
 
@@ -426,7 +455,7 @@ mod tests {
         let error = parse("port: 1\nnodeNam: x\n").unwrap_err();
         assert_eq!(error, "line 2: there is no setting \"nodeNam\": did you mean \"nodeName\"?");
         assert!(parse("qqq: 1").unwrap_err().contains("\"qqq\": `pikelet"));
-        let of = |flags| Config::resolve(flags, Settings::default()).unwrap_err().to_string();
+        let of = |flags| Config::resolve(flags, Settings::default(), vec![]).unwrap_err().to_string();
         assert!(of(Settings { node_name: Some("UPPER_x".into()), ..Settings::default() }).contains("node name"));
         assert!(of(Settings { register_with_taints: vec!["a:No".into()], ..Settings::default() }).contains("taint"));
         assert!(of(Settings { node_labels: vec!["a".into()], ..Settings::default() }).contains("key=value"));

@@ -9,7 +9,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::forms::{below, equal, headers, labels, one_or_many, taints};
+use super::forms::{below, equal, headers, labels, one_or_many, taints, texts};
+use super::nested::{Authentication, Authorization, CrashLoopBackOff, Logging, MemorySwap, UserNamespaces};
 use crate::image::RegistryConfig;
 use crate::machine::devices::DeviceResource;
 
@@ -68,6 +69,27 @@ pub struct Settings {
     #[arg(long = "node-ip", value_delimiter = ',', value_name = "IP")]
     #[serde(rename = "nodeIP", alias = "node-ip", with = "one_or_many")]
     pub node_ip: Vec<IpAddr>,
+    /// More addresses of the Node, by which others reach it
+    #[arg(long = "node-external-ip", value_delimiter = ',', value_name = "IP")]
+    #[serde(rename = "nodeExternalIP", alias = "node-external-ip", with = "one_or_many")]
+    pub node_external_ip: Vec<IpAddr>,
+    /// Names of the Node within its network
+    #[arg(long = "node-internal-dns", value_delimiter = ',', value_name = "NAME")]
+    #[serde(rename = "nodeInternalDNS", alias = "node-internal-dns", with = "one_or_many")]
+    pub node_internal_dns: Vec<String>,
+    /// Names of the Node for others
+    #[arg(long = "node-external-dns", value_delimiter = ',', value_name = "NAME")]
+    #[serde(rename = "nodeExternalDNS", alias = "node-external-dns", with = "one_or_many")]
+    pub node_external_dns: Vec<String>,
+    /// How often the Node's status is looked at; what changes is written at once [default: 10s]
+    #[arg(long, value_name = "DURATION")]
+    pub node_status_update_frequency: Option<String>,
+    /// How often it is written though nothing changed [default: 5m, or the frequency above where that is set]
+    #[arg(skip)]
+    pub node_status_report_frequency: Option<String>,
+    /// How long the Node counts as up without a sign of life, of which it gives four in that time [default: 40]
+    #[arg(skip)]
+    pub node_lease_duration_seconds: Option<i32>,
     /// More labels of the Node
     #[arg(long = "node-labels", alias = "node-label", value_delimiter = ',', value_name = "KEY=VALUE")]
     #[serde(alias = "node-label", alias = "node-labels", deserialize_with = "labels")]
@@ -116,7 +138,6 @@ pub struct Settings {
     pub state_dir: Option<PathBuf>,
     /// Container logs [default: /var/log/pods]
     #[arg(long, value_name = "DIR")]
-    #[serde(alias = "podLogsDir")]
     pub pod_logs_dir: Option<PathBuf>,
     /// Where what containers write to their root file systems lies, disk or memory [default: disk]
     #[arg(long, value_name = "PLACE")]
@@ -134,7 +155,8 @@ pub struct Settings {
     #[arg(long, value_name = "NAME")]
     pub bridge: Option<String>,
     /// Address the kubelet API listens on [default: 0.0.0.0]
-    #[arg(long, value_name = "IP")]
+    #[arg(long, alias = "bind-address", value_name = "IP")]
+    #[serde(alias = "bind-address")]
     pub address: Option<IpAddr>,
     /// Port of the kubelet API [default: 10250]
     #[arg(long)]
@@ -150,6 +172,10 @@ pub struct Settings {
     #[arg(skip)]
     #[serde(skip_serializing)]
     pub authentication: Authentication,
+    /// Who may use the kubelet API is for the API server to say: `Webhook`
+    #[arg(skip)]
+    #[serde(skip_serializing)]
+    pub authorization: Authorization,
     /// Serving certificate of the kubelet API [default: self-signed]
     #[arg(long, value_name = "FILE", requires = "tls_private_key_file")]
     pub tls_cert_file: Option<PathBuf>,
@@ -163,6 +189,11 @@ pub struct Settings {
     /// How long a connection of the kubelet API may be silent, 0 for ever [default: 4h]
     #[arg(long, value_name = "DURATION")]
     pub streaming_connection_idle_timeout: Option<String>,
+    /// The resolv.conf pods get name servers from, none where it is empty [default: /etc/resolv.conf, or
+    /// systemd-resolved's own where pods cannot reach the servers in it]
+    #[arg(long, env = "K3S_RESOLV_CONF", value_name = "FILE")]
+    #[serde(alias = "resolv-conf")]
+    pub resolv_conf: Option<PathBuf>,
     /// Name servers of pods
     #[arg(long = "cluster-dns", value_delimiter = ',', value_name = "IP")]
     #[serde(rename = "clusterDNS", alias = "cluster-dns", with = "one_or_many")]
@@ -174,6 +205,9 @@ pub struct Settings {
     /// Largest number of pods [default: 110]
     #[arg(long, value_name = "NUMBER")]
     pub max_pods: Option<u32>,
+    /// The same for each processor, 0 for no such bound [default: 0]
+    #[arg(long, value_name = "NUMBER")]
+    pub pods_per_core: Option<u32>,
     /// Processes a pod may have, -1 for any number [default: -1]
     #[arg(long = "pod-max-pids", value_name = "NUMBER", allow_negative_numbers = true)]
     pub pod_pids_limit: Option<i64>,
@@ -334,6 +368,25 @@ pub struct Settings {
     #[arg(skip)]
     #[serde(rename = "imageMaximumGCAge")]
     pub image_maximum_gc_age: Option<String>,
+    /// The size of ranges of user ids: 65536
+    #[arg(skip)]
+    #[serde(skip_serializing)]
+    pub user_namespaces: UserNamespaces,
+    /// Flags of a kubelet, `NAME=VALUE`; those of this program win
+    #[arg(long = "kubelet-arg", value_name = "NAME=VALUE")]
+    #[serde(alias = "kubelet-arg", deserialize_with = "texts")]
+    pub kubelet_arg: Vec<String>,
+    /// Flags of a kube-proxy: taken, and named as without meaning
+    #[arg(long = "kube-proxy-arg", value_name = "NAME=VALUE")]
+    #[serde(alias = "kube-proxy-arg", deserialize_with = "texts")]
+    pub kube_proxy_arg: Vec<String>,
+    /// The kubelet's own place for `logFormat` and `verbosity`
+    #[arg(skip)]
+    #[serde(skip_serializing)]
+    pub logging: Logging,
+    /// Log as with --v 4
+    #[arg(long, env = "K3S_DEBUG", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub debug: Option<bool>,
     /// Log format: text or json [default: text]
     #[arg(long, alias = "logging-format", value_name = "FORMAT")]
     pub log_format: Option<String>,
@@ -341,37 +394,4 @@ pub struct Settings {
     #[arg(short, long = "v", value_name = "LEVEL")]
     #[serde(alias = "v")]
     pub verbosity: Option<u8>,
-}
-
-/// `memorySwap` of a `KubeletConfiguration`.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
-pub struct MemorySwap {
-    /// `NoSwap` (or nothing) or `LimitedSwap`.
-    pub swap_behavior: String,
-}
-
-/// `authentication` of a `KubeletConfiguration`.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
-pub struct Authentication {
-    /// Client certificates.
-    pub x509: X509,
-}
-
-/// `authentication.x509` of a `KubeletConfiguration`.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct X509 {
-    /// CAs whose client certificates are accepted.
-    #[serde(rename = "clientCAFile")]
-    pub client_ca_file: Option<PathBuf>,
-}
-
-/// `crashLoopBackOff` of a `KubeletConfiguration`.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
-pub struct CrashLoopBackOff {
-    /// Longest wait before a container is started again, 1s to 5m.
-    pub max_container_restart_period: Option<String>,
 }

@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use super::Settings;
 
 /// Settings whose value may be a secret, by their field.
-const SECRET: [&str; 3] = ["token", "static_pod_url", "static_pod_url_header"];
+const SECRET: [&str; 4] = ["token", "static_pod_url", "static_pod_url_header", "kubelet_arg"];
 /// Flags of commands that take settings, beside those.
 const MORE: [&str; 11] = [
     "config",

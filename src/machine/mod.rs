@@ -86,6 +86,11 @@ pub fn hostname() -> String {
     nix::unistd::gethostname().ok().and_then(|n| n.into_string().ok()).unwrap_or_default()
 }
 
+/// Processors this process may use, at least one.
+pub fn cpus() -> u32 {
+    std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX))
+}
+
 /// Go's name of the architecture this binary runs on.
 pub fn architecture() -> &'static str {
     match std::env::consts::ARCH {
@@ -107,7 +112,7 @@ pub fn inspect(root: &Path) -> MachineInfo {
     let name = release.lines().find_map(|l| l.strip_prefix("PRETTY_NAME=")).unwrap_or("Linux");
     let machine_id = line("/etc/machine-id").unwrap_or_default();
     MachineInfo {
-        cpus: std::thread::available_parallelism().map_or(1, |n| n.get() as u64),
+        cpus: cpus().into(),
         memory_bytes,
         swap_bytes,
         huge_pages: huge_pages(Path::new("/sys/kernel/mm/hugepages")),

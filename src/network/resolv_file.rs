@@ -44,9 +44,15 @@ fn choose(texts: &[String]) -> String {
     if Parsed::of(&rest).servers.is_empty() { first } else { rest }
 }
 
-/// The text pods get their name servers from; empty where there is none.
-pub fn host_resolv_conf() -> String {
-    choose(&FILES.map(|file| fs::read_to_string(file).unwrap_or_default()))
+/// The text pods get their name servers from; empty where there is none. That of the file `set`, which counts as it is, or of
+/// none where `set` is empty.
+pub fn host_resolv_conf(set: Option<&Path>) -> String {
+    let read = |file: &Path| fs::read_to_string(file).unwrap_or_default();
+    match set {
+        Some(file) if file.as_os_str().is_empty() => String::new(),
+        Some(file) => read(file),
+        None => choose(&FILES.map(|file| read(Path::new(file)))),
+    }
 }
 
 /// Folders in which a change may make `file` another one: those of all links on the way, the nearest above that exists.
@@ -86,9 +92,13 @@ async fn follow(files: &[PathBuf], told: impl Fn()) -> io::Result<()> {
 const AGAIN: Duration = Duration::from_secs(30);
 
 /// Makes `text` what [`host_resolv_conf`] is, whenever it changes.
-pub async fn watch(text: channel::Sender<String>) {
+pub async fn watch(set: Option<PathBuf>, text: channel::Sender<String>) {
+    let files = set.as_ref().map_or_else(|| FILES.map(PathBuf::from).to_vec(), |file| vec![file.clone()]);
+    if files.iter().all(|file| file.as_os_str().is_empty()) {
+        return;
+    }
     let told = || {
-        let now = host_resolv_conf();
+        let now = host_resolv_conf(set.as_deref());
         text.send_if_modified(|known| {
             *known != now && {
                 *known = now;
@@ -97,9 +107,9 @@ pub async fn watch(text: channel::Sender<String>) {
         });
     };
     let mut said = false;
-    while let Err(error) = follow(&FILES.map(PathBuf::from), told).await {
+    while let Err(error) = follow(&files, told).await {
         if !said {
-            tracing::warn!(%error, every = AGAIN.as_secs(), "no changes of /etc/resolv.conf are told: it is looked at");
+            tracing::warn!(%error, every = AGAIN.as_secs(), ?files, "no changes of the resolv.conf are told: it is looked at");
             said = true;
         }
         tokio::time::sleep(AGAIN).await;
@@ -129,6 +139,15 @@ mod tests {
         assert_eq!(choose([pihole, ""]), "nameserver 9.9.9.9\n");
         assert_eq!(choose([stub, ""]), stub, "`pikelet check` says it");
         assert_eq!(choose(["", ""]), "");
+    }
+
+    #[test]
+    fn a_file_that_is_set_counts_as_it_is() {
+        let folder = crate::machine::folder::Folder::new();
+        let file = folder.path().join("resolv.conf");
+        crate::files::write(&file, b"nameserver 127.0.0.1\n", 0o644, crate::files::Durability::Volatile).unwrap();
+        assert_eq!(host_resolv_conf(Some(&file)), "nameserver 127.0.0.1\n");
+        assert_eq!(host_resolv_conf(Some(Path::new(""))), "", "as the kubelet's");
     }
 
     #[tokio::test]

@@ -52,7 +52,18 @@ refuses() { ! join --token "$2" && grep -qE "^MISSING +$1" "$dir/said"; }
 check "pikelet join finds another CA" refuses 'cluster .*its CA is not the one' "K10$(printf '0%.0s' {1..64})::server:secret"
 check "  a wrong password" refuses 'token .*does not accept the token' "K10$hash::server:wrong"
 check "  and writes what is right" join --token "$token"
-flags n7 --max-pods 110
+# as a file of `k3s agent` has them
+cat >>"$dir/n7/etc/pikelet/config.yaml" <<YAML
+node-external-ip: 198.51.100.7
+flannel-iface: eth0
+snapshotter: native
+kubelet-arg:
+- max-pods=31
+- node-status-update-frequency=5s
+- cgroup-driver=systemd
+kube-proxy-arg: proxy-mode=ipvs
+YAML
+flags n7 --event-qps 50
 started=$(date +%s%N)
 again n7
 check "the right token: the node is Ready" soon ready n7
@@ -61,6 +72,14 @@ check "its password is for root alone" test "$(stat -c %a "$dir/n7/etc/rancher/n
 check "  and its key" test "$(stat -c %a "$dir/n7/lib/pki/kubelet-client-current.pem")" = 600
 annotated() { [ "$(k get node n7 -o 'jsonpath={.metadata.annotations.k3s\.io/internal-ip}')" = 10.77.0.17 ]; }
 check "annotations for k3s's controllers" annotated
+external() {
+  [ "$(k get node n7 -o 'jsonpath={.metadata.annotations.k3s\.io/external-ip} {.status.addresses[?(@.type=="ExternalIP")].address}')" = \
+    "198.51.100.7 198.51.100.7" ]
+}
+check "  and its address for others" soon external
+check "flags of a kubelet in its file count" eval '[ "$(k get node n7 -o "jsonpath={.status.capacity.pods}")" = 31 ]'
+moot() { local name; for name in flannel-iface snapshotter cgroup-driver kube-proxy-arg; do says n7 "$name has no meaning here" || return; done; }
+check "  and what has no meaning is named" moot
 
 pod() { k run "$1" --image=$image --restart=Never --overrides="{\"spec\":{\"nodeName\":\"$2\"}}" --command -- sh -c 'echo hello; sleep 100000' >/dev/null; }
 pod inside n7

@@ -21,6 +21,7 @@ use reqwest::Url;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
+use super::addresses::MoreAddresses;
 use super::bootstrap::{PAUSE, config as client_config, kubeconfig};
 use super::client::way;
 use super::client_certificate::ClientCertificate;
@@ -49,6 +50,8 @@ pub struct K3s {
     pub node: String,
     /// Addresses of the Node.
     pub ips: Vec<IpAddr>,
+    /// More of them, and names.
+    pub more: MoreAddresses,
     /// Below it certificates and settings are kept (`<root>`).
     pub root: PathBuf,
     /// Where the kubelet API of this node is reached.
@@ -118,7 +121,12 @@ impl K3s {
                 cluster_dns: config.dns(),
                 cluster_domain: Some(config.domain.clone()).filter(|d| !d.is_empty()),
                 cluster_cidrs: config.pods(),
-                annotations: annotations.into_iter().chain(process).map(|(k, v)| (k.to_owned(), v)).collect(),
+                annotations: annotations
+                    .into_iter()
+                    .chain(self.more.of_k3s())
+                    .chain(process)
+                    .map(|(k, v)| (k.to_owned(), v))
+                    .collect(),
                 labels,
                 client_ca_file: Some(self.pki("client-ca.crt")),
                 serving: Some(((serving_file.clone(), serving_file), serving)),

@@ -92,6 +92,8 @@ pub struct Plan {
     pub healthz_port: u16,
     /// The bridge of the pods.
     pub bridge: String,
+    /// The resolv.conf pods follow; `None`: the one that is found.
+    pub resolv_conf: Option<PathBuf>,
 }
 
 /// Looks at everything. Leaves nothing behind on the machine.

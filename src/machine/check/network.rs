@@ -195,7 +195,7 @@ pub fn check(plan: &Plan, root: bool, kernel: &Kernel) -> Vec<Finding> {
     if plan.healthz_port != 0 {
         findings.push(port(IpAddr::from([127, 0, 0, 1]), plan.healthz_port, "--healthz-port", own_agent));
     }
-    findings.push(name_servers(&host_resolv_conf()));
+    findings.push(name_servers(&host_resolv_conf(plan.resolv_conf.as_deref())));
     if root {
         // who cannot look at nftables has been told so above
         let told = obstacles(&plan.bridge).unwrap_or_default();
