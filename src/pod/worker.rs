@@ -25,6 +25,7 @@ use super::shared::Shared;
 use super::stop::Stopping;
 use super::{PodExt, checkpoint, ephemeral, recall, references, restart_all, status, termination, writer};
 use crate::runtime::{ContainerInfo, ExitRecord, IdRange, SandboxInfo};
+use crate::volume;
 
 /// The sandbox of a pod.
 pub(super) struct Sandbox {
@@ -233,6 +234,9 @@ impl Worker {
                 self.take_resources(&mut pod);
                 if !ephemeral::same(&self.pod, &pod) {
                     self.shared.objects.hold(&self.uid, references::references(&pod));
+                    if volume::used(&self.pod) != volume::used(&pod) {
+                        self.volumes = None;
+                    }
                 }
                 let before = std::mem::replace(&mut self.pod, Arc::new(pod));
                 self.replace_images(&before);

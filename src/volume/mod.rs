@@ -191,10 +191,11 @@ impl Volumes {
         }
     }
 
-    /// Sets every volume of the pod up and returns where each is on the host. Safe to repeat.
+    /// Sets up every volume that a container of the pod uses, and returns where each is on the host. Safe to repeat.
     pub async fn prepare(&self, pod: &Pod) -> Result<BTreeMap<String, PathBuf>, VolumeError> {
         let mut paths = BTreeMap::new();
-        for volume in pod_volumes(pod) {
+        let used = used(pod);
+        for volume in pod_volumes(pod).iter().filter(|v| used.contains(v.name.as_str())) {
             let path = Box::pin(self.set_up(pod, volume)).await.map_err(|message| in_volume(volume, message))?;
             paths.insert(volume.name.clone(), path);
         }
@@ -371,6 +372,21 @@ fn pod_dir(root: &Path, uid: &str) -> Result<PathBuf, String> {
 
 fn is_file_name(name: &str) -> bool {
     !matches!(name, "" | "." | "..") && !name.contains(['/', '\0'])
+}
+
+/// Names of the volumes that containers of the pod use; the others need not be there.
+pub fn used(pod: &Pod) -> BTreeSet<&str> {
+    let spec = pod.spec.as_ref();
+    let containers = spec.into_iter().flat_map(|s| s.containers.iter().chain(s.init_containers.iter().flatten()));
+    let ephemeral = spec.into_iter().flat_map(|s| s.ephemeral_containers.iter().flatten());
+    let uses = containers.map(|c| (&c.volume_mounts, &c.volume_devices, &c.env));
+    let uses = uses.chain(ephemeral.map(|c| (&c.volume_mounts, &c.volume_devices, &c.env)));
+    let names = uses.flat_map(|(mounts, devices, env)| {
+        let files = env.iter().flatten().filter_map(|e| e.value_from.as_ref()?.file_key_ref.as_ref());
+        let mounts = mounts.iter().flatten().map(|m| m.name.as_str());
+        mounts.chain(devices.iter().flatten().map(|d| d.name.as_str())).chain(files.map(|f| f.volume_name.as_str()))
+    });
+    names.collect()
 }
 
 fn pod_volumes(pod: &Pod) -> &[Volume] {

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::atomic::{Entry, Payload};
 use super::*;
+use k8s_openapi::api::core::v1::VolumeMount;
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
@@ -86,7 +87,11 @@ impl ObjectSource for Fake {
 fn pod(spec: serde_json::Value) -> Pod {
     let labels = serde_json::json!({"app": "web"});
     let meta = serde_json::json!({"name": "p", "namespace": "ns", "uid": "u-1", "labels": labels});
-    serde_json::from_value(serde_json::json!({"metadata": meta, "spec": spec})).unwrap()
+    let mut pod: Pod = serde_json::from_value(serde_json::json!({"metadata": meta, "spec": spec})).unwrap();
+    let mount = |v: &Volume| VolumeMount { name: v.name.clone(), ..VolumeMount::default() };
+    let mounts = pod_volumes(&pod).iter().map(mount).collect();
+    pod.spec.as_mut().unwrap().containers[0].volume_mounts = Some(mounts);
+    pod
 }
 
 fn with_volume(volume: serde_json::Value) -> Pod {

@@ -286,3 +286,24 @@ YAML
   k delete pv disk folder --timeout=30s >/dev/null
   losetup --detach "$disk"
 fi
+
+k apply -f - >/dev/null <<YAML
+apiVersion: v1
+kind: Pod
+metadata: {name: leftovers}
+spec:
+  nodeName: n1
+  terminationGracePeriodSeconds: 1
+  volumes:
+  - {name: nowhere, hostPath: {path: /no/such/directory, type: Directory}}
+  - {name: nothing, configMap: {name: no-such}}
+  - {name: far, iscsi: {targetPortal: 192.0.2.1, iqn: "iqn.2001-04.com.example:x", lun: 0}}
+  - {name: later, emptyDir: {}}
+  containers: [{name: c, image: "$image", command: [sleep, "1000"]}]
+YAML
+check "volumes nobody mounts need not be there" until_true 20 is leftovers .status.phase Running
+echo '{"volumeMounts": [{"name": "later", "mountPath": "/later"}]}' >"$dir/custom.json"
+k debug leftovers --image=$image --container=looks --profile=general --custom="$dir/custom.json" -- sh -c 'touch /later/x; exec sleep 1000' >/dev/null 2>&1
+written() { [ "$(k exec leftovers -c looks -- ls /later)" = x ]; }
+check "  until somebody does" soon written
+k delete pod leftovers --timeout=30s >/dev/null
