@@ -50,6 +50,16 @@ fn whole_request(pod: &Pod, name: &str) -> Option<i64> {
     amount(of_whole_pod(pod)?.requests.as_ref(), name).or_else(|| whole_limit(pod, name))
 }
 
+/// The limit of a container where it has one, else of its pod, whose it may use all alone.
+fn limit_within(pod: &Pod, container: &Container, name: &str) -> Option<i64> {
+    limit(container, name).or_else(|| whole_limit(pod, name))
+}
+
+/// Whether limits of the whole pod are those of the container too.
+pub fn shares_limits(pod: &Pod, container: &Container) -> bool {
+    ["cpu", "memory"].iter().any(|name| limit(container, name).is_none() && whole_limit(pod, name).is_some())
+}
+
 /// What the sandbox of the pod's runtime class takes (`spec.overhead`).
 fn overhead(pod: &Pod, name: &str) -> i64 {
     pod.pod_spec().and_then(|s| amount(s.overhead.as_ref(), name)).unwrap_or(0)
@@ -121,7 +131,12 @@ pub fn container_resources(pod: &Pod, container: &Container, policy: &LimitPolic
         swap_limit: Some(policy.swap(pod, container, machine)),
         oom_group: !policy.single_process_oom_kill,
         hugepage_limits: Some(hugepages.collect()),
-        ..resources(request(container, "cpu"), limit(container, "cpu"), limit(container, "memory"), policy)
+        ..resources(
+            request(container, "cpu"),
+            limit_within(pod, container, "cpu"),
+            limit_within(pod, container, "memory"),
+            policy,
+        )
     }
 }
 
@@ -273,6 +288,8 @@ mod tests {
         let r = pod_resources(&full, &LimitPolicy::default());
         assert_eq!((r.cpu_quota, r.memory_limit), (Some(110_000), Some(74 << 20)));
         assert_eq!(pod_request(&full, "cpu"), 1100);
+        let one = container_resources(&full, &full.app_containers()[0], &LimitPolicy::default(), Memory::default());
+        assert_eq!((one.cpu_shares, one.cpu_quota, one.memory_limit), (Some(2), Some(100_000), Some(64 << 20)));
         let some = whole(serde_json::json!({"requests": {"cpu": "1"}}));
         assert_eq!((qos_class(&some), pod_request(&some, "cpu")), ("Burstable", 1100));
         let none = whole(serde_json::json!({}));

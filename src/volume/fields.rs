@@ -38,8 +38,11 @@ fn lines(map: Option<&BTreeMap<String, String>>) -> String {
 /// What pods may have of the node: cpu in thousandths, all else in bytes or numbers.
 pub type Allocatable = BTreeMap<&'static str, u64>;
 
+/// Resources that a whole pod may have limits of (`spec.resources`).
+const OF_PODS: [&str; 2] = ["cpu", "memory"];
+
 /// The value of a resource of a container, divided and rounded up as its selector says. A limit that is not set is
-/// all that pods may have of the node.
+/// the pod's, or all that pods may have of the node.
 pub fn resource_field(
     pod: &Pod,
     selector: &ResourceFieldSelector,
@@ -56,8 +59,10 @@ pub fn resource_field(
     let resources = container.resources.as_ref();
     let limit = of(resources.and_then(|r| r.limits.as_ref())).transpose()?;
     let request = of(resources.and_then(|r| r.requests.as_ref())).transpose()?;
+    let whole = pod.spec.as_ref().and_then(|s| s.resources.as_ref()).filter(|_| OF_PODS.contains(&resource));
+    let whole = of(whole.and_then(|r| r.limits.as_ref())).transpose()?.filter(|l| *l > 0);
     let value = match side {
-        "limits" => limit.unwrap_or_else(|| node_has(allocatable, resource)),
+        "limits" => limit.or(whole).unwrap_or_else(|| node_has(allocatable, resource)),
         "requests" => request.or(limit).unwrap_or(0),
         _ => return Err(format!("unsupported resource {:?}", selector.resource)),
     };

@@ -97,10 +97,19 @@ spec:
   nodeName: n1
   terminationGracePeriodSeconds: 1
   resources: {limits: {cpu: 300m, memory: 80Mi}}
-  containers: [{name: a, image: "$image", command: [sleep, "1000"]}, {name: b, image: "$image", command: [sleep, "1000"]}]
+  containers:
+  - name: a
+    image: "$image"
+    command: [sh, -c, 'echo limit \$LIMIT; exec sleep 1000']
+    env: [{name: LIMIT, valueFrom: {resourceFieldRef: {resource: limits.memory}}}]
+  - {name: b, image: "$image", command: [sleep, "1000"]}
 YAML
 check "resources of a whole pod" soon is whole .status.phase Running
 check "  make its class" is whole .status.qosClass Guaranteed
 check "  and are in its cgroup" memory whole 80 pod
 check "  CPU too" quota whole 30000 pod
+check "  and are those of its containers, which have none of their own" memory whole 80
+check "    CPU too" quota whole 30000
+limit_is() { k logs whole -c a | found "limit $((80 << 20))"; }
+check "    and what those are told" limit_is
 k delete pod live again whole --grace-period=1 --timeout=60s >/dev/null

@@ -126,10 +126,7 @@ impl Worker {
         }
         let mut errors = Vec::new();
         let cgroup = qos::pod_cgroup(&pod);
-        // the pod's cgroup is never less than its containers': wide before, as it shall be afterwards
-        let mut wide = qos::pod_resources(&pod, &self.shared.limits);
-        (wide.cpu_quota, wide.memory_limit) = (wide.cpu_quota.map(|_| -1), wide.memory_limit.map(|_| -1));
-        errors.extend(self.shared.runtime.limit(&cgroup, &wide).err().map(|e| e.to_string()));
+        errors.extend(self.widen(&cgroup));
         for container in crate::pod::containers(&pod) {
             let Some(changed) = changes.get(container.name.as_str()) else { continue };
             if needs_restart(container, changed) {
@@ -142,15 +139,30 @@ impl Worker {
         (!errors.is_empty()).then(|| errors.join("; "))
     }
 
-    /// The pod's own cgroup, once its containers have what they were given.
+    /// The pod's cgroup is never less than its containers': wide before they change, as it shall be afterwards.
+    fn widen(&self, cgroup: &str) -> Option<String> {
+        let mut wide = qos::pod_resources(&self.pod, &self.shared.limits);
+        (wide.cpu_quota, wide.memory_limit) = (wide.cpu_quota.map(|_| -1), wide.memory_limit.map(|_| -1));
+        self.shared.runtime.limit(cgroup, &wide).err().map(|e| e.to_string())
+    }
+
+    /// The pod's own cgroup, once its containers have what they were given, and those of containers with the pod's limits.
     fn apply_to_pod(&self) -> Option<String> {
         self.sandbox.as_ref()?;
         let (cgroup, resources) = (qos::pod_cgroup(&self.pod), qos::pod_resources(&self.pod, &self.shared.limits));
-        self.shared.runtime.limit(&cgroup, &resources).err().map(|e| e.to_string())
+        let within = crate::pod::containers(&self.pod).filter(|c| qos::shares_limits(&self.pod, c));
+        let within: Vec<_> = within.filter_map(|c| Some((c, self.run_of(c)?.id))).collect();
+        let mut errors = Vec::new();
+        if !within.is_empty() {
+            errors.extend(self.widen(&cgroup));
+            errors.extend(within.into_iter().filter_map(|(c, id)| self.limit_run(c, &cgroup, &id).err()));
+        }
+        errors.extend(self.shared.runtime.limit(&cgroup, &resources).err().map(|e| e.to_string()));
+        (!errors.is_empty()).then(|| errors.join("; "))
     }
 
-    fn change_now(&mut self, container: &Container, cgroup: &str) -> Result<(), String> {
-        let Some(id) = self.run_of(container).map(|r| r.id) else { return Ok(()) };
+    /// Limits a running container to what it was given.
+    fn limit_run(&self, container: &Container, cgroup: &str, id: &str) -> Result<(), String> {
         let own = format!("{cgroup}/{id}");
         let resources = qos::container_resources(&self.pod, container, &self.shared.limits, self.shared.machine);
         let used = self.shared.runtime.usage(&own).map_or(0, |u| u.working_set);
@@ -160,7 +172,12 @@ impl Worker {
                 "attempting to set container {name:?} memory limit ({limit}) below its current usage ({used})"
             ));
         }
-        self.shared.runtime.limit(&own, &resources).map_err(|e| e.to_string())?;
+        self.shared.runtime.limit(&own, &resources).map_err(|e| e.to_string())
+    }
+
+    fn change_now(&mut self, container: &Container, cgroup: &str) -> Result<(), String> {
+        let Some(id) = self.run_of(container).map(|r| r.id) else { return Ok(()) };
+        self.limit_run(container, cgroup, &id)?;
         let applied = container.resources.clone().unwrap_or_default();
         self.state(&container.name).applied = Some(applied.clone());
         if let Some(allocated) = &mut self.allocated {
