@@ -11,6 +11,9 @@ use crate::mount_tree::Follow;
 use crate::runtime::{DeviceGrant, Mount, Propagation, VolumeDevice};
 use crate::volume::{self, Part};
 
+/// POSIX shared memory, `shm_overview(7)`.
+const SHM: &str = "/dev/shm";
+
 impl Worker {
     /// The mounts of the run `id`. `variables`: the container's environment, for `subPathExpr`.
     pub(super) async fn mounts(
@@ -30,12 +33,16 @@ impl Worker {
             mapped: false,
         };
         let dir = self.pod_dir();
+        let host_ipc = self.pod.pod_spec().and_then(|s| s.host_ipc).unwrap_or(false);
+        let shared_memory = if host_ipc { PathBuf::from(SHM) } else { self.shared_memory() };
         let message_path = container.termination_message_path.as_deref().unwrap_or("/dev/termination-log");
         let mut mounts = vec![
             file(dir.join("resolv.conf"), "/etc/resolv.conf"),
             file(dir.join("etc-hosts"), "/etc/hosts"),
             file(dir.join("hostname"), "/etc/hostname"),
             file(termination_log.to_owned(), message_path),
+            // the owners of its files are as the pod's users have made them
+            Mount { mapped: !host_ipc, ..file(shared_memory, SHM) },
         ];
         let wanted = container.volume_mounts.as_deref().unwrap_or_default();
         mounts.retain(|m| {

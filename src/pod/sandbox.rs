@@ -15,7 +15,7 @@ use super::{PodExt, qos};
 use crate::files;
 use crate::hex::hex;
 use crate::runtime::SandboxSpec;
-use crate::{machine, network};
+use crate::{machine, network, volume};
 
 /// 64 random hex digits.
 pub(super) fn new_id() -> String {
@@ -70,7 +70,16 @@ impl Worker {
                 None => Err("its network namespace is gone already".to_owned()),
             },
         };
-        match attached.and_then(|ips| self.write_files(spec, &identity, &ips).map(|()| ips)) {
+        let filled = attached.and_then(|ips| self.write_files(spec, &identity, &ips).map(|()| ips));
+        let shared = match filled {
+            Ok(ips) if !spec.host_ipc.unwrap_or(false) => {
+                let place = self.shared_memory();
+                let made = tokio::task::spawn_blocking(move || volume::shared_memory(&place)).await;
+                made.unwrap_or_else(|e| Err(e.to_string())).map(|()| ips)
+            }
+            filled => filled,
+        };
+        match shared {
             Ok(ips) => Ok(Sandbox { id, attempt, ips, ids, ready: true }),
             Err(error) => {
                 for cleaned in [
@@ -88,6 +97,11 @@ impl Worker {
 
     pub(super) fn pod_dir(&self) -> PathBuf {
         self.shared.pods_dir.join(&self.uid)
+    }
+
+    /// Where the containers' `/dev/shm` is, once the sandbox has its own.
+    pub(super) fn shared_memory(&self) -> PathBuf {
+        self.pod_dir().join("shm")
     }
 
     /// What the pod is called.

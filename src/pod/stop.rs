@@ -10,8 +10,8 @@ use super::recall::is_recalled;
 use super::times::seconds;
 use super::worker::Worker;
 use super::{PodExt, checkpoint, log_links};
-use crate::files;
 use crate::runtime::{ContainerInfo, rotated_files};
+use crate::{files, volume};
 
 /// Longest wait between two tries of a teardown that left something.
 const RETRY_MAX: Duration = Duration::from_secs(10);
@@ -114,6 +114,9 @@ impl Worker {
         if let Err(error) = self.shared.runtime.remove_sandbox(&id).await {
             errors.push(error.to_string());
         }
+        let shared = self.shared_memory();
+        let removed = tokio::task::spawn_blocking(move || volume::remove_tree(&shared)).await;
+        errors.extend(removed.unwrap_or_else(|e| vec![e.to_string()]));
         for state in self.containers.values() {
             for run in state.current.iter().chain(&state.last) {
                 errors.extend(self.unmount(&run.spec.id).await.err());

@@ -36,7 +36,7 @@ use under_way::{Gate, UnderWay, on_own_thread};
 
 use crate::files;
 pub use crate::mount_tree::Follow;
-pub use mounts::remove_tree;
+pub use mounts::{remove_tree, shared_memory};
 pub use sub_path::{Part, read_beneath, release_sub_paths, stays_inside, sub_path};
 
 /// The kinds of objects whose content pods use.

@@ -64,6 +64,22 @@ fn has_swap() -> bool {
     fs::read_to_string("/proc/swaps").is_ok_and(|text| text.lines().count() > 1)
 }
 
+/// What a pod's shared memory takes at most, as containerd and CRI-O have it.
+const SHARED: &str = "mode=1777,size=64m";
+
+/// Mounts shared memory for a new sandbox on `dir`, with nothing in it.
+pub fn shared_memory(dir: &Path) -> Result<(), String> {
+    // one before it may have been lost
+    let left = remove_tree(dir);
+    if !left.is_empty() {
+        return Err(left.join("; "));
+    }
+    make_dir(dir, 0o755)?;
+    let flags = MsFlags::MS_NODEV | MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+    let mounted = mount(Some("shm"), dir, Some("tmpfs"), flags, Some(SHARED));
+    mounted.map_err(|e| format!("cannot mount a tmpfs on {}: {e}", dir.display()))
+}
+
 /// Mounts huge pages of that size in bytes on `dir` unless something is mounted there.
 pub(super) fn mount_huge(dir: &Path, size: u64) -> Result<(), String> {
     if is_mount_point(dir)? {

@@ -49,6 +49,48 @@ check "a pod with hostNetwork sees the node's address" soon host
 lists() { k logs token 2>/dev/null | found -x pod/token; }
 check "a pod lists its namespace with its service account token" soon lists
 
+# ---- /dev/shm is one of the pod, or the node's ----
+sleeps() { echo "{name: $1, image: \"$image\", command: [sleep, '1000']${2:-}}"; }
+k apply -f - >/dev/null <<YAML
+apiVersion: v1
+kind: Pod
+metadata: {name: shares}
+spec: {nodeName: n1, terminationGracePeriodSeconds: 1, containers: [$(sleeps a), $(sleeps b)]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: shares-host}
+spec: {nodeName: n1, terminationGracePeriodSeconds: 1, hostIPC: true, containers: [$(sleeps a)]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: shares-more}
+spec:
+  nodeName: n1
+  terminationGracePeriodSeconds: 1
+  volumes: [{name: m, emptyDir: {medium: Memory, sizeLimit: 128Mi}}]
+  containers: [$(sleeps a ", volumeMounts: [{name: m, mountPath: /dev/shm}]")]
+YAML
+k wait --for=condition=Ready pod/shares pod/shares-host pod/shares-more --timeout=60s >/dev/null
+k exec shares -c a -- sh -c 'echo from-a >/dev/shm/a'
+there() { k exec "$1" -c "$2" -- cat "/dev/shm/$3" | found -x "$4"; }
+check "containers of a pod share /dev/shm" there shares b a from-a
+mounted() { k exec "$1" -c a -- grep ' /dev/shm ' /proc/mounts | found "$2"; }
+size() { k exec "$1" -c a -- df -k /dev/shm | found " $2 "; }
+check "  of 64 MiB" size shares 65536
+check "  with no programs and no devices" mounted shares nosuid,nodev,noexec
+on n1 "$(cat "$dir/pikelet")" stop --state-dir "$dir/n1/run" shares >/dev/null
+again() { [ "$(field shares "$restarts")" -ge 1 ] && there shares a a from-a; }
+check "  which stays when they are started again" soon again
+echo host >"/dev/shm/pk$PIKELET_CLUSTER_ID"
+check "with hostIPC it is the node's" there shares-host a "pk$PIKELET_CLUSTER_ID" host
+rm "/dev/shm/pk$PIKELET_CLUSTER_ID"
+check "a volume takes its place" size shares-more 131072
+uid=$(field shares .metadata.uid)
+k delete pod shares shares-host shares-more --timeout=30s >/dev/null
+gone_with() { ! on n1 grep -q "$uid" /proc/self/mountinfo; }
+check "  and nothing of it stays mounted" gone_with
+
 # answers every connection with the address it came from
 cat >"$dir/listener.py" <<'P'
 import socketserver

@@ -36,6 +36,9 @@ pub fn check(rootfs: &Path) -> Result<(), String> {
     Ok(())
 }
 
+/// Where a pod's shared memory lies. Old images have a link there.
+const SHM: &str = "/dev/shm";
+
 /// Most links followed on the way to a place, as the kernel has it.
 const MOST_LINKS: usize = 40;
 
@@ -51,7 +54,8 @@ pub fn settle(spec: &mut ContainerSpec) -> Result<(), String> {
         Ok(place) => Ok(place),
         Err(e) => Err(format!("finding {} in the image: {e}", path.display())),
     };
-    for mount in &mut spec.mounts {
+    // the image's /dev is covered by the container's own, which has no link of that name
+    for mount in spec.mounts.iter_mut().filter(|m| m.destination != SHM) {
         let place = settled(Path::new(&mount.destination))?;
         mount.destination = place.into_os_string().into_string().map_err(|p| format!("{}: no UTF-8", p.display()))?;
     }
@@ -110,6 +114,7 @@ mod tests {
         let root = std::env::temp_dir().join(format!("pikelet-settle-{}", std::process::id()));
         std::fs::create_dir_all(root.join("usr/bin")).unwrap();
         std::fs::create_dir_all(root.join("run/here")).unwrap();
+        std::fs::create_dir_all(root.join("dev")).unwrap();
         let links = [
             ("x", "/dev"),
             ("y", "/"),
@@ -119,6 +124,7 @@ mod tests {
             ("none", "/no/such/v"),
             ("run/up", ".."),
             ("loop", "loop"),
+            ("dev/shm", "/run/shm"),
         ];
         links.iter().for_each(|(from, to)| std::os::unix::fs::symlink(to, root.join(from)).unwrap());
         let settled = |path: &str| {
@@ -129,7 +135,8 @@ mod tests {
         for (path, place) in [
             ("/dev/../dev", "/dev"),
             ("/x", "/dev"),
-            ("/x/shm/", "/dev/shm"),
+            ("/x/pts/", "/dev/pts"),
+            ("/dev/shm", "/dev/shm"),
             ("//usr/./bin", "/usr/bin"),
             ("/bin", "/usr/bin"),
             ("/var/here", "/run/here"),
