@@ -323,11 +323,7 @@ fn node_view(name: String, mut seen: watch::Receiver<Option<NodeSeen>>) -> watch
     let (tx, rx) = watch::channel(None);
     tokio::spawn(async move {
         while seen.changed().await.is_ok() {
-            let view = seen.borrow_and_update().clone().map(|NodeSeen { labels, taints, .. }| NodeView {
-                name: name.clone(),
-                labels,
-                taints,
-            });
+            let view = seen.borrow_and_update().clone().map(|seen| NodeView::of(name.clone(), seen));
             tx.send_replace(view);
         }
     });

@@ -47,7 +47,7 @@ pub use kept::{Kept, Slot};
 pub use lease::keep_lease;
 pub use leave::{Leaver, member};
 pub use mirror::{MIRROR, delete_mirror, ensure_mirror, mirrored};
-pub use node::{KUBELET_VERSION, NodeSeen, NodeSettings, NodeState, keep_node, own_labels};
+pub use node::{KUBELET_VERSION, NodeSeen, NodeSettings, NodeState, keep_node, own_labels, see_node};
 pub use objects::Objects;
 pub use pods::{PodUpdate, SOURCE, watch_pods};
 pub use preflight::preflight;

@@ -15,7 +15,7 @@ use tracing::{info, warn};
 
 use super::addresses::MoreAddresses;
 use super::answer::{Answer, Api, Reader};
-use super::client::explained;
+use super::client::{ClusterError, explained};
 use super::complaint::Complaint;
 use super::heartbeat::Heartbeat;
 use super::lease::is_renewed;
@@ -65,6 +65,12 @@ impl NodeSeen {
         let upgrade = node.metadata.annotations.as_ref().and_then(|a| a.get(UPGRADE)).cloned();
         Self { labels: node.metadata.labels.clone().unwrap_or_default(), taints, upgrade }
     }
+}
+
+/// The Node of that name as it is now.
+pub async fn see_node(client: &Client, name: &str) -> Result<NodeSeen, ClusterError> {
+    let got = Api::<Node>::all(client.clone()).get(name).await.and_then(Answer::read);
+    got.map(|node| NodeSeen::of(&node)).map_err(ClusterError::api(format!("reading Node {name}")))
 }
 
 /// The labels a Node registers with: a person's, and what it is.

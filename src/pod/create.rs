@@ -32,7 +32,7 @@ impl Worker {
         if self.failed.is_some() {
             return None;
         }
-        if let Err(again) = self.admit() {
+        if let Err(again) = self.admit().await {
             return again;
         }
         if let Some(at) = self.setup_retry.pending(Instant::now()) {

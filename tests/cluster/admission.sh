@@ -34,6 +34,25 @@ k label node n1 such=label >/dev/null
 bound selected n1 "nodeSelector: {such: label}"$'\n'"$(asks 1m)"
 check "  and one it matches since a moment ago" soon is selected .status.phase Running
 k label node n1 such- >/dev/null
+# a label, and at once a pod that was bound for it: the node may hear of the pod first
+hurried() {
+  local n labels=""
+  for n in $(seq 30); do
+    labels+="hurried-$n: 'yes', "
+    cat <<YAML
+{apiVersion: v1, kind: Node, metadata: {name: n1, labels: {$labels}}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: hurried-$n, labels: {of: hurried}}, spec: {nodeName: n1, nodeSelector: {hurried-$n: 'yes'},
+  terminationGracePeriodSeconds: 1, containers: [{name: c, image: "$image", command: [sleep, "1000"]}]}}
+---
+YAML
+  done
+}
+hurried | k apply --server-side --field-manager=hurried -f - >/dev/null
+phases() { [ "$(k get pod -l of=hurried -o 'jsonpath={.items[*].status.phase}' | tr ' ' '\n' | sort | uniq -c | xargs)" = "30 Running" ]; }
+check "  also when the pod is heard of before the label" soon phases
+k delete pod -l of=hurried --timeout=60s >/dev/null
+echo '{apiVersion: v1, kind: Node, metadata: {name: n1}}' | k apply --server-side --field-manager=hurried -f - >/dev/null
 port="containers: [{name: c, image: '$image', command: [sleep, '1000'], ports: [{containerPort: 80, hostPort: 8181}]}]"
 bound port n1 "$port"
 soon is port .status.phase Running

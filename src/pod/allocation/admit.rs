@@ -2,10 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::devices::Given;
+use super::fit::{NodeView, OF_NODE};
 use super::{Allocated, Answer};
+use crate::cluster;
 use crate::files::Durability;
 use crate::pod::admission::{self, Node, Rejection};
 use crate::pod::order::Order;
@@ -16,9 +18,12 @@ use crate::pod::{PodExt, eviction, shutdown};
 /// How soon one looks again for the end of pods that go, or for the Node.
 const AGAIN: Duration = Duration::from_millis(200);
 
+/// How long the API server is asked for the Node. Without an answer what was last heard of it counts.
+const ASKED: Duration = Duration::from_secs(5);
+
 impl Worker {
     /// Takes the pod, unless it is taken already or cannot be. `Err`: not now; when to ask again, if at all.
-    pub(in crate::pod) fn admit(&mut self) -> Result<(), Option<Instant>> {
+    pub(in crate::pod) async fn admit(&mut self) -> Result<(), Option<Instant>> {
         if self.allocated.is_some() {
             self.victims.retain(|uid| self.shared.allocations.holds(uid));
             return if self.victims.is_empty() { Ok(()) } else { Err(Some(Instant::now() + AGAIN)) };
@@ -28,7 +33,14 @@ impl Worker {
             if let Some(rejection) = self.unfit() {
                 return self.reject(rejection);
             }
-            match self.shared.allocations.admit(&self.pod) {
+            let mut answer = self.shared.allocations.admit(&self.pod);
+            if let Answer::No((reason, _)) = &answer
+                && OF_NODE.contains(reason)
+                && let Some(node) = self.newest_node().await
+            {
+                answer = self.shared.allocations.admit_to(&self.pod, &node);
+            }
+            match answer {
                 Answer::Yes => {}
                 Answer::Unknown => return Err(Some(Instant::now() + AGAIN)),
                 Answer::No((reason, message)) => {
@@ -50,6 +62,20 @@ impl Worker {
         // a start waits for no disk: what a power cut takes of this is found out again at the next boot
         self.save_allocated(Durability::Volatile);
         if self.victims.is_empty() { Ok(()) } else { Err(Some(Instant::now() + AGAIN)) }
+    }
+
+    /// The Node as it is now: a pod may be bound for a label, or the end of a taint, that was not heard of here yet.
+    async fn newest_node(&self) -> Option<NodeView> {
+        let client = self.shared.client.as_ref()?;
+        let name = &self.shared.node_name;
+        match tokio::time::timeout(ASKED, cluster::see_node(client, name)).await {
+            Ok(Ok(seen)) => Some(NodeView::of(name.clone(), seen)),
+            Ok(Err(error)) => {
+                debug!(pod = %self.uid, %error, "judged by what was last heard of the Node");
+                None
+            }
+            Err(_) => None,
+        }
     }
 
     fn unfit(&self) -> Option<Rejection> {

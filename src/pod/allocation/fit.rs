@@ -9,6 +9,7 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Pod, Taint};
 
 use super::affinity;
+use crate::cluster::NodeSeen;
 use crate::machine::HUGE_PAGES;
 use crate::network::HostPort;
 use crate::pod::admission::Rejection;
@@ -27,6 +28,16 @@ pub struct NodeView {
     /// Its taints.
     pub taints: Vec<Taint>,
 }
+
+impl NodeView {
+    /// What was seen of the Node of that name.
+    pub fn of(name: String, seen: NodeSeen) -> Self {
+        Self { name, labels: seen.labels, taints: seen.taints }
+    }
+}
+
+/// Reasons of a refusal that another version of the Node may not give.
+pub const OF_NODE: [&str; 2] = ["NodeAffinity", "TaintToleration"];
 
 /// A resource that is not enough.
 #[derive(Debug, Clone, PartialEq, Eq)]

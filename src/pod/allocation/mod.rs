@@ -86,10 +86,15 @@ impl Allocations {
             None if pod.is_static() => (*self.own).clone(),
             None => return Answer::Unknown,
         };
+        self.admit_to(pod, &node)
+    }
+
+    /// The same by what is known of the Node.
+    pub fn admit_to(&self, pod: &Arc<Pod>, node: &NodeView) -> Answer {
         let mut pods = self.pods();
         let others: Vec<_> = pods.iter().filter(|(uid, _)| *uid != pod.uid()).map(|(_, p)| p.clone()).collect();
         let shortages = fit::shortages(pod, &others, &self.allocatable);
-        let refused = fit::refuse(pod, &others, &node);
+        let refused = fit::refuse(pod, &others, node);
         let answer = match (shortages.first(), refused) {
             (None, None) => Answer::Yes,
             (Some(first), None) if is_critical(pod) => match preempt::victims(pod, &others, &shortages) {
