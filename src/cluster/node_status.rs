@@ -108,7 +108,12 @@ pub fn status(settings: &NodeSettings, machine: &MachineInfo, state: &NodeState,
         "conditions": own,
         "addresses": addresses,
         // exec, attach and port-forward by websocket need no translation for this node (KEP-4006)
-        "declaredFeatures": ["ExtendWebSocketsToKubelet", "RestartAllContainersOnContainerExits"],
+        "declaredFeatures": [
+            "ExtendWebSocketsToKubelet",
+            "InPlacePodLevelResourcesVerticalScaling",
+            "InPlacePodVerticalScalingInitContainers",
+            "RestartAllContainersOnContainerExits",
+        ],
         "daemonEndpoints": {"kubeletEndpoint": {"Port": settings.kubelet_port}},
         "nodeInfo": {
             "machineID": machine.machine_id,

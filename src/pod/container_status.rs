@@ -4,7 +4,7 @@
 
 use k8s_openapi::api::core::v1::{
     Container, ContainerState as ApiState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
-    ContainerStatus, ContainerUser, LinuxContainerUser, ResourceRequirements, VolumeMountStatus,
+    ContainerStatus, ContainerUser, LinuxContainerUser, VolumeMountStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -98,7 +98,8 @@ pub(super) fn container_status(
         started: Some(state.started()),
         state: Some(now),
         allocated_resources: container.resources.as_ref().and_then(|r| r.requests.clone()).filter(|r| !r.is_empty()),
-        resources: state.applied.clone().filter(|r| *r != ResourceRequirements::default()),
+        // of a run without any as well: by that the API server knows a node that can resize
+        resources: newest.map(|_| state.applied.as_ref().or(container.resources.as_ref()).cloned().unwrap_or_default()),
         // as the API server gives it back, so that the two compare equal
         last_state: Some(last.unwrap_or_default()),
         user: newest.map(|c| user(&c.spec.user)),

@@ -37,7 +37,7 @@ pub fn limit(container: &Container, name: &str) -> Option<i64> {
 }
 
 /// `spec.resources`, where the pod states any: it counts instead of what its containers state.
-fn of_whole_pod(pod: &Pod) -> Option<&ResourceRequirements> {
+pub fn of_whole_pod(pod: &Pod) -> Option<&ResourceRequirements> {
     let stated = |list: &Option<BTreeMap<String, Quantity>>| list.as_ref().is_some_and(|l| !l.is_empty());
     pod.pod_spec()?.resources.as_ref().filter(|r| stated(&r.requests) || stated(&r.limits))
 }

@@ -248,7 +248,15 @@ pub fn compute(facts: &Facts) -> PodStatus {
     // in the order of the API server, so that the two compare equal
     conditions.sort_by_key(|c| there().position(|t| t.type_ == c.type_).unwrap_or(usize::MAX));
     let ip = |ip: &IpAddr| ip.to_string();
+    let given = qos::of_whole_pod(facts.pod).filter(|_| !facts.refused);
+    let resources = match facts.resizing.progress {
+        // it has what it had until all is changed
+        Some(_) => facts.previous.resources.clone(),
+        None => given.cloned(),
+    };
     PodStatus {
+        allocated_resources: given.and_then(|g| g.requests.clone()),
+        resources,
         phase: Some(phase.to_owned()),
         reason: failed(facts).map(|f| f.0.to_owned()).or_else(|| facts.previous.reason.clone()),
         message: failed(facts).map(|f| f.1.to_owned()).or_else(|| facts.previous.message.clone()),

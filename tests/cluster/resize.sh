@@ -112,4 +112,38 @@ check "  and are those of its containers, which have none of their own" memory w
 check "    CPU too" quota whole 30000
 limit_is() { k logs whole -c a | found "limit $((80 << 20))"; }
 check "    and what those are told" limit_is
-k delete pod live again whole --grace-period=1 --timeout=60s >/dev/null
+k patch pod whole --subresource resize --patch '{"spec": {"resources": {"requests": {"memory": "96Mi"}, "limits": {"memory": "96Mi"}}}}' >/dev/null
+check "a whole pod is resized" soon memory whole 96 pod
+check "  its containers with it" memory whole 96
+check "  and its status says so" soon is whole '.status.resources.limits.memory' 96Mi
+check "    also what it was given" is whole '.status.allocatedResources.memory' 96Mi
+
+k apply -f - >/dev/null <<YAML
+apiVersion: v1
+kind: Pod
+metadata: {name: mixed}
+spec:
+  nodeName: n1
+  terminationGracePeriodSeconds: 1
+  containers:
+  - {name: plain, image: "$image", command: [sleep, "1000"]}
+  - {name: sized, image: "$image", command: [sleep, "1000"], resources: {requests: {cpu: 100m}}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: initial}
+spec:
+  nodeName: n1
+  terminationGracePeriodSeconds: 1
+  initContainers: [{name: i, image: "$image", command: [sleep, "1000"], resources: {requests: {cpu: 100m}}}]
+  containers: [{name: c, image: "$image", command: [sleep, "1000"]}]
+YAML
+soon is mixed .status.phase Running
+k patch pod mixed --subresource resize --patch '{"spec": {"containers": [{"name": "sized", "resources": {"requests": {"cpu": "150m"}}}]}}' >/dev/null
+has() { is "$1" ".status.$2[?(@.name==\"$3\")].resources.requests.cpu" "$4"; }
+check "a pod can be resized one of whose containers asks for nothing" soon has mixed containerStatuses sized 150m
+begun() { [ -n "$(field initial '.status.initContainerStatuses[0].state.running.startedAt')" ]; }
+soon begun
+k patch pod initial --subresource resize --patch '{"spec": {"initContainers": [{"name": "i", "resources": {"requests": {"cpu": "150m"}}}]}}' >/dev/null
+check "  and an init container" soon has initial initContainerStatuses i 150m
+k delete pod live again whole mixed initial --grace-period=1 --timeout=60s >/dev/null
