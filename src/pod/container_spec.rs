@@ -44,10 +44,9 @@ impl Worker {
             allocatable: self.shared.allocations.allocatable.clone(),
             extra: self.shared.services.variables(pod.ns(), pod_spec.enable_service_links.unwrap_or(true)).await,
         };
-        let env = env::build_env(pod, container, &image.config.env, &context, &*self.shared.objects)
+        let (env, variables) = env::build_env(pod, container, &image.config.env, &context, &*self.shared.objects)
             .await
             .map_err(config_error)?;
-        let variables = env.iter().cloned().collect();
         let expand = |list: &[String]| env::expand_all(list, &variables).map_err(config_error);
         let command = container.command.as_deref().filter(|c| !c.is_empty());
         let args = container.args.as_deref().filter(|a| !a.is_empty());

@@ -38,7 +38,8 @@ pub struct EnvContext {
     pub extra: Vec<(String, String)>,
 }
 
-/// The variables of a container in the order they are set, each name once.
+/// The variables of a container in the order they are set, each name once; and those of them that `$(VAR)` in its command
+/// line and in a `subPathExpr` sees: the pod's, not those of its image, which are for a shell to look up.
 ///
 /// Later sources win: defaults, image, the agent's own, `envFrom`, `env`. `$(VAR)` in a value of `env` sees the
 /// agent's own, `envFrom` and the entries of `env` before it.
@@ -48,7 +49,7 @@ pub async fn build_env(
     image_env: &[String],
     ctx: &EnvContext,
     objects: &dyn ObjectSource,
-) -> Result<Vec<(String, String)>, String> {
+) -> Result<(Vec<(String, String)>, BTreeMap<String, String>), String> {
     let mut env = Environment::default();
     env.set("PATH", DEFAULT_PATH.into())?;
     env.set("HOSTNAME", ctx.hostname.clone())?;
@@ -79,7 +80,7 @@ pub async fn build_env(
         env.set(&var.name, value.clone())?;
         visible.insert(var.name.clone(), value);
     }
-    Ok(env.variables)
+    Ok((env.variables, visible))
 }
 
 /// Replaces `$(NAME)` by the variable's value and `$$` by `$`; a name that is not known stays as written.
@@ -359,7 +360,10 @@ mod tests {
         };
         let container = &pod.spec.as_ref().unwrap().containers[0];
         let image = ["PATH=/bin".to_owned(), "A=image".to_owned()];
-        Ok(build_env(&pod, container, &image, &ctx, &Fake).await?.into_iter().collect())
+        let (all, visible) = build_env(&pod, container, &image, &ctx, &Fake).await?;
+        assert!(!visible.contains_key("PATH") && !visible.contains_key("HOSTNAME"), "those are not the pod's");
+        assert!(visible.contains_key("KUBERNETES_SERVICE_HOST"));
+        Ok(all.into_iter().collect())
     }
 
     #[test]

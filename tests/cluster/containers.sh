@@ -49,6 +49,10 @@ check "a pod with hostNetwork sees the node's address" soon host
 lists() { k logs token 2>/dev/null | found -x pod/token; }
 check "a pod lists its namespace with its service account token" soon lists
 
+k run expands --image=$image --restart=Never --env=OWN=mine --overrides='{"spec":{"nodeName":"n1"}}' --command -- \
+  echo 'sees $(OWN) $(PATH) $(HOSTNAME) $(KUBERNETES_SERVICE_PORT)' >/dev/null
+check "\$(VAR) of a command line is the pod's, or stays as it is" soon says expands expands 'sees mine $(PATH) $(HOSTNAME) 443'
+
 # ---- /dev/shm is one of the pod, or the node's ----
 sleeps() { echo "{name: $1, image: \"$image\", command: [sleep, '1000']${2:-}}"; }
 k apply -f - >/dev/null <<YAML
