@@ -1,7 +1,7 @@
 //! How a container is asked to end (`stopSignal`) and what it says of its end (`terminationMessagePath`,
 //! `terminationMessagePolicy`).
 
-use std::io::Read;
+use std::io::{Read, Seek, SeekFrom};
 use std::str::FromStr;
 
 use k8s_openapi::api::core::v1::Container;
@@ -17,8 +17,8 @@ pub const LABEL_STOP_SIGNAL: &str = "stop-signal";
 /// Label of a container whose log is its message when it fails without one (`FallbackToLogsOnError`).
 pub const LABEL_LOG_IS_MESSAGE: &str = "log-is-message";
 
-/// Most that is read of a termination message file, in bytes.
-const MESSAGE_MAX: u64 = 4096;
+/// Most that is read of a termination message file, in bytes from its end, where what went wrong mostly is.
+const MESSAGE_MAX: i64 = 4096;
 /// Most that is taken from a log instead: lines, and bytes.
 const LOG_LINES: u64 = 80;
 const LOG_MAX: usize = 2048;
@@ -62,9 +62,10 @@ pub fn stop_signal_of(info: &ContainerInfo) -> i32 {
 pub fn message(info: &ContainerInfo) -> Option<String> {
     let exit = info.exit.as_ref()?;
     let mut text = Vec::new();
-    if let Some(file) = info.spec.termination_log.as_ref().and_then(|path| files::open_regular(path).ok()) {
-        // what could be read is told
-        let _ = file.take(MESSAGE_MAX).read_to_end(&mut text);
+    if let Some(mut file) = info.spec.termination_log.as_ref().and_then(|path| files::open_regular(path).ok()) {
+        // a shorter one has no such place, and is read from its beginning; what could be read is told
+        let _ = file.seek(SeekFrom::End(-MESSAGE_MAX));
+        let _ = file.take(MESSAGE_MAX as u64).read_to_end(&mut text);
     }
     if text.is_empty() && exit.code != 0 && info.spec.labels.contains_key(LABEL_LOG_IS_MESSAGE) {
         text = last_lines(&info.spec.log_path, LOG_LINES, LOG_MAX).unwrap_or_default();
@@ -75,6 +76,21 @@ pub fn message(info: &ContainerInfo) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_long_message_is_told_from_its_end() {
+        let file = std::env::temp_dir().join(format!("pikelet-message-{}", std::process::id()));
+        let of = |text: &str| {
+            std::fs::write(&file, text).unwrap();
+            let exit = crate::runtime::ExitRecord { code: 1, signal: None, oom_killed: false, finished_at: 0 };
+            let spec = crate::runtime::ContainerSpec { termination_log: Some(file.clone()), ..Default::default() };
+            message(&ContainerInfo { spec, pid: 1, started_at: None, created_at: 0, exit: Some(exit) })
+        };
+        assert_eq!(of("short").as_deref(), Some("short"));
+        let long = of(&format!("{}the reason", "x".repeat(5000))).unwrap();
+        assert!(long.len() == 4096 && long.ends_with("xthe reason"), "{long}");
+        std::fs::remove_file(&file).unwrap();
+    }
 
     #[test]
     fn signals_have_many_names() {
