@@ -70,7 +70,7 @@ impl Worker {
             self.start_probes();
         }
         let ending = self.ending.as_mut().filter(|_| self.containers.values().any(|s| s.running()))?;
-        let deadline = ending.since + ending.grace + allowance(&self.pod, ending.grace);
+        let deadline = ending.since + time_of(&self.pod, ending.grace);
         if Instant::now() < deadline {
             return Some(deadline);
         }
@@ -114,10 +114,12 @@ impl Worker {
     }
 }
 
-/// What is added to the grace period for programs whose hook, or whose turn, may have used it up.
-fn allowance(pod: &Pod, grace: Duration) -> Duration {
+/// How long programs have from being asked to end: a moment at least, and more where a hook, or the turn of another, may have
+/// used it up.
+fn time_of(pod: &Pod, grace: Duration) -> Duration {
     let late = |c| pre_stop(c).is_some() || is_sidecar(c);
-    if !grace.is_zero() && super::containers(pod).any(late) { LEAST_GRACE } else { Duration::ZERO }
+    let more = if !grace.is_zero() && super::containers(pod).any(late) { LEAST_GRACE } else { Duration::ZERO };
+    (grace + more).max(LEAST_GRACE)
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use super::termination;
 use super::times::seconds;
 use super::worker::Worker;
 
-/// What a program has after its preStop hook has used up the grace period.
+/// What a program has at least, also after its preStop hook has used up the grace period.
 pub(super) const LEAST_GRACE: Duration = Duration::from_secs(2);
 /// Longest time a postStart hook may take.
 const POST_START: Duration = Duration::from_hours(1);
@@ -89,7 +89,7 @@ impl Run {
         let since = Instant::now();
         self.pre_stop(grace).await;
         self.signal(self.stop_signal, false).await;
-        tokio::time::sleep(grace.saturating_sub(since.elapsed()).max(LEAST_GRACE.min(grace))).await;
+        tokio::time::sleep(grace.saturating_sub(since.elapsed()).max(LEAST_GRACE)).await;
         self.signal(Signal::SIGKILL as i32, true).await;
     }
 }

@@ -62,6 +62,23 @@ k delete pod hooked --timeout=30s >/dev/null
 order() { [ "$(cat "$dir/n1/hooks/order")" = $'started\nstopping\nstopped\nterm' ]; }
 check "preStop comes before the signal, which waits for it" order
 check "a preStop hook that is longer than the grace period is cut off" k delete pod sleeps --timeout=12s
+k apply -f - >/dev/null <<YAML
+apiVersion: v1
+kind: Pod
+metadata: {name: brief}
+spec:
+  nodeName: n1
+  terminationGracePeriodSeconds: 1
+  volumes: [{name: h, hostPath: {path: $dir/n1/hooks}}]
+  containers:
+  - name: c
+    image: "$image"
+    command: [sh, -c, "trap 'sleep 1; echo ended >/h/brief; exit 0' TERM; while true; do sleep 0.1; done"]
+    volumeMounts: [{name: h, mountPath: /h}]
+YAML
+soon is brief .status.phase Running
+k delete pod brief --timeout=20s >/dev/null
+check "a program has two seconds at least" test -s "$dir/n1/hooks/brief"
 k delete pod fails --timeout=60s >/dev/null
 
 check "a probe that is sent to another host succeeds, with a warning" soon event web "ProbeWarning.*terminated redirects"
