@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{Pod, ResourceRequirements};
 
-use super::backoff::{Backoff, INITIAL, MAX};
+use super::backoff::{Backoff, INITIAL, MAX, RESET_AFTER};
 use super::probe::Probes;
 use super::restart::restarts;
 use crate::runtime::{ContainerInfo, ExitRecord};
@@ -128,6 +128,16 @@ impl ContainerState {
         self.exit().is_some_and(|exit| self.changed || restarts(pod, name, exit.code))
     }
 
+    /// Decides how long the next start waits after a run of that length: the first restart comes at once, also after a long
+    /// time without one; each that follows waits twice as long.
+    pub fn back_off(&mut self, ran: Duration, crashed: bool, now: Instant) {
+        if ran >= RESET_AFTER {
+            self.crash.reset();
+        } else if crashed && self.restart_count() > 0 {
+            self.crash.fail(now);
+        }
+    }
+
     /// Puts a wait in place; true when it says something new.
     pub fn wait(&mut self, reason: &'static str, message: impl Into<String>) -> bool {
         let waiting = Waiting { reason, message: message.into() };
@@ -153,5 +163,21 @@ pub fn exit_reason(exit: &ExitRecord) -> &'static str {
         ExitRecord { oom_killed: true, .. } => "OOMKilled",
         ExitRecord { code: 0, .. } => "Completed",
         _ => "Error",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_crash_after_a_long_run_is_as_the_first() {
+        let now = Instant::now();
+        let mut state = ContainerState { next_attempt: 3, ..ContainerState::default() };
+        let mut ends = |minutes| {
+            state.back_off(Duration::from_mins(minutes), true, now);
+            state.crash.pending(now).map(|at| (at - now).as_secs())
+        };
+        assert_eq!((ends(1), ends(9), ends(10), ends(0)), (Some(10), Some(20), None, Some(10)));
     }
 }

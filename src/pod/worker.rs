@@ -14,7 +14,7 @@ use tracing::{debug, warn};
 
 use super::adopt::{Adopted, adopt};
 use super::allocation::{Allocated, Resizing, applied_before};
-use super::backoff::{Backoff, RESET_AFTER};
+use super::backoff::Backoff;
 use super::container::{ContainerState, Containers};
 use super::ending::Ending;
 use super::evict::Evicted;
@@ -268,18 +268,13 @@ impl Worker {
             };
             let ran = current.started_at.map_or(0, |s| exit.finished_at - s);
             debug!(pod = %self.uid, container = %name, code = exit.code, "container ended");
-            if u128::try_from(ran).is_ok_and(|n| n >= RESET_AFTER.as_nanos()) {
-                state.crash.reset();
-            }
             current.exit = Some(exit.clone());
             state.message = termination::message(current);
             state.probes = None;
             state.hooking = false;
-            // the first restart comes at once; each one after that waits twice as long
             let meant = state.changed || self.replaced.contains(id);
-            if !meant && state.wants_restart(&self.pod, name) && state.restart_count() > 0 {
-                state.crash.fail(Instant::now());
-            }
+            let crashed = !meant && state.wants_restart(&self.pod, name);
+            state.back_off(Duration::from_nanos(u64::try_from(ran).unwrap_or_default()), crashed, Instant::now());
         }
     }
 
