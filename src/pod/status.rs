@@ -206,6 +206,8 @@ pub fn compute(facts: &Facts) -> PodStatus {
     };
     let message = (!all_ready && !done).then(|| unready_names(serving()));
     let mut conditions = vec![
+        // also of one that no scheduler has seen
+        condition(facts.previous, "PodScheduled", true, None, None),
         condition(facts.previous, "PodReadyToStartContainers", facts.sandbox_ready, None, None),
         condition(
             facts.previous,

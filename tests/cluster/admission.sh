@@ -33,6 +33,7 @@ check "a selector the node does not match" soon refused selects NodeAffinity "Pr
 k label node n1 such=label >/dev/null
 bound selected n1 "nodeSelector: {such: label}"$'\n'"$(asks 1m)"
 check "  and one it matches since a moment ago" soon is selected .status.phase Running
+check "  which is told to be scheduled" is selected '.status.conditions[?(@.type=="PodScheduled")].status' True
 k label node n1 such- >/dev/null
 # a label, and at once a pod that was bound for it: the node may hear of the pod first
 hurried() {
