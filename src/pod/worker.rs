@@ -240,6 +240,10 @@ impl Worker {
                 }
                 let before = std::mem::replace(&mut self.pod, Arc::new(pod));
                 self.replace_images(&before);
+                let (now, then) = (&self.pod.metadata, &before.metadata);
+                if now.labels != then.labels || now.annotations != then.annotations {
+                    Box::pin(self.refresh_volumes()).await;
+                }
             }
             Message::Removed { forced } => {
                 self.removed = true;
@@ -302,16 +306,21 @@ impl Worker {
     }
 
     async fn refresh(&mut self) {
+        Box::pin(self.refresh_volumes()).await;
+        for state in self.containers.values_mut() {
+            state.retry.reset();
+        }
+        self.setup_retry.reset();
+    }
+
+    /// Writes anew what has changed of what volumes hold: objects, or the pod's own fields.
+    async fn refresh_volumes(&self) {
         if self.volumes.is_some()
             && self.stopping.is_none()
             && let Err(error) = Box::pin(self.shared.volumes.refresh(&self.pod)).await
         {
             warn!(pod = %self.uid, %error, "volume not refreshed");
         }
-        for state in self.containers.values_mut() {
-            state.retry.reset();
-        }
-        self.setup_retry.reset();
     }
 
     /// One step towards the wanted state; returns when something is due by itself.

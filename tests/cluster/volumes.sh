@@ -307,3 +307,19 @@ k debug leftovers --image=$image --container=looks --profile=general --custom="$
 written() { [ "$(k exec leftovers -c looks -- ls /later)" = x ]; }
 check "  until somebody does" soon written
 k delete pod leftovers --timeout=30s >/dev/null
+
+k apply -f - >/dev/null <<YAML
+apiVersion: v1
+kind: Pod
+metadata: {name: labelled, labels: {colour: red}}
+spec:
+  nodeName: n1
+  terminationGracePeriodSeconds: 1
+  volumes: [{name: d, downwardAPI: {items: [{path: labels, fieldRef: {fieldPath: metadata.labels}}]}}]
+  containers: [{name: c, image: "$image", command: [sleep, "1000"], volumeMounts: [{name: d, mountPath: /d}]}]
+YAML
+soon is labelled .status.phase Running
+k label pod labelled --overwrite colour=green >/dev/null
+shows() { k exec labelled -- cat /d/labels | found -x 'colour="green"'; }
+check "a label of the pod is in its downwardAPI volume at once" until_true 5 shows
+k delete pod labelled --timeout=30s >/dev/null
