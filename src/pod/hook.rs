@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use tracing::{debug, warn};
 
 use super::message::Message;
-use super::probe::Check;
+use super::probe::{Check, Wrong};
 use super::shared::Shared;
 use super::termination;
 use super::times::seconds;
@@ -52,7 +52,8 @@ impl Run {
         };
         match Check::of(&probe, &self.container, &self.ip, &self.sandbox, &self.id) {
             Some(check) => {
-                check?.of_hook().look(&self.shared.runtime, &self.shared.probe_clients, limit).await.map(|_| ())
+                let looked = check?.of_hook().look(&self.shared.runtime, &self.shared.probe_clients, limit).await;
+                looked.map(|_| ()).map_err(Wrong::into_text)
             }
             None => Ok(()),
         }

@@ -27,6 +27,8 @@ k exec live -- rm /www/healthz
 check "  what answers wrongly is started again" soon restarted live
 check "  and an Event says why" soon event live 'Liveness probe failed: HTTP probe failed with statuscode: 404'
 check "  and another that it was killed" soon event live 'failed liveness probe, will be restarted'
+check "a probe that cannot ask says so" soon event misnamed 'Liveness probe errored and resulted in unknown state'
+check "  and that is no failure of the program" is misnamed "$restarts" 0
 check "a command that hangs has failed" soon event hangs 'Readiness probe failed: no answer within 1 s'
 few() { [ "$(processes_naming_command 'sleep 4242' | wc -l)" -le 1 ]; }
 processes_naming_command() { grep -lzx 4242 /proc/[0-9]*/cmdline 2>/dev/null; }

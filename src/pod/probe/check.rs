@@ -15,6 +15,29 @@ const MAX_OUTPUT: usize = 10 << 10;
 /// Most bytes of a wrong answer that are shown.
 const MAX_SHOWN: usize = 64;
 
+/// What came of a look that found nothing good.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wrong {
+    /// The program did not answer, or not as it should.
+    Failed(String),
+    /// Nobody was asked, which says nothing of the program: there is no such port, or no process could be made.
+    NotAsked(String),
+}
+
+impl Wrong {
+    /// What is wrong, for a person.
+    pub fn into_text(self) -> String {
+        let (Self::Failed(text) | Self::NotAsked(text)) = self;
+        text
+    }
+}
+
+impl From<String> for Wrong {
+    fn from(text: String) -> Self {
+        Self::Failed(text)
+    }
+}
+
 /// What a probe looks at, with everything it needs.
 #[derive(Debug, Clone)]
 pub enum Check {
@@ -121,38 +144,42 @@ impl Check {
     }
 
     /// Looks once; the error says what is wrong, and a success may come with a warning.
-    pub async fn look(&self, runtime: &Runtime, clients: &Clients, limit: Duration) -> Result<Option<String>, String> {
+    pub async fn look(&self, runtime: &Runtime, clients: &Clients, limit: Duration) -> Result<Option<String>, Wrong> {
         let looked = async {
             match self {
                 Self::Exec { sandbox, container, command } => {
                     exec(runtime, sandbox, container, command).await.map(|()| None)
                 }
-                Self::Http { url, headers, any_status } => http_get(clients.http()?, url, headers, *any_status).await,
+                Self::Http { url, headers, any_status } => {
+                    http_get(clients.http().map_err(Wrong::NotAsked)?, url, headers, *any_status).await
+                }
                 Self::Tcp { address } => match TcpStream::connect(address).await {
                     Ok(_) => Ok(None),
-                    Err(error) => Err(format!("dial tcp {address}: {error}")),
+                    Err(error) => Err(Wrong::Failed(format!("dial tcp {address}: {error}"))),
                 },
-                Self::Grpc { address, service } => grpc(clients.grpc()?, address, service).await.map(|()| None),
+                Self::Grpc { address, service } => {
+                    Ok(grpc(clients.grpc().map_err(Wrong::NotAsked)?, address, service).await.map(|()| None)?)
+                }
             }
         };
         match tokio::time::timeout(limit, looked).await {
             Ok(result) => result,
-            Err(_) => Err(format!("no answer within {} s", limit.as_secs())),
+            Err(_) => Err(Wrong::Failed(format!("no answer within {} s", limit.as_secs()))),
         }
     }
 }
 
-async fn exec(runtime: &Runtime, sandbox: &str, container: &str, command: &[String]) -> Result<(), String> {
+async fn exec(runtime: &Runtime, sandbox: &str, container: &str, command: &[String]) -> Result<(), Wrong> {
     let wanted = Wanted { stdin: false, stdout: true, stderr: true };
-    let mut streams =
-        runtime.exec_bound(sandbox, container, command.to_vec(), wanted).await.map_err(|e| e.to_string())?;
+    let begun = runtime.exec_bound(sandbox, container, command.to_vec(), wanted).await;
+    let mut streams = begun.map_err(|e| Wrong::NotAsked(e.to_string()))?;
     let mut output = Vec::new();
     for mut reader in [streams.stdout.take(), streams.stderr.take()].into_iter().flatten() {
         while output.len() < MAX_OUTPUT && reader.read(&mut output).await.is_ok_and(|n| n > 0) {}
     }
-    match streams.ending.wait().await? {
+    match streams.ending.wait().await.map_err(Wrong::NotAsked)? {
         0 => Ok(()),
-        _ => Err(String::from_utf8_lossy(&output).trim_end().to_owned()),
+        _ => Err(Wrong::Failed(String::from_utf8_lossy(&output).trim_end().to_owned())),
     }
 }
 
@@ -214,7 +241,7 @@ async fn http_get(
     url: &str,
     headers: &[(String, String)],
     any_status: bool,
-) -> Result<Option<String>, String> {
+) -> Result<Option<String>, Wrong> {
     let mut request = client.get(url);
     for (name, value) in headers {
         request = request.header(name, value);
@@ -224,7 +251,8 @@ async fn http_get(
         while let Some(inner) = cause.source() {
             cause = inner;
         }
-        format!("Get \"{url}\": {cause}")
+        let text = format!("Get \"{url}\": {cause}");
+        if e.is_builder() { Wrong::NotAsked(text) } else { Wrong::Failed(text) }
     };
     let response = request.send().await.map_err(failed)?;
     match response.status().as_u16() {
@@ -235,7 +263,7 @@ async fn http_get(
             let body = String::from_utf8_lossy(&body);
             Ok(Some(format!("Probe terminated redirects, Response body: {body}")))
         }
-        status => Err(format!("HTTP probe failed with statuscode: {status}")),
+        status => Err(Wrong::Failed(format!("HTTP probe failed with statuscode: {status}"))),
     }
 }
 
@@ -257,12 +285,22 @@ async fn beginning(mut response: reqwest::Response) -> (Vec<u8>, Option<reqwest:
     (bytes, error)
 }
 
+/// A number as protobuf writes it: seven bits a byte, the lowest first, the eighth says that more follow.
+fn varint(mut number: usize, to: &mut Vec<u8>) {
+    while number >= 0x80 {
+        to.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    to.push(number as u8);
+}
+
 /// A unary call in gRPC's framing: a byte for no compression, four for the length, then the message.
 async fn grpc(client: &reqwest::Client, address: &str, service: &str) -> Result<(), String> {
     let mut message = Vec::new();
     if !service.is_empty() {
         // field 1, a string
-        message.extend([0x0a, u8::try_from(service.len()).map_err(|_| "the service's name is too long")?]);
+        message.push(0x0a);
+        varint(service.len(), &mut message);
         message.extend_from_slice(service.as_bytes());
     }
     let mut body = vec![0];
@@ -325,6 +363,16 @@ mod tests {
         };
         assert_eq!(words(check().of_probe(&container).unwrap()), ["cat", "/tmp/ready", "$(FILE)", "$(NONE)", "-"]);
         assert_eq!(words(check().of_hook())[1], "$(FILE)", "a hook's command is as it is written");
+    }
+
+    #[test]
+    fn lengths_may_be_of_any_size() {
+        let written = |number| {
+            let mut bytes = Vec::new();
+            varint(number, &mut bytes);
+            bytes
+        };
+        assert_eq!((written(5), written(127), written(200)), (vec![5], vec![127], vec![0xc8, 1]));
     }
 
     /// A server of HTTP/2 whose answer to everything never ends; returns its address and how much it has sent.

@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::Probe;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
-pub use check::{Check, Clients};
+pub use check::{Check, Clients, Wrong};
 pub use counts::Counts;
 
 use super::hook::Run;
@@ -123,7 +123,17 @@ fn seconds(value: Option<i32>, default: u64) -> u64 {
     value.and_then(|v| u64::try_from(v).ok()).filter(|v| *v > 0).unwrap_or(default)
 }
 
+/// How often one tries to ask at all.
+const TRIES: usize = 3;
+
 impl Prober {
+    async fn look(&self, limit: Duration) -> Result<Option<String>, Wrong> {
+        match &self.check {
+            Ok(check) => check.look(&self.run.shared.runtime, &self.run.shared.probe_clients, limit).await,
+            Err(error) => Err(Wrong::NotAsked(error.clone())),
+        }
+    }
+
     async fn ask(mut self, probe: Probe, age: Duration) {
         let begun = tokio::time::Instant::now();
         if self.kind != Kind::Startup && self.come_up.wait_for(|up| *up).await.is_err() {
@@ -139,10 +149,17 @@ impl Prober {
         let (mut row, mut last, mut told) = (0, None, None);
         loop {
             tick.tick().await;
-            let looked = match &self.check {
-                Ok(check) => check.look(&self.run.shared.runtime, &self.run.shared.probe_clients, limit).await,
-                Err(error) => Err(error.clone()),
-            };
+            let mut looked = self.look(limit).await;
+            for _ in 1..TRIES {
+                if matches!(looked, Err(Wrong::NotAsked(_))) {
+                    looked = self.look(limit).await;
+                }
+            }
+            if let Err(Wrong::NotAsked(error)) = looked {
+                let probe = self.kind.name();
+                self.run.event("Unhealthy", format!("{probe} probe errored and resulted in unknown state: {error}"));
+                continue;
+            }
             let success = looked.is_ok();
             self.run.shared.probe_counts.add(&self.run.pod, &self.run.container.name, self.kind, success);
             row = if last == Some(success) { row + 1 } else { 1 };
@@ -152,7 +169,10 @@ impl Prober {
                 Ok(Some(warning)) => {
                     self.run.event("ProbeWarning", format!("{} probe warning: {warning}", self.kind.name()));
                 }
-                Err(error) => self.run.event("Unhealthy", format!("{} probe failed: {error}", self.kind.name())),
+                Err(wrong) => {
+                    let (probe, error) = (self.kind.name(), wrong.into_text());
+                    self.run.event("Unhealthy", format!("{probe} probe failed: {error}"));
+                }
             }
             if row < if success { needed } else { allowed } || told == Some(success) {
                 continue;
