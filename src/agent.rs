@@ -16,7 +16,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
-use crate::cluster::{self, EventRecorder, Given, Kept, NodeSeen, NodeSettings, NodeState, Objects, Services};
+use crate::cluster::{
+    self, EventRecorder, Given, Kept, NodeSeen, NodeSettings, NodeState, NodeTold, Objects, Services,
+};
 use crate::config::Config;
 use crate::files;
 use crate::image::ImageStore;
@@ -220,7 +222,7 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
             }
         });
     }
-    let events_of_pods = shared.events.clone();
+    let (events_of_pods, events_of_status) = (shared.events.clone(), shared.events.clone());
     tokio::spawn(weights::keep(runtime.clone(), table.clone()));
     if config.node.enforce_allocatable {
         let left = |name: &str, all: u64| all.saturating_sub(config.node.reserved.get(name).copied().unwrap_or(0));
@@ -253,7 +255,8 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
             more: config.node.more.clone(),
             heartbeat: config.node.heartbeat.clone(),
         };
-        tokio::spawn(cluster::keep_node(client.clone(), settings, facts, state, cidrs_tx.clone(), seen_tx, ours_tx));
+        let told = NodeTold { pod_cidrs: cidrs_tx.clone(), seen: seen_tx, ours: ours_tx, events: events_of_status };
+        tokio::spawn(cluster::keep_node(client.clone(), settings, facts, state, told));
         tokio::spawn(cluster::keep_lease(
             client,
             config.node.name.clone(),

@@ -17,8 +17,10 @@ use super::addresses::MoreAddresses;
 use super::answer::{Answer, Api, Reader};
 use super::client::{ClusterError, explained};
 use super::complaint::Complaint;
+use super::events::EventRecorder;
 use super::heartbeat::Heartbeat;
 use super::lease::is_renewed;
+use super::node_events;
 use super::node_status::{essence, overruled, patch, status};
 use super::retry::patient;
 use crate::machine::MachineInfo;
@@ -209,17 +211,28 @@ fn in_words(status: &Value) -> String {
 /// The Kubernetes minor whose behaviour this node has, and its own version.
 pub const KUBELET_VERSION: &str = concat!("v1.36.3+pikelet.", env!("CARGO_PKG_VERSION"));
 
-/// Registers and keeps the Node for ever; its pod CIDRs go to `pod_cidrs`, its labels and taints to `seen`. `ours` is told
-/// when nothing speaks against this machine being the Node.
+/// Whom the Node is told of.
+pub struct NodeTold {
+    /// Its pod CIDRs.
+    pub pod_cidrs: watch::Sender<Vec<String>>,
+    /// Its labels and taints.
+    pub seen: watch::Sender<Option<NodeSeen>>,
+    /// That nothing speaks against this machine being the Node.
+    pub ours: watch::Sender<bool>,
+    /// What changes of its status.
+    pub events: EventRecorder,
+}
+
+/// Registers and keeps the Node for ever.
 pub async fn keep_node(
     client: Client,
     settings: NodeSettings,
     machine: MachineInfo,
     mut state: watch::Receiver<NodeState>,
-    pod_cidrs: watch::Sender<Vec<String>>,
-    seen: watch::Sender<Option<NodeSeen>>,
-    ours: watch::Sender<bool>,
+    told: NodeTold,
 ) {
+    let NodeTold { pod_cidrs, seen, ours, events: recorder } = told;
+    recorder.node_event("Normal", "Starting", format!("Starting {}.", env!("CARGO_PKG_NAME")));
     let api: Api<Node> = Api::all(client.clone());
     let mut complaint = Complaint::default();
     let fields = format!("metadata.name={}", settings.name);
@@ -268,6 +281,9 @@ pub async fn keep_node(
             let changes = Patch::Strategic(patch(&wanted, &present));
             match api.patch_status(&settings.name, &PatchParams::default(), &changes).await.and_then(Answer::read) {
                 Ok(node) => {
+                    for (kind, reason, message) in node_events::of(&settings.name, &present, &wanted) {
+                        recorder.node_event(kind, reason, message);
+                    }
                     present = node;
                     crate::service::status(&in_words(&wanted));
                     written = wanted;

@@ -45,3 +45,10 @@ done
 k run after --image=$image --restart=Never --overrides='{"spec":{"nodeName":"n3"}}' --command -- sleep 1000 >/dev/null
 check "and runs pods" soon is after .status.phase Running
 k delete pod after --timeout=60s --grace-period=1 >/dev/null
+
+check "Events tell of the Node's status, as a kubelet's do" soon event n1 'NodeReady.*Node n1 status is now: NodeReady'
+check "  and of the agent's start" soon event n1 Starting
+$cluster stop agent-n1
+k patch node n1 --subresource=status --type=merge -p '{"status": {"nodeInfo": {"bootID": "another"}}}' >/dev/null
+$cluster start agent-n1
+check "  and of a restart of the machine" soon event n1 'Rebooted.*has been rebooted'
