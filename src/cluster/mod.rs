@@ -53,7 +53,7 @@ pub use objects::Objects;
 pub use pods::{PodUpdate, SOURCE, watch_pods};
 pub use preflight::preflight;
 pub use retry::Retry;
-pub use runtime_class::runtime_handler;
+pub use runtime_class::{HANDLERS, runtime_handler};
 pub use services::Services;
 pub use serving_certificate::{client_ca, request_serving_certificate};
 pub use status::{delete_pod, patch_status};

@@ -4,6 +4,7 @@ use k8s_openapi::api::core::v1::{Node, NodeCondition};
 use serde_json::{Value, json};
 
 use super::node::{KUBELET_VERSION, NodeSettings, NodeState};
+use super::runtime_class::HANDLERS;
 use crate::machine::MachineInfo;
 use crate::machine::health::{self, Condition};
 
@@ -38,6 +39,20 @@ fn allocatable(settings: &NodeSettings) -> Value {
         "ephemeral-storage": of("ephemeral-storage").to_string(),
         "pods": of("pods").to_string(),
     })
+}
+
+/// The kernels that can have mounts below a read-only one read-only too (`mount_setattr(2)`), and show the files of a tmpfs to
+/// the users of a pod (ID-mapped mounts).
+const READ_ONLY_BELOW: (u32, u32) = (5, 12);
+const MAPPED_TMPFS: (u32, u32) = (6, 3);
+
+/// What pods may ask of this runtime, by its handlers' names.
+fn runtime_handlers(machine: &MachineInfo) -> Value {
+    let mut numbers = machine.kernel_version.split(|c: char| !c.is_ascii_digit()).map_while(|n| n.parse::<u32>().ok());
+    let kernel = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    let features =
+        json!({"recursiveReadOnlyMounts": kernel >= READ_ONLY_BELOW, "userNamespaces": kernel >= MAPPED_TMPFS});
+    HANDLERS.iter().map(|name| json!({"name": name, "features": features})).collect()
 }
 
 /// The devices beside the other resources; those in `gone` are taken off the Node.
@@ -102,7 +117,10 @@ pub fn status(settings: &NodeSettings, machine: &MachineInfo, state: &NodeState,
     ];
     let of_board = |c: &Condition| condition(c.kind, if c.status { "True" } else { "False" }, c.reason, c.message);
     own.extend(state.board.iter().map(of_board));
+    let swap = (machine.swap_bytes > 0).then(|| json!({"capacity": machine.swap_bytes}));
     json!({
+        "features": {"supplementalGroupsPolicy": true},
+        "runtimeHandlers": runtime_handlers(machine),
         "capacity": with_devices(with_huge_pages(capacity(machine, settings), machine), state, gone, |c| c.0),
         "allocatable": with_devices(with_huge_pages(allocatable(settings), machine), state, gone, |c| c.1),
         "conditions": own,
@@ -126,6 +144,7 @@ pub fn status(settings: &NodeSettings, machine: &MachineInfo, state: &NodeState,
             "kubeProxyVersion": "",
             "operatingSystem": "linux",
             "architecture": machine.architecture,
+            "swap": swap,
         },
         "images": images,
     })
@@ -184,6 +203,19 @@ mod tests {
 
     fn node(status: Value) -> Node {
         serde_json::from_value(json!({"metadata": {}, "status": status})).unwrap()
+    }
+
+    #[test]
+    fn what_the_runtime_can_do_is_the_kernels() {
+        let of = |kernel: &str| {
+            let machine = MachineInfo { kernel_version: kernel.to_owned(), ..MachineInfo::default() };
+            let all = runtime_handlers(&machine);
+            let features = &all[0]["features"];
+            (features["recursiveReadOnlyMounts"] == true, features["userNamespaces"] == true)
+        };
+        assert_eq!(of("5.10.0-31-arm64"), (false, false));
+        assert_eq!(of("6.1.21-v8+"), (true, false));
+        assert_eq!((of("6.12.4"), of("")), ((true, true), (false, false)));
     }
 
     #[test]

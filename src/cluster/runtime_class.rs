@@ -6,6 +6,9 @@ use kube::Client;
 use super::answer::{Answer, Api};
 use super::client::ClusterError;
 
+/// Names of this node's runtime, as runtime classes name it (`handler`).
+pub const HANDLERS: [&str; 2] = ["", "pikelet"];
+
 /// The handler a runtime class names.
 pub async fn runtime_handler(client: &Client, name: &str) -> Result<String, ClusterError> {
     let api: Api<RuntimeClass> = Api::all(client.clone());

@@ -4,9 +4,6 @@ use super::PodExt;
 use super::worker::Worker;
 use crate::cluster;
 
-/// Names of this runtime.
-const HANDLERS: [&str; 2] = ["", "pikelet"];
-
 impl Worker {
     /// Makes sure that this runtime is the one the pod's runtime class names; an error's text says what is wrong.
     pub(super) async fn check_runtime_class(&self) -> Result<(), String> {
@@ -21,7 +18,7 @@ impl Worker {
             )));
         };
         let handler = cluster::runtime_handler(client, name).await.map_err(|e| failed(e.to_string()))?;
-        if HANDLERS.contains(&handler.as_str()) {
+        if cluster::HANDLERS.contains(&handler.as_str()) {
             return Ok(());
         }
         Err(failed(format!("no runtime for {handler:?} is configured: the handler of this node is \"pikelet\"")))

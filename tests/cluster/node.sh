@@ -52,3 +52,4 @@ $cluster stop agent-n1
 k patch node n1 --subresource=status --type=merge -p '{"status": {"nodeInfo": {"bootID": "another"}}}' >/dev/null
 $cluster start agent-n1
 check "  and of a restart of the machine" soon event n1 'Rebooted.*has been rebooted'
+check "the Node says what its runtime can do" [ "$(k get node n1 -o 'jsonpath={.status.runtimeHandlers[*].name} {.status.features.supplementalGroupsPolicy}')" = ' pikelet true' ]
