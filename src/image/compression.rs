@@ -20,17 +20,17 @@ pub enum Compression {
 }
 
 impl Compression {
-    /// What a layer's media type says; `None` if it is not one this store can unpack.
-    pub fn of_media_type(media_type: &str) -> Option<Self> {
-        let known = [("gzip", Self::Gzip), ("zstd", Self::Zstd), ("tar", Self::None)];
-        known.into_iter().find(|(end, _)| media_type.ends_with(end)).map(|(_, kind)| kind)
+    /// Whether a layer's media type is that of one which this store can unpack.
+    pub fn knows(media_type: &str) -> bool {
+        ["gzip", "zstd", "tar"].iter().any(|end| media_type.ends_with(end))
     }
 
     /// What the first bytes say.
     pub fn of_bytes(bytes: &[u8]) -> Self {
         match bytes {
             [0x1f, 0x8b, ..] => Self::Gzip,
-            [0x28, 0xb5, 0x2f, 0xfd, ..] => Self::Zstd,
+            // a frame, or one to skip
+            [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Self::Zstd,
             _ => Self::None,
         }
     }
@@ -116,5 +116,6 @@ mod tests {
         let mut text = String::new();
         Compression::of_bytes(&both).reader(both.as_slice()).read_to_string(&mut text).unwrap();
         assert_eq!(text, "one two");
+        assert_eq!(Compression::of_bytes(skipped), Compression::Zstd);
     }
 }

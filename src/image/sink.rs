@@ -10,6 +10,9 @@ use super::layers::{Layers, Pins};
 use super::manifest::Descriptor;
 use super::unpack::{Unpacked, unpack};
 
+/// Bytes that say how something is compressed.
+const START: u64 = 4;
+
 /// The two places of a store; cheap to clone.
 #[derive(Clone)]
 pub struct Sink {
@@ -30,14 +33,27 @@ impl Sink {
     }
 
     /// Takes the layer an image names.
-    pub fn take(&self, from: impl Read, layer: &Descriptor, diff_id: &str) -> Result<(), String> {
-        let compression = Compression::of_media_type(&layer.media_type)
-            .ok_or_else(|| format!("layer media type {:?} is not one this store can unpack", layer.media_type))?;
-        if self.layers.size(diff_id).is_some() {
-            return self.keep(from, layer).map_err(|e| format!("layer {}: {e}", layer.digest));
+    pub fn take(&self, mut from: impl Read, layer: &Descriptor, diff_id: &str) -> Result<(), String> {
+        let failed = |e: String| {
+            let (digest, kind) = (&layer.digest, &layer.media_type);
+            let unknown = !Compression::knows(kind);
+            let also =
+                if unknown { format!(" (its media type {kind:?} is not one of a layer)") } else { String::new() };
+            format!("layer {digest}: {e}{also}")
+        };
+        if layer.media_type.ends_with("+encrypted") {
+            return Err(failed("it is encrypted, and this store has no keys".to_owned()));
         }
+        if self.layers.size(diff_id).is_some() {
+            return self.keep(from, layer).map_err(failed);
+        }
+        // media types are wrong now and then: the bytes say what it is
+        let mut start = Vec::new();
+        (&mut from).take(START).read_to_end(&mut start).map_err(|e| failed(format!("reading the layer: {e}")))?;
+        let compression = Compression::of_bytes(&start);
         let check = |got: &Unpacked| got.check(&layer.digest, diff_id);
-        self.place(from, compression, layer.size, &check).map(drop).map_err(|e| format!("layer {}: {e}", layer.digest))
+        let whole = io::Cursor::new(start).chain(from);
+        self.place(whole, compression, layer.size, &check).map(drop).map_err(failed)
     }
 
     /// Takes only the blob: the layer is unpacked already.

@@ -387,7 +387,7 @@ impl ImageStore {
             return Err(ImageError::NotFound(format!("{} (layer {missing})", image.id)));
         }
         self.touch(&image.id);
-        let layers: Vec<PathBuf> = image.layers.iter().map(|l| self.inner.sink.layers.diff(l)).collect();
+        let layers: Vec<PathBuf> = image.stack().into_iter().map(|l| self.inner.sink.layers.diff(l)).collect();
         files::aside(|| super::mount::mount(&layers, dir, users))
     }
 

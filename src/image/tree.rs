@@ -2,15 +2,18 @@
 //!
 //! Rules: OCI Image Layer (whiteouts) and the kernel's overlayfs (character device 0/0, `trusted.overlay.opaque`).
 
-use std::ffi::OsStr;
+use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{PermissionsExt, fchown, lchown, symlink};
 use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use nix::libc;
 use nix::sys::stat::{Mode, SFlag, mknod};
 use tar::{Archive, Entry, EntryType, Header};
+use tracing::warn;
 
 use super::guard::{Guard, Limit};
 
@@ -18,25 +21,39 @@ use crate::files;
 
 /// Bytes read and written at a time.
 const PIECE: usize = 128 << 10;
+/// Links that are followed on the way of one entry.
+const MOST_LINKS: u32 = 255;
 /// Latest time of a file, in seconds since the epoch: what ext4 can keep.
 const LATEST: u64 = (1 << 34) - 1;
 
 /// The path of an entry below the root; refuses one that would leave it.
 fn parts(path: &Path) -> Result<Vec<&OsStr>, String> {
-    path.components()
-        .filter_map(|c| match c {
-            Component::Normal(part) => Some(Ok(part)),
-            Component::CurDir | Component::RootDir => None,
-            _ => Some(Err(format!("entry {} would leave the root: refused", path.display()))),
-        })
-        .collect()
+    let mut parts = Vec::new();
+    for component in path.components() {
+        let stays = match component {
+            Component::Normal(part) => {
+                parts.push(part);
+                true
+            }
+            Component::ParentDir => parts.pop().is_some(),
+            _ => true,
+        };
+        if !stays {
+            return Err(format!("entry {} would leave the root: refused", path.display()));
+        }
+    }
+    Ok(parts)
 }
 
 /// A root file system in the making.
 struct Tree<'a> {
     root: &'a Path,
-    /// The directory last found to be one, as nothing was removed since.
-    known: Option<PathBuf>,
+    /// Names that last led to a directory, and the directory, as nothing was removed since.
+    known: Option<(PathBuf, PathBuf)>,
+    /// Directories that no entry has told of yet.
+    implied: BTreeSet<PathBuf>,
+    /// An attribute was passed over.
+    lossy: bool,
     limit: Limit,
     /// Times of directories, set when they are full.
     times: Vec<(PathBuf, SystemTime)>,
@@ -46,28 +63,56 @@ struct Tree<'a> {
 }
 
 impl Tree<'_> {
-    /// The directory of an entry, made where missing. A link on the way is refused: it could lead out.
+    /// The directory of an entry, made where missing. Links on the way are followed as if the root were `/`.
     fn parent(&mut self, parts: &[&OsStr], path: &Path) -> Result<PathBuf, String> {
         let whole: PathBuf = std::iter::once(self.root.as_os_str()).chain(parts.iter().copied()).collect();
-        if self.known.as_ref() == Some(&whole) {
-            return Ok(whole);
+        if let Some((names, dir)) = &self.known
+            && *names == whole
+        {
+            return Ok(dir.clone());
         }
+        let refused = |why: &str, at: &Path| format!("entry {} {why} {}: refused", path.display(), at.display());
         let mut dir = self.root.to_owned();
-        for part in parts {
+        let mut links = 0;
+        // what is still to be gone, the next one last
+        let mut ahead: Vec<OsString> = parts.iter().rev().map(|&part| part.to_owned()).collect();
+        while let Some(part) = ahead.pop() {
+            if part == ".." {
+                if dir != self.root {
+                    dir.pop();
+                }
+                continue;
+            }
             dir.push(part);
             match fs::symlink_metadata(&dir) {
                 Ok(found) if found.is_dir() => {}
-                Ok(_) => {
-                    return Err(format!(
-                        "entry {} goes through {}, no directory: refused",
-                        path.display(),
-                        dir.display()
-                    ));
+                Ok(found) if found.is_symlink() => {
+                    links += 1;
+                    if links > MOST_LINKS {
+                        return Err(refused("follows too many links at", &dir));
+                    }
+                    let to = fs::read_link(&dir).map_err(|e| format!("reading the link {}: {e}", dir.display()))?;
+                    if to.is_absolute() {
+                        self.root.clone_into(&mut dir);
+                    } else {
+                        dir.pop();
+                    }
+                    ahead.extend(to.components().rev().filter_map(|c| match c {
+                        Component::Normal(part) => Some(part.to_owned()),
+                        Component::ParentDir => Some("..".into()),
+                        _ => None,
+                    }));
                 }
-                Err(_) => files::new_dir(&dir, 0o755).map_err(|e| format!("creating {}: {e}", dir.display()))?,
+                Ok(_) => return Err(refused("goes through what is no directory,", &dir)),
+                Err(_) => {
+                    files::new_dir(&dir, 0o755).map_err(|e| format!("creating {}: {e}", dir.display()))?;
+                    // whatever the mask of the agent is
+                    files::set_mode(&dir, 0o755).map_err(|e| format!("mode of {}: {e}", dir.display()))?;
+                    self.implied.insert(dir.clone());
+                }
             }
         }
-        self.known = Some(whole);
+        self.known = Some((whole, dir.clone()));
         Ok(dir)
     }
 
@@ -76,9 +121,15 @@ impl Tree<'_> {
         match fs::symlink_metadata(target) {
             Ok(found) if found.is_dir() => {
                 self.known = None;
+                self.implied.retain(|dir| !dir.starts_with(target));
                 files::remove_tree(target)
             }
-            Ok(_) => fs::remove_file(target),
+            Ok(found) => {
+                if found.is_symlink() {
+                    self.known = None;
+                }
+                fs::remove_file(target)
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(error),
         }
@@ -131,7 +182,9 @@ impl Tree<'_> {
     fn place(&mut self, entry: &mut Entry<impl Read>, path: &Path) -> Result<(), String> {
         let failed = |what: &str, e: &dyn std::fmt::Display| format!("{what} {}: {e}", path.display());
         let broken = |e: io::Error| failed("reading", &e);
-        let kind = entry.header().entry_type();
+        // archives of old have no other mark of a directory
+        let old_dir = entry.header().as_bytes()[156] == 0 && entry.path_bytes().ends_with(b"/");
+        let kind = if old_dir { EntryType::Directory } else { entry.header().entry_type() };
         let names = parts(path)?;
         let Some((name, above)) = names.split_last().filter(|_| kind != EntryType::XGlobalHeader) else {
             return Ok(());
@@ -141,7 +194,8 @@ impl Tree<'_> {
             return self.whiteout(&dir, name).map_err(|e| failed("whiteout", &e));
         }
         let target = dir.join(name);
-        let meta = Meta::of(entry.header()).map_err(broken)?;
+        let extended = Extended::of(entry).map_err(|e| failed("entry", &e))?;
+        let meta = Meta::of(entry.header(), &extended).map_err(broken)?;
         let link = || entry.link_name().map(Option::unwrap_or_default).map_err(broken);
         if kind == EntryType::Directory && fs::symlink_metadata(&target).is_ok_and(|m| m.is_dir()) {
             own(&target, &meta).map_err(|e| failed("owner and mode of", &e))?;
@@ -173,16 +227,30 @@ impl Tree<'_> {
                 other => return Err(failed("entry", &format!("type {other:?} is not one this store can unpack"))),
             }
         }
-        for attribute in entry.pax_extensions().map_err(broken)?.into_iter().flatten().flatten() {
-            if attribute.key().is_ok_and(|k| k.starts_with("GNU.sparse.")) {
-                return Err(failed("entry", &"sparse files in the PAX form are not ones this store can unpack"));
-            }
-            if let Some(name) = attribute.key().ok().and_then(|k| k.strip_prefix("SCHILY.xattr.")) {
-                super::xattr::set(&target, name, attribute.value_bytes()).map_err(|e| failed("attribute of", &e))?;
-            }
+        for (name, value) in &extended.attributes {
+            self.attribute(&target, name, value).map_err(|e| failed("attribute of", &e))?;
         }
         if kind == EntryType::Directory {
+            self.implied.remove(&target);
             self.times.push((target, meta.time));
+        }
+        Ok(())
+    }
+
+    /// Sets an extended attribute; one that this disk or this kind of file cannot take is passed over, as a Mac's
+    /// (`com.apple.provenance`) or another system's (`security.selinux`) are elsewhere.
+    fn attribute(&mut self, target: &Path, name: &str, value: &[u8]) -> io::Result<()> {
+        let Err(error) = super::xattr::set(target, name, value) else { return Ok(()) };
+        let plain = || fs::symlink_metadata(target).is_ok_and(|m| m.is_file() || m.is_dir());
+        match error.raw_os_error() {
+            Some(libc::EOPNOTSUPP) => {}
+            Some(libc::EPERM) if name.starts_with("user.") && !plain() => {}
+            _ => return Err(error),
+        }
+        // once for a layer: there may be one for each file
+        if !std::mem::replace(&mut self.lossy, true) {
+            let file = target.strip_prefix(self.root).unwrap_or(target).display();
+            warn!(%file, attribute = name, %error, "files of a layer have attributes that cannot be kept here: without them");
         }
         Ok(())
     }
@@ -216,15 +284,56 @@ struct Meta {
     time: SystemTime,
 }
 
+/// What the extended header of an entry says beside owner and size.
+#[derive(Default)]
+struct Extended {
+    attributes: Vec<(String, Vec<u8>)>,
+    time: Option<SystemTime>,
+}
+
+impl Extended {
+    fn of(entry: &mut Entry<impl Read>) -> Result<Self, String> {
+        let mut found = Self::default();
+        let extensions = entry.pax_extensions().map_err(|e| e.to_string())?;
+        for extension in extensions.into_iter().flatten().flatten() {
+            let Ok(key) = extension.key() else { continue };
+            if key.starts_with("GNU.sparse.") {
+                return Err("sparse files in the PAX form are not ones this store can unpack".to_owned());
+            }
+            if let Some(name) = key.strip_prefix("SCHILY.xattr.") {
+                found.attributes.push((name.to_owned(), extension.value_bytes().to_vec()));
+            } else if key == "mtime" {
+                found.time = extension.value().ok().and_then(time);
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// A time of an extended header: seconds since the epoch, with a sign and a fraction if they have one.
+fn time(text: &str) -> Option<SystemTime> {
+    let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let (before, seconds) = seconds.strip_prefix('-').map_or((false, seconds), |seconds| (true, seconds));
+    let seconds: u64 = seconds.parse().ok().filter(|seconds| *seconds <= LATEST)?;
+    let fraction: String = fraction.chars().chain("000000000".chars()).take(9).collect();
+    let distance = Duration::new(seconds, fraction.parse().ok()?);
+    if before {
+        // what ext4 keeps
+        UNIX_EPOCH.checked_sub(distance.min(Duration::from_secs(1 << 31)))
+    } else {
+        UNIX_EPOCH.checked_add(distance)
+    }
+}
+
 impl Meta {
-    fn of(header: &Header) -> io::Result<Self> {
+    fn of(header: &Header, extended: &Extended) -> io::Result<Self> {
         let id = |n: io::Result<u64>| n.ok().and_then(|n| u32::try_from(n).ok());
         let seconds = header.mtime().unwrap_or(0).min(LATEST);
         Ok(Self {
             uid: id(header.uid()),
             gid: id(header.gid()),
             mode: header.mode()? & 0o7777,
-            time: UNIX_EPOCH + Duration::from_secs(seconds),
+            time: extended.time.unwrap_or(UNIX_EPOCH + Duration::from_secs(seconds)),
         })
     }
 }
@@ -233,7 +342,16 @@ impl Meta {
 pub fn entries(from: impl Read, limit: Limit, root: &Path) -> Result<u64, String> {
     let (guarded, head) = Guard::new(from, limit);
     let mut archive = Archive::new(guarded);
-    let mut tree = Tree { root, limit, known: None, times: Vec::new(), size: 0, piece: vec![0; PIECE] };
+    let mut tree = Tree {
+        root,
+        known: None,
+        implied: BTreeSet::new(),
+        lossy: false,
+        limit,
+        times: Vec::new(),
+        size: 0,
+        piece: vec![0; PIECE],
+    };
     for entry in archive.entries().map_err(|e| format!("reading the archive: {e}"))? {
         let mut entry = entry.map_err(|e| format!("reading the archive: {e}"))?;
         head.passed();
@@ -264,90 +382,4 @@ fn device(header: &Header, kind: EntryType, target: &Path) -> io::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::image::guard::ENTRY_HEAD;
-
-    fn layer(path: &str, link: Option<&str>) -> Vec<u8> {
-        let mut builder = tar::Builder::new(Vec::new());
-        let mut header = tar::Header::new_gnu();
-        // set as bytes: the library refuses `..` itself
-        header.as_old_mut().name[..path.len()].copy_from_slice(path.as_bytes());
-        header.set_mode(0o644);
-        match link {
-            Some(link) => {
-                header.set_entry_type(EntryType::Symlink);
-                header.set_link_name(link).unwrap();
-                header.set_size(0);
-            }
-            None => header.set_size(2),
-        }
-        header.set_cksum();
-        builder.append(&header, if link.is_some() { &b""[..] } else { b"hi" }).unwrap();
-        builder.into_inner().unwrap()
-    }
-
-    fn root(name: &str) -> PathBuf {
-        let dir = std::env::temp_dir().join(format!("pikelet-unpack-{name}-{}", std::process::id()));
-        fs::create_dir_all(&dir).unwrap();
-        dir
-    }
-
-    #[test]
-    fn nothing_leaves_the_root() {
-        let dir = root("escape");
-        assert!(entries(layer("../evil", None).as_slice(), Limit::of(0, 1), &dir).is_err());
-        entries(layer("out", Some("/tmp")).as_slice(), Limit::of(0, 1), &dir).unwrap();
-        assert!(entries(layer("out/evil", None).as_slice(), Limit::of(0, 1), &dir).is_err());
-        fs::remove_dir_all(dir).unwrap();
-    }
-
-    #[test]
-    fn what_takes_too_much_is_refused() {
-        let dir = root("bomb");
-        let mut builder = tar::Builder::new(Vec::new());
-        let long = "x".repeat(ENTRY_HEAD as usize);
-        builder.append_pax_extensions([("comment", long.as_bytes())]).unwrap();
-        let error = entries(builder.into_inner().unwrap().as_slice(), Limit::of(0, 1), &dir).unwrap_err();
-        assert!(error.contains("too long"), "{error}");
-        fs::remove_dir_all(dir).unwrap();
-    }
-
-    /// One sparse entry of `size` bytes that are all a hole (old GNU format).
-    fn hole(size: u64) -> Vec<u8> {
-        let mut header = tar::Header::new_gnu();
-        header.set_path("hole").unwrap();
-        header.set_mode(0o644);
-        header.set_size(0);
-        header.set_entry_type(EntryType::GNUSparse);
-        let gnu = header.as_gnu_mut().unwrap();
-        gnu.sparse[0].offset[..11].copy_from_slice(format!("{:011o}", size.min(0o77_777_777_777)).as_bytes());
-        gnu.sparse[0].numbytes[..11].copy_from_slice(b"00000000000");
-        gnu.realsize[..11].copy_from_slice(format!("{:011o}", size.min(0o77_777_777_777)).as_bytes());
-        header.set_cksum();
-        let mut builder = tar::Builder::new(Vec::new());
-        builder.append(&header, &b""[..]).unwrap();
-        builder.into_inner().unwrap()
-    }
-
-    #[test]
-    fn holes_take_no_room_and_not_without_end() {
-        use std::os::unix::fs::MetadataExt;
-        let dir = root("sparse");
-        assert_eq!(entries(hole(64 << 20).as_slice(), Limit::of(0, 1), &dir).unwrap(), 64 << 20);
-        let found = fs::metadata(dir.join("hole")).unwrap();
-        assert_eq!((found.len(), found.blocks()), (64 << 20, 0));
-        let error = entries(hole(7 << 30).as_slice(), Limit::of(0, 1), &dir).unwrap_err();
-        assert!(error.contains("maxImageUnpackRatio"), "{error}");
-        fs::remove_dir_all(dir).unwrap();
-    }
-
-    #[test]
-    fn a_whiteout_is_a_character_device() {
-        use std::os::unix::fs::FileTypeExt;
-        let dir = root("whiteout");
-        entries(layer("a/.wh.gone", None).as_slice(), Limit::of(0, 1), &dir).unwrap();
-        assert!(fs::symlink_metadata(dir.join("a/gone")).unwrap().file_type().is_char_device());
-        fs::remove_dir_all(dir).unwrap();
-    }
-}
+mod tests;

@@ -106,7 +106,15 @@ pub struct Image {
 impl Image {
     /// True if one of `mounts` (layers by hex, lowest first) is this image's stack.
     pub(super) fn is_under(&self, mounts: &[Vec<String>]) -> bool {
-        mounts.iter().any(|m| m.iter().eq(self.layers.iter().map(|l| hex(l))))
+        let stack = self.stack();
+        mounts.iter().any(|m| m.iter().eq(stack.iter().map(|l| hex(l))))
+    }
+
+    /// The layers to mount, lowest first: one that the image has twice shows where it is highest, which hides all that it
+    /// has below (overlayfs refuses the same folder twice).
+    pub(super) fn stack(&self) -> Vec<&String> {
+        let above = |index: usize| &self.layers[index + 1..];
+        self.layers.iter().enumerate().filter(|(index, layer)| !above(*index).contains(layer)).map(|(_, l)| l).collect()
     }
 }
 

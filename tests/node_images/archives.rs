@@ -286,7 +286,7 @@ async fn archives_nobody_should_have_made_are_refused_and_leave_nothing() {
     let mut escaping = outside(&format!("../../../../../../../../tmp/{marker}"));
     escaping.truncate(512);
     escaping.extend(&whole);
-    let cases: [(&str, Vec<u8>, &str); 14] = [
+    let cases: [(&str, Vec<u8>, &str); 13] = [
         ("empty", Vec::new(), "empty"),
         ("no archive", b"hello".repeat(1000), "reading the archive"),
         ("no images", noise(1, 3, 100).2, "no index.json and no manifest.json"),
@@ -300,7 +300,6 @@ async fn archives_nobody_should_have_made_are_refused_and_leave_nothing() {
         ("another layer", swap(1, upper()), "digest does not match"),
         ("another configuration", swap(2, b"{}".to_vec()), "digest does not match"),
         ("a path out", oci(&outside(&format!("../../../../../../tmp/{marker}")), |_| {}), "would leave the root"),
-        ("a link out", oci(&link, |_| {}), "no directory"),
     ];
     for keep in [false, true] {
         for (what, archive, why) in &cases {
@@ -311,6 +310,9 @@ async fn archives_nobody_should_have_made_are_refused_and_leave_nothing() {
             assert_eq!(fs::read_dir(store.dir().join("blobs/sha256")).unwrap().count(), 0, "{what}");
         }
     }
+    // a link is followed inside the root
+    let store = ImageStore::open(empty_store(&scene, "link", false)).await.unwrap();
+    one(&store, &oci(&link, |_| {}), None).await.unwrap();
     assert!(!Path::new("/tmp").join(&marker).exists(), "nothing left the root");
     // what was spoiled is good otherwise
     let store = ImageStore::open(empty_store(&scene, "good", false)).await.unwrap();

@@ -105,6 +105,27 @@ async fn an_image_may_have_127_layers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_image_may_have_a_layer_twice_and_one_of_another_kind_than_it_says() {
+    let Some(mut scene) = scene("twice") else { return };
+    let registry = scene.registry(false);
+    let store = scene.store("store", &registry, insecure()).await;
+    let (again, other) = ((GZIP, gzip(&base()), base()), (GZIP, upper(), upper()));
+    // what it says is gzip is not compressed, and what says nothing is zstd
+    let unknown = ("squash", zstd(&base()), base());
+    for (name, layers) in [("twice", vec![again.clone(), other.clone(), again]), ("kinds", vec![unknown, other])] {
+        push_image(&scene, &registry, &format!("test/{name}:1"), &layers);
+        let image = store.pull(&format!("{registry}/test/{name}:1"), &[]).await.unwrap();
+        assert_eq!(image.layers.len(), layers.len());
+        let container = scene.dir.join("container");
+        let root = store.mount(&image, &container).await.unwrap();
+        assert_eq!(root.join("etc/gone").exists(), name == "twice", "the highest one shows");
+        let error = store.remove(&image.id).await.unwrap_err();
+        assert!(matches!(error, pikelet::image::ImageError::InUse(_)), "{error}");
+        store.unmount(&container).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn plain_http_is_spoken_only_when_allowed_and_what_is_damaged_is_refused() {
     let Some(mut scene) = scene("http") else { return };
     let registry = scene.registry(false);
