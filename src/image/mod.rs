@@ -5,6 +5,7 @@
 mod access;
 mod archive;
 mod blobs;
+mod challenge;
 mod compression;
 mod credentials;
 mod digest;
@@ -31,6 +32,7 @@ mod retar;
 mod sink;
 mod slots;
 mod store;
+mod told;
 mod transfer;
 mod tree;
 mod types;

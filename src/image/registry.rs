@@ -6,14 +6,17 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use base64::Engine;
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_RANGE, RANGE, RETRY_AFTER, WWW_AUTHENTICATE};
 use reqwest::{Certificate, Client, Identity, Response, StatusCode};
 use serde::Deserialize;
 use tracing::{debug, info};
 
+use super::challenge::{Challenge, challenges};
 use super::credentials::Credential;
 use super::endpoints::{Endpoint, Tls};
-use crate::errors::{bare, causes};
+use super::told::told;
+use crate::errors::{bare, bare_of, causes};
 
 /// Largest manifest, index or image configuration in bytes.
 pub const MAX_DOCUMENT: usize = 4 << 20;
@@ -26,9 +29,11 @@ const DOCUMENT: Duration = Duration::from_mins(2);
 /// Tries of a document whose transfer breaks.
 const TRIES: usize = 3;
 
-/// Media types this store understands, as an Accept header.
+/// Media types of manifests this store understands, as an Accept header; what comes all the same is called by its name.
 const ACCEPTED: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
-application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json";
+application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json, */*";
+/// By this a registry knows who asks.
+const AGENT: &str = concat!("pikelet/", env!("CARGO_PKG_VERSION"));
 
 type Made = Arc<OnceLock<Result<Client, String>>>;
 
@@ -44,7 +49,17 @@ struct Source {
     endpoint: Arc<Endpoint>,
     client: Made,
     login: Option<Credential>,
-    bearer: Mutex<Option<String>>,
+    shown: Mutex<Shown>,
+}
+
+/// What is shown to a registry: nothing before it asks.
+#[derive(Clone, Default)]
+enum Shown {
+    #[default]
+    Nothing,
+    /// Name and password.
+    Login,
+    Token(String),
 }
 
 /// The answer of a token service; some send both, which are the same then.
@@ -65,7 +80,7 @@ impl Registry {
             logins.into_iter().map(move |login| Source {
                 endpoint: endpoint.clone(),
                 client: client.clone(),
-                bearer: Mutex::new(login.as_ref().and_then(|l: &Credential| l.registry_token.clone())),
+                shown: Mutex::default(),
                 login,
             })
         });
@@ -95,7 +110,8 @@ impl Registry {
 
     /// The login of the source that answered last; `None`: it needed none.
     pub fn login(&self) -> Option<&Credential> {
-        self.sources.get(self.preferred.load(Ordering::Relaxed))?.login.as_ref()
+        let source = self.sources.get(self.preferred.load(Ordering::Relaxed))?;
+        source.login.as_ref().filter(|_| !matches!(*source.shown(), Shown::Nothing))
     }
 
     async fn whole(&self, path: &str) -> Result<Vec<u8>, String> {
@@ -139,34 +155,47 @@ impl Source {
         self.client.get_or_init(|| client(&self.endpoint.tls)).as_ref().map_err(Clone::clone)
     }
 
-    fn bearer(&self) -> MutexGuard<'_, Option<String>> {
-        self.bearer.lock().unwrap_or_else(PoisonError::into_inner)
+    fn shown(&self) -> MutexGuard<'_, Shown> {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn send(&self, url: &str, from: u64) -> Result<Response, String> {
+    /// What nobody else is to read.
+    fn secrets(&self) -> Vec<String> {
+        let mut secrets = Vec::new();
+        if let Some(login) = &self.login {
+            let pair = format!("{}:{}", login.username, login.password);
+            secrets.extend([base64::engine::general_purpose::STANDARD.encode(pair), login.password.clone()]);
+            secrets.extend(login.identity_token.clone().into_iter().chain(login.registry_token.clone()));
+        }
+        if let Shown::Token(token) = &*self.shown() {
+            secrets.push(token.clone());
+        }
+        secrets
+    }
+
+    /// Sends a request, and says what was shown with it.
+    async fn send(&self, url: &str, from: u64, accept: &'static str) -> Result<(Response, Shown), String> {
         let mut waited = Duration::ZERO;
         let mut pause = Duration::from_secs(1);
         loop {
-            let mut request = self.client()?.get(url).header(ACCEPT, ACCEPTED);
+            let mut request = self.client()?.get(url).header(ACCEPT, accept);
             if from > 0 {
                 request = request.header(RANGE, format!("bytes={from}-"));
             }
-            let bearer = self.bearer().clone();
-            match (&bearer, &self.login) {
-                (Some(token), _) => request = request.header(AUTHORIZATION, format!("Bearer {token}")),
-                (None, Some(login)) if login.identity_token.is_none() => {
-                    request = request.basic_auth(&login.username, Some(&login.password));
-                }
+            let shown = self.shown().clone();
+            match (&shown, &self.login) {
+                (Shown::Token(token), _) => request = request.header(AUTHORIZATION, format!("Bearer {token}")),
+                (Shown::Login, Some(login)) => request = request.basic_auth(&login.username, Some(&login.password)),
                 _ => {}
             }
             let response = request.send().await.map_err(|e| causes(&e))?;
             if !matches!(response.status(), StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
-                return Ok(response);
+                return Ok((response, shown));
             }
             let wait = retry_after(&response).unwrap_or(pause).max(Duration::from_millis(100));
             // whatever number the registry wrote
             if waited.saturating_add(wait) > PATIENCE {
-                return Ok(response);
+                return Ok((response, shown));
             }
             info!(url, status = %response.status(), seconds = wait.as_secs_f32(), "registry is busy: waiting");
             tokio::time::sleep(wait).await;
@@ -180,44 +209,80 @@ impl Source {
         // the query is how mirrors of many registries know which one is meant
         let query = self.endpoint.stands_for.as_ref().map(|host| format!("?ns={host}")).unwrap_or_default();
         let url = format!("{}/{}/{path}{query}", self.endpoint.base, self.endpoint.repository);
-        let mut response = self.send(&url, from).await?;
-        if response.status() == StatusCode::UNAUTHORIZED && self.authorize(&response).await? {
-            response = self.send(&url, from).await?;
+        let document = path.starts_with("manifests");
+        let accept = if document { ACCEPTED } else { "*/*" };
+        let (mut response, sent) = self.send(&url, from, accept).await?;
+        if response.status() == StatusCode::UNAUTHORIZED && self.authorize(&response, &sent).await? {
+            response = self.send(&url, from, accept).await?.0;
         }
         let status = response.status();
         if status.is_success() {
             return Ok(response);
         }
+        let anonymous = self.login.is_none();
         let what = match status {
-            StatusCode::NOT_FOUND if path.starts_with("manifests") => "manifest unknown".to_owned(),
-            StatusCode::NOT_FOUND => "not found".to_owned(),
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if self.login.is_none() => {
-                "unauthorized: authentication required (no pull secret matches this registry)".to_owned()
+            // private images are unknown to strangers
+            StatusCode::NOT_FOUND if document && anonymous => {
+                "manifest unknown (or a private one, for which there is no pull secret)"
             }
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => "unauthorized: the login was refused".to_owned(),
-            StatusCode::TOO_MANY_REQUESTS => "too many requests: the registry asks for a longer pause".to_owned(),
-            _ => "unexpected answer".to_owned(),
+            StatusCode::NOT_FOUND if document => "manifest unknown",
+            StatusCode::NOT_FOUND => "not found",
+            StatusCode::UNAUTHORIZED if anonymous => {
+                "unauthorized: authentication required (no pull secret matches this registry)"
+            }
+            StatusCode::UNAUTHORIZED => "unauthorized: the login was refused",
+            StatusCode::FORBIDDEN if anonymous => {
+                "denied: the registry refuses it (no pull secret matches this registry)"
+            }
+            StatusCode::FORBIDDEN => "denied: the login is not allowed to",
+            StatusCode::TOO_MANY_REQUESTS => "too many requests: the registry asks for a longer pause",
+            _ => "unexpected answer",
         };
-        Err(format!("{what} ({status} from {url})"))
+        Err(self.said(what, response, &url).await)
     }
 
-    /// Fetches a bearer token if the answer names a token service.
-    async fn authorize(&self, response: &Response) -> Result<bool, String> {
-        // a token that was given for good has no other
-        if self.login.as_ref().is_some_and(|l| l.registry_token.is_some()) {
+    /// An error, with what the registry says of it.
+    async fn said(&self, what: &str, response: Response, url: &str) -> String {
+        let status = response.status();
+        let told = told(response, &self.secrets()).await;
+        if told.is_empty() {
+            format!("{what} ({status} from {url})")
+        } else {
+            format!("{what} ({status} from {url}): {told}")
+        }
+    }
+
+    /// Takes up what the answer asks for: a token of a service, or name and password. False if there is nothing to show,
+    /// or it was shown.
+    async fn authorize(&self, response: &Response, sent: &Shown) -> Result<bool, String> {
+        // one that was given for good has no other
+        if let Some(token) = self.login.as_ref().and_then(|l| l.registry_token.clone()) {
+            *self.shown() = Shown::Token(token);
+            return Ok(matches!(sent, Shown::Nothing));
+        }
+        let lines = response.headers().get_all(WWW_AUTHENTICATE);
+        let asked = challenges(lines.iter().filter_map(|line| line.to_str().ok()));
+        let of = |scheme: &str| asked.iter().find(|challenge| challenge.scheme == scheme);
+        if let Some((challenge, realm)) = of("bearer").and_then(|c| Some((c, c.field("realm")?))) {
+            let token = self.token(challenge, realm).await?;
+            *self.shown() = Shown::Token(token);
+            return Ok(true);
+        }
+        // of registries that do not say what they want, it is what most want
+        let login = of("basic").is_some() || asked.is_empty();
+        if !login || self.login.as_ref().is_none_or(|l| l.identity_token.is_some()) {
             return Ok(false);
         }
-        let Some(challenge) = response.headers().get(WWW_AUTHENTICATE).and_then(|h| h.to_str().ok()) else {
-            return Ok(false);
-        };
-        let Some(fields) = challenge.strip_prefix("Bearer ") else { return Ok(false) };
-        let field = |name: &str| {
-            let (_, rest) = fields.split_once(&format!("{name}=\""))?;
-            rest.split_once('"').map(|(value, _)| value.to_owned())
-        };
-        let Some(realm) = field("realm") else { return Ok(false) };
+        *self.shown() = Shown::Login;
+        Ok(!matches!(sent, Shown::Login))
+    }
+
+    /// Fetches a token of the service that is named.
+    async fn token(&self, challenge: &Challenge, realm: &str) -> Result<String, String> {
+        let field = |name: &str| challenge.field(name).map(str::to_owned);
         let scope = field("scope").unwrap_or_else(|| format!("repository:{}:pull", self.endpoint.repository));
-        let mut url = reqwest::Url::parse(&realm).map_err(|e| format!("token service {realm}: {e}"))?;
+        let shown = bare_of(realm);
+        let mut url = reqwest::Url::parse(realm).map_err(|e| format!("token service {shown}: {e}"))?;
         let service = field("service").unwrap_or_default();
         let refresh = self.login.as_ref().and_then(|l| l.identity_token.as_deref());
         let request = if let Some(token) = refresh {
@@ -231,7 +296,9 @@ impl Source {
             let kind = "application/x-www-form-urlencoded";
             self.client()?.post(url).header(reqwest::header::CONTENT_TYPE, kind).body(form)
         } else {
-            url.query_pairs_mut().append_pair("scope", &scope);
+            for one in scope.split(' ') {
+                url.query_pairs_mut().append_pair("scope", one);
+            }
             if !service.is_empty() {
                 url.query_pairs_mut().append_pair("service", &service);
             }
@@ -243,13 +310,12 @@ impl Source {
         };
         let answer = request.send().await.map_err(|e| causes(&e))?;
         if !answer.status().is_success() {
-            return Err(format!("unauthorized: token service {realm} answered {}", answer.status()));
+            return Err(self.said("unauthorized: the token service refused", answer, &shown).await);
         }
         let text = limited(answer).await.map_err(|(Broken::Transfer(e) | Broken::Limit(e))| e)?;
-        let token: Token = serde_json::from_slice(&text).map_err(|e| format!("token service {realm}: {e}"))?;
-        let token = token.token.or(token.access_token);
-        *self.bearer() = Some(token.ok_or_else(|| format!("token service {realm}: no token in its answer"))?);
-        Ok(true)
+        let token: Token = serde_json::from_slice(&text).map_err(|e| format!("token service {shown}: {e}"))?;
+        let token = token.token.filter(|token| !token.is_empty()).or(token.access_token);
+        token.ok_or_else(|| format!("token service {shown}: no token in its answer"))
     }
 }
 
@@ -257,7 +323,7 @@ fn client(tls: &Tls) -> Result<Client, String> {
     let read = |what: &str, file: &std::path::Path| {
         std::fs::read(file).map_err(|e| format!("reading {what} {}: {e}", file.display()))
     };
-    let mut builder = Client::builder().connect_timeout(TIMEOUT).read_timeout(TIMEOUT);
+    let mut builder = Client::builder().user_agent(AGENT).connect_timeout(TIMEOUT).read_timeout(TIMEOUT);
     if let Some(file) = &tls.ca_file {
         let certificates = Certificate::from_pem_bundle(&read("CA file", file)?)
             .map_err(|e| format!("reading CA file {}: {}", file.display(), causes(&e)))?;

@@ -8,6 +8,7 @@ mod airgap;
 mod archives;
 mod collection;
 mod commands;
+mod conversation;
 mod cuts;
 mod forward;
 mod hostile;
