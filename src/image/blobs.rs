@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::digest::{hex, is_hex, matches};
 use super::hashed::Hashed;
 use super::layers::Gone;
+use super::registry::MAX_DOCUMENT;
 use crate::files::{self, sync_dir, write_changed};
 
 /// The blobs of a store; cheap to clone.
@@ -64,6 +65,13 @@ impl Blobs {
     /// Reads a document.
     pub fn read(&self, digest: &str) -> io::Result<Vec<u8>> {
         fs::read(self.path(digest))
+    }
+
+    /// Reads what may be a document: no more than one has.
+    pub fn document(&self, digest: &str) -> io::Result<Vec<u8>> {
+        let mut text = Vec::new();
+        File::open(self.path(digest))?.take(MAX_DOCUMENT as u64 + 1).read_to_end(&mut text)?;
+        Ok(text)
     }
 
     /// A copy of what is read through it.

@@ -10,11 +10,13 @@ use tracing::warn;
 
 use super::blobs::Blobs;
 use super::digest::{hex, is_digest};
+use super::hashed::digest_of;
 use super::layers::{Gone, Layers};
 use super::manifest::{ImageConfig, Manifest};
 use super::platform::Platform;
 use super::pull::Pulled;
 use super::reference::Reference;
+use super::sink::Sink;
 use super::types::{Image, ImageError, ImageProcess};
 use crate::files::{sync_dir, write_changed};
 
@@ -162,6 +164,32 @@ impl Index {
                     .is_some_and(|d| e["annotations"][PULLED] == json!(d) || e["digest"] == json!(d))
         });
         Ok(found.and_then(|e| e["digest"].as_str()).and_then(|d| self.image(layers, &entries, d)))
+    }
+
+    /// The image to which a digest led before, if nothing of it is missing. It is kept while that lives.
+    pub fn kept(&self, sink: &Sink, digest: &str) -> Result<Option<Pulled>, ImageError> {
+        let entries = self.read()?;
+        let found = entries.iter().find(|e| e["annotations"][PULLED] == json!(digest));
+        let Some(manifest_digest) = found.and_then(|e| e["digest"].as_str()) else { return Ok(None) };
+        let Some((manifest, config)) = self.documents(manifest_digest) else { return Ok(None) };
+        let Some(config_digest) = manifest.config.map(|config| config.digest) else { return Ok(None) };
+        let read = |digest: &str| self.blobs.read(digest).ok().filter(|text| digest_of(text) == digest);
+        let Some((text, config_text)) = read(manifest_digest).zip(read(&config_digest)) else { return Ok(None) };
+        let (diff_ids, blobs) = (config.rootfs.diff_ids, manifest.layers.into_iter().map(|l| l.digest));
+        let blobs: Vec<String> = blobs.collect();
+        // pinned, then looked at: no removal can come between
+        let pins = vec![sink.layers.pin(&diff_ids), sink.layers.pin(&blobs)];
+        let whole = blobs.len() == diff_ids.len() && blobs.iter().zip(&diff_ids).all(|(b, d)| sink.has(b, d));
+        Ok(whole.then(|| Pulled {
+            top_digest: Some(digest.to_owned()),
+            pinned: false,
+            manifest_digest: manifest_digest.to_owned(),
+            manifest: text,
+            config_digest,
+            config: config_text,
+            login: None,
+            _pins: pins,
+        }))
     }
 
     /// Every whole image.

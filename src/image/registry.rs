@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use base64::Engine;
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_RANGE, RANGE, RETRY_AFTER, WWW_AUTHENTICATE};
-use reqwest::{Certificate, Client, Identity, Response, StatusCode};
+use reqwest::{Certificate, Client, Identity, RequestBuilder, Response, StatusCode};
 use serde::Deserialize;
 use tracing::{debug, info};
 
 use super::challenge::{Challenge, challenges};
 use super::credentials::Credential;
+use super::digest::is_digest;
 use super::endpoints::{Endpoint, Tls};
 use super::told::told;
 use crate::errors::{bare, bare_of, causes};
@@ -126,6 +127,24 @@ impl Registry {
         }
     }
 
+    /// The digest of a manifest or index by tag or digest, without the document, which registries count; `None`: nobody
+    /// says it, and why is seen by asking for the document.
+    pub async fn digest(&self, version: &str) -> Result<Option<String>, String> {
+        let (mut errors, mut heard) = (Vec::new(), false);
+        for (i, source) in self.sources.iter().enumerate() {
+            match source.digest(version).await {
+                Ok(Some(digest)) => {
+                    self.preferred.store(i, Ordering::Relaxed);
+                    return Ok(Some(digest));
+                }
+                Ok(None) => heard = true,
+                Err(error) => errors.push(error),
+            }
+        }
+        errors.dedup();
+        if heard { Ok(None) } else { Err(errors.join("; ")) }
+    }
+
     /// A manifest or index by tag or digest.
     pub async fn manifest(&self, version: &str) -> Result<Vec<u8>, String> {
         self.whole(&format!("manifests/{version}")).await
@@ -173,6 +192,14 @@ impl Source {
         secrets
     }
 
+    fn showing(&self, request: RequestBuilder, shown: &Shown) -> RequestBuilder {
+        match (shown, &self.login) {
+            (Shown::Token(token), _) => request.header(AUTHORIZATION, format!("Bearer {token}")),
+            (Shown::Login, Some(login)) => request.basic_auth(&login.username, Some(&login.password)),
+            _ => request,
+        }
+    }
+
     /// Sends a request, and says what was shown with it.
     async fn send(&self, url: &str, from: u64, accept: &'static str) -> Result<(Response, Shown), String> {
         let mut waited = Duration::ZERO;
@@ -183,12 +210,7 @@ impl Source {
                 request = request.header(RANGE, format!("bytes={from}-"));
             }
             let shown = self.shown().clone();
-            match (&shown, &self.login) {
-                (Shown::Token(token), _) => request = request.header(AUTHORIZATION, format!("Bearer {token}")),
-                (Shown::Login, Some(login)) => request = request.basic_auth(&login.username, Some(&login.password)),
-                _ => {}
-            }
-            let response = request.send().await.map_err(|e| causes(&e))?;
+            let response = self.showing(request, &shown).send().await.map_err(|e| causes(&e))?;
             if !matches!(response.status(), StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
                 return Ok((response, shown));
             }
@@ -204,11 +226,36 @@ impl Source {
         }
     }
 
-    /// GET with authentication where it is asked for.
-    async fn get(&self, path: &str, from: u64) -> Result<Response, String> {
+    fn url(&self, path: &str) -> String {
         // the query is how mirrors of many registries know which one is meant
         let query = self.endpoint.stands_for.as_ref().map(|host| format!("?ns={host}")).unwrap_or_default();
-        let url = format!("{}/{}/{path}{query}", self.endpoint.base, self.endpoint.repository);
+        format!("{}/{}/{path}{query}", self.endpoint.base, self.endpoint.repository)
+    }
+
+    /// See [`Registry::digest`]; an error where there is no answer.
+    async fn digest(&self, version: &str) -> Result<Option<String>, String> {
+        let url = self.url(&format!("manifests/{version}"));
+        let ask = async || {
+            let shown = self.shown().clone();
+            let request = self.client()?.head(&url).header(ACCEPT, ACCEPTED);
+            let response = self.showing(request, &shown).send().await.map_err(|e| causes(&e))?;
+            Ok::<_, String>((response, shown))
+        };
+        let (mut response, sent) = ask().await?;
+        if response.status() == StatusCode::UNAUTHORIZED {
+            match self.authorize(&response, &sent).await {
+                Ok(true) => response = ask().await?.0,
+                // said again by who asks for the document
+                Ok(false) | Err(_) => return Ok(None),
+            }
+        }
+        let digest = response.headers().get("docker-content-digest").and_then(|digest| digest.to_str().ok());
+        Ok(digest.filter(|digest| response.status().is_success() && is_digest(digest)).map(str::to_owned))
+    }
+
+    /// GET with authentication where it is asked for.
+    async fn get(&self, path: &str, from: u64) -> Result<Response, String> {
+        let url = self.url(path);
         let document = path.starts_with("manifests");
         let accept = if document { ACCEPTED } else { "*/*" };
         let (mut response, sent) = self.send(&url, from, accept).await?;

@@ -20,7 +20,7 @@ use super::flights::Flights;
 use super::guard::RATIO;
 use super::index::Index;
 use super::layers::{self, Gone, Layers};
-use super::manifest::Descriptor;
+use super::manifest::{Descriptor, ImageConfig};
 use super::mount::Users;
 use super::platform::Machine;
 use super::providers::Providers;
@@ -282,6 +282,27 @@ impl ImageStore {
         let endpoints = endpoints::of(&parsed, &self.inner.config, logins).unwrap_or_default();
         let logins: Vec<Credential> = endpoints.into_iter().flat_map(|endpoint| endpoint.logins).collect();
         self.inner.records.granted(&image.id, &parsed.name(), &logins)
+    }
+
+    /// True if there is an image of that name, or of that digest.
+    pub(super) async fn knows(&self, reference: &Reference) -> bool {
+        matches!(self.get(&reference.canonical()).await, Ok(Some(_)))
+    }
+
+    /// The image to which a digest led before, if it is whole and of use here.
+    pub(super) async fn kept(&self, digest: &str, wanted: Use) -> Option<Pulled> {
+        let digest = digest.to_owned();
+        let found = self.blocking(move |inner, index| index.kept(&inner.sink, &digest)).await.ok()??;
+        let image: ImageConfig = serde_json::from_slice(&found.config).ok()?;
+        let refused = wanted == Use::Run && Machine::here().refusal(&image.platform).is_some();
+        (!refused).then_some(found)
+    }
+
+    /// A document that is in the store.
+    pub(super) async fn document(&self, digest: &str) -> Option<Vec<u8>> {
+        let (blobs, digest) = (self.inner.sink.blobs.clone(), digest.to_owned());
+        let read = move || pull::verified(blobs.document(&digest).ok()?, &digest).ok();
+        tokio::task::spawn_blocking(read).await.ok().flatten()
     }
 
     /// Names an image whose layers are in the store.

@@ -48,13 +48,15 @@ fn serve(answer: impl Fn(&str, &str) -> Vec<u8> + Send + Sync + 'static) -> (Str
 /// A server that asks a real registry; the registry hears who asks by no more than was said here.
 fn listening(registry: &str) -> (String, Heads) {
     let registry = registry.to_owned();
-    serve(move |_, head| {
-        let mut server = TcpStream::connect(&registry).unwrap();
-        server.write_all(head.replace("\r\n\r\n", "\r\nconnection: close\r\n\r\n").as_bytes()).unwrap();
-        let mut answer = Vec::new();
-        server.read_to_end(&mut answer).unwrap();
-        answer
-    })
+    serve(move |_, head| through(&registry, head))
+}
+
+fn through(registry: &str, head: &str) -> Vec<u8> {
+    let mut server = TcpStream::connect(registry).unwrap();
+    server.write_all(head.replace("\r\n\r\n", "\r\nconnection: close\r\n\r\n").as_bytes()).unwrap();
+    let mut answer = Vec::new();
+    server.read_to_end(&mut answer).unwrap();
+    answer
 }
 
 fn answer(status: &str, headers: &[&str], body: &[u8]) -> Vec<u8> {
@@ -163,4 +165,56 @@ async fn a_transfer_that_breaks_behind_the_last_byte_is_done() {
     let store = scene.store("store", &address, insecure()).await;
     store.pull(&format!("{address}/test/it:1"), &[]).await.unwrap();
     assert_eq!(heads.lock().unwrap().len(), 3, "nothing is asked for again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_here_is_asked_for_by_its_digest_alone() {
+    let Some(mut scene) = scene("head") else { return };
+    let registry = scene.registry(false);
+    push_image(&scene, &registry, "test/it:1", &[noise(1, 1, 1000)]);
+    let (address, heads) = listening(&registry);
+    let store = scene.store("store", &address, insecure()).await;
+    let name = format!("{address}/test/it:1");
+    let asked = async |name: &str| {
+        let image = store.pull(name, &[]).await.unwrap();
+        let heads = std::mem::take(&mut *heads.lock().unwrap());
+        let first = |head: String| head.lines().next().unwrap().replace(" http/1.1", "");
+        (image, heads.into_iter().map(first).collect::<Vec<_>>())
+    };
+    let (first, all) = asked(&name).await;
+    assert_eq!(all.iter().filter(|line| line.starts_with("get /v2/test/it/manifests/")).count(), 2, "{all:?}");
+    let (again, all) = asked(&name).await;
+    assert_eq!(
+        (again.id.as_str(), all.as_slice()),
+        (first.id.as_str(), ["head /v2/test/it/manifests/1".to_owned()].as_slice())
+    );
+    let by_digest = first.repo_digests[0].clone();
+    let (_, all) = asked(&by_digest).await;
+    assert!(all.len() == 1 && all[0].starts_with("head "), "{all:?}");
+    // another image by the same tag
+    push_image(&scene, &registry, "test/it:1", &[noise(2, 1, 1000)]);
+    let (moved, all) = asked(&name).await;
+    assert!(moved.id != first.id && all.len() == 5, "{all:?}");
+    // a layer is missing
+    fs::remove_dir_all(store.dir().join("layers").join(&moved.layers[0][7..])).unwrap();
+    let (healed, all) = asked(&name).await;
+    assert!(healed.id == moved.id && all.iter().any(|line| line.contains("/blobs/")), "{all:?}");
+
+    let (deaf, heads) = {
+        let registry = registry.clone();
+        serve(move |head, raw| match head.starts_with("head ") {
+            true => answer("405 Method Not Allowed", &[], b""),
+            false => through(&registry, raw),
+        })
+    };
+    let store = scene.store("deaf", &deaf, insecure()).await;
+    let name = format!("{deaf}/test/it:1");
+    store.pull(&name, &[]).await.unwrap();
+    heads.lock().unwrap().clear();
+    store.pull(&name, &[]).await.expect("one that knows no HEAD is asked by GET");
+    let heads = heads.lock().unwrap();
+    assert!(
+        heads.len() == 2 && heads[1].starts_with("get /v2/test/it/manifests/1 "),
+        "what is here is not fetched: {heads:?}"
+    );
 }
