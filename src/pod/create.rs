@@ -62,12 +62,14 @@ impl Worker {
         for container in ephemeral(&pod) {
             self.ensure(&container, false).await;
         }
+        // a pod that has come up is not held back by a sidecar that is down
+        let up = pod.app_containers().iter().any(|c| self.containers.get(&c.name).is_some_and(|s| s.running()));
         for container in pod.init_containers() {
             let sidecar = is_sidecar(container);
             if !self.state(&container.name).succeeded() || sidecar {
                 self.ensure(container, false).await;
                 let state = self.state(&container.name);
-                let passed = if sidecar { state.started() } else { state.succeeded() };
+                let passed = if sidecar { up || state.started() } else { state.succeeded() };
                 if !passed {
                     return self.wake();
                 }

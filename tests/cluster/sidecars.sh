@@ -112,3 +112,27 @@ check "a container starts when the postStart hook of the one before it has ended
 check "  also after a sidecar's" soon in_turn after
 check "  and no probe asks before" is beside '.status.containerStatuses[?(@.name=="proxy")].restartCount' 0
 k delete pod beside after --timeout=30s >/dev/null
+
+until_there() { echo "[sh, -c, 'until [ -e /h/$1 ]; do sleep 0.1; done; $2 exit 1'], volumeMounts: [{name: h, mountPath: /h}]"; }
+k apply -f - >/dev/null <<YAML
+apiVersion: v1
+kind: Pod
+metadata: {name: lonely}
+spec:
+  nodeName: n1
+  terminationGracePeriodSeconds: 1
+  volumes: [{name: h, hostPath: {path: $dir/n1/sidecars}}]
+  initContainers:
+  - {name: side, image: "$image", restartPolicy: Always, command: $(until_there down ":;")}
+  containers:
+  - {name: a, image: "$image", command: [sleep, "1000"]}
+  - {name: b, image: "$image", command: $(until_there end "rm /h/end;")}
+YAML
+k wait --for=condition=Ready pod/lonely --timeout=30s >/dev/null
+touch "$dir/n1/sidecars/down"
+down() { is lonely '.status.initContainerStatuses[0].state.waiting.reason' CrashLoopBackOff; }
+soon down
+touch "$dir/n1/sidecars/end"
+back() { [ "$(field lonely '.status.containerStatuses[?(@.name=="b")].restartCount')" = 1 ]; }
+check "a container is started again while a sidecar is down" until_true 5 back
+k delete pod lonely --timeout=30s >/dev/null
