@@ -26,6 +26,11 @@ const START_OF_ENDING: Duration = Duration::from_secs(3);
 /// Why a container could not be made: reason and message of its waiting state.
 pub(super) type Refused = (&'static str, String);
 
+fn no_claims() -> Refused {
+    let why = "Failed to prepare dynamic resources: spec.resourceClaims: this node has none; its devices are extended resources";
+    ("FailedPrepareDynamicResources", why.to_owned())
+}
+
 impl Worker {
     /// Does what can be done now; returns when something is due by itself.
     pub(super) async fn create(&mut self) -> Option<Instant> {
@@ -46,7 +51,9 @@ impl Worker {
             self.failed = Some((UNKNOWN.to_owned(), message.to_owned()));
             return None;
         }
-        if let Err((reason, message)) = Box::pin(self.prepare()).await {
+        let claims = self.pod.pod_spec().is_some_and(|s| s.resource_claims.as_ref().is_some_and(|c| !c.is_empty()));
+        let prepared = if claims { Err(no_claims()) } else { Box::pin(self.prepare()).await };
+        if let Err((reason, message)) = prepared {
             if message == ENDS {
                 return None;
             }

@@ -102,3 +102,11 @@ twice() { [ "$(wc -l <"$dir/n1/inits/ran")" = 2 ] && is fresh '.status.container
 check "init containers run again in a new sandbox" soon twice
 k delete pod fresh --timeout=30s >/dev/null
 k delete configmap readable >/dev/null
+
+k apply -f - >/dev/null <<YAML
+{apiVersion: v1, kind: Pod, metadata: {name: claims}, spec: {nodeName: n1, terminationGracePeriodSeconds: 1,
+  resourceClaims: [{name: gpu, resourceClaimName: none}], containers: [{name: c, image: "$image", command: [sleep, "1000"]}]}}
+YAML
+check "a pod whose devices cannot be had does not start without them" soon event claims 'FailedPrepareDynamicResources'
+check "  and its status says so" soon is claims .status.phase Pending
+k delete pod claims --timeout=30s >/dev/null
