@@ -16,7 +16,7 @@ use super::types::Resources;
 use crate::files;
 
 /// Most cgroups a pod may make on version 2 below its own, and how deep: a nested systemd or kubelet has hundreds.
-const MOST_BELOW: [(&str, &str); 2] = [("cgroup.max.descendants", "5000"), ("cgroup.max.depth", "100")];
+const MOST_BELOW: [(&str, &str); 2] = [("cgroup.max.descendants", "1000"), ("cgroup.max.depth", "100")];
 /// Controllers switched on for children on version 2.
 const V2_CONTROLLERS: [&str; 6] = ["cpu", "memory", "pids", "cpuset", "io", "hugetlb"];
 /// Tries to remove a busy cgroup; killed processes leave it a moment later.

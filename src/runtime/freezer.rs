@@ -60,8 +60,30 @@ impl Hierarchies {
         }
     }
 
+    /// Whether none of them runs a program: all stand still, or are held in a stop (by a signal, or a tracer that holds them
+    /// there for ever: version 1 does not count those). Held ones stand still as well before they run their program again.
+    pub fn still(&self, path: &str) -> bool {
+        if self.frozen(path) {
+            return true;
+        }
+        let Some(dir) = self.dir_of("freezer", path).filter(|_| !self.unified()) else { return false };
+        let mut held = true;
+        let visited = cgroup_tree::visit(&dir, &mut |cgroup| {
+            held &= cgroup_tree::read(cgroup, "tasks").is_ok_and(|tasks| tasks.lines().all(is_held));
+        });
+        visited.is_ok() && held
+    }
+
     fn freezer(&self, path: &str) -> Option<PathBuf> {
         let file = if self.unified() { "cgroup.freeze" } else { "freezer.state" };
         self.dir_of("freezer", path).map(|dir| dir.join(file))
     }
+}
+
+/// Whether a thread is stopped, or gone (proc(5), `/proc/pid/stat`).
+fn is_held(thread: &str) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{thread}/stat"));
+    // its name may have anything in it
+    let state = stat.map(|text| text.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next()));
+    state.map_or(true, |state| matches!(state, Some('t' | 'T' | 'Z' | 'X')))
 }

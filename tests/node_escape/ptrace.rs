@@ -132,6 +132,27 @@ async fn containers_of_a_shared_namespace_are_no_way_out_while_they_are_made() {
 }
 
 #[tokio::test]
+async fn nor_when_a_neighbour_moves_the_tracer_to_another_cgroup() {
+    let Some(mut scene) = Scene::new("race-moved") else { return };
+    scene.sandbox("s1", |s| s.share_process_namespace = true).await;
+    let puller = ContainerSpec { cwd: "/".into(), ..scene.node.container("puller", &["/enemy", "pull", "/stop"]) };
+    scene.start("s1", puller).await.unwrap();
+    scene.says("puller", "ready").await;
+    let found = hunted(&mut scene, "s1", async |scene| {
+        // not possible with version 2
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        eprintln!("puller: {:?}", scene.lines("puller"));
+        for i in 0..tries(30) {
+            scene.start("s1", scene.node.container(&format!("c{i}"), &["true"])).await.unwrap();
+            scene.runtime.remove_container("s1", &format!("c{i}")).await.unwrap();
+        }
+    });
+    let found = found.await;
+    scene.remove("s1").await;
+    nothing_of_the_host(&found);
+}
+
+#[tokio::test]
 async fn nor_are_ephemeral_containers_that_join_one() {
     let Some(mut scene) = Scene::new("race-target") else { return };
     scene.sandbox("s1", |_| {}).await;

@@ -92,7 +92,16 @@ pub struct Making {
     around: Surroundings,
     config: Value,
     /// Cgroups that must stand still meanwhile.
-    pub still: Vec<String>,
+    pub still: Still,
+}
+
+/// The cgroups of a pod's containers that may not go on while another one is made, where one of them may trace others.
+#[derive(Debug, Clone, Default)]
+pub struct Still {
+    /// Those that may trace others: stopped last, as what they hold in a trace stops only when they let it go on.
+    pub tracers: Vec<String>,
+    /// The others, stopped before.
+    pub others: Vec<String>,
 }
 
 /// Refuses what is no name of a folder.
@@ -147,7 +156,7 @@ impl Pod {
         };
         let config = oci_config(&spec, &around)?;
         self.device_program.restrict(&self.hierarchies, &cgroup, &config)?;
-        Ok(Making { spec, cgroup, output, ends, around, config, still: Vec::new() })
+        Ok(Making { spec, cgroup, output, ends, around, config, still: Still::default() })
     }
 
     /// The rest, in a process of its own: it may change itself as it likes, and take its time.
@@ -156,7 +165,7 @@ impl Pod {
         let bundle = store::container_dir(&self.dir, &spec.id);
         places::check(&spec.rootfs)?;
         self.hierarchies.join_others(&making.cgroup).map_err(context("joining the container's cgroup"))?;
-        making.still.iter().try_for_each(|cgroup| self.wait_for_stillness(cgroup))?;
+        self.stand_still(&making.still)?;
         let owner = self.sandbox.spec.user_namespace.map_or(0, |ids| ids.first);
         if let Err(e) = rooted::create_dir_all(&spec.rootfs, &spec.cwd, owner) {
             tracing::warn!("creating the working directory {} in the container: {e}", spec.cwd);
@@ -195,15 +204,29 @@ impl Pod {
         Ok(())
     }
 
-    fn wait_for_stillness(&self, cgroup: &str) -> Result<(), String> {
-        let deadline = Instant::now() + STILLNESS;
-        while !self.hierarchies.frozen(cgroup) {
-            if Instant::now() >= deadline {
-                return Err(format!("processes of {cgroup}, which may trace others, cannot be stopped for a moment"));
+    fn stand_still(&self, still: &Still) -> Result<(), String> {
+        let wait = |cgroup: &String, deadline: Instant| {
+            while !self.hierarchies.still(cgroup) {
+                if Instant::now() >= deadline {
+                    return Err(format!(
+                        "processes of {cgroup} cannot be stopped for a moment, and may trace others or help one that does"
+                    ));
+                }
+                std::thread::sleep(STILLNESS_PAUSE);
             }
-            std::thread::sleep(STILLNESS_PAUSE);
-        }
-        Ok(())
+            Ok(())
+        };
+        // a tracer may take hold of them again and again
+        let first = Instant::now() + STILLNESS / 4;
+        let _ = still.others.iter().try_for_each(|cgroup| wait(cgroup, first));
+        still.tracers.iter().try_for_each(|cgroup| self.freeze(cgroup))?;
+        let last = Instant::now() + STILLNESS;
+        still.tracers.iter().chain(&still.others).try_for_each(|cgroup| wait(cgroup, last))
+    }
+
+    /// Begins to stop the processes of a container.
+    pub fn freeze(&self, cgroup: &str) -> Result<(), String> {
+        self.hierarchies.freeze(cgroup).map_err(|e| format!("stopping the processes of {cgroup} for a moment: {e}"))
     }
 
     /// It is made: `pid` waits for its start.
@@ -295,17 +318,17 @@ impl Pod {
         Ok(now)
     }
 
-    /// Lets no process that may trace others, and is not the host's root anyway, see the insides of one that is being made.
-    /// Returns the cgroup that stands still until it is thawed.
-    pub fn still(&self, container: &Container) -> Result<Option<String>, String> {
-        let spec = &container.info.spec;
-        if spec.privileged || container.info.exit.is_some() || !has_capability(spec, "SYS_PTRACE") {
-            return Ok(None);
+    /// Which of these containers may not go on while another is made that they see: where one may trace others, and is not the
+    /// host's root anyway, all of them. Else one would put the tracer into a cgroup that goes on (version 1 lets any root do
+    /// that), and it would look around behind a process that has the host's files still.
+    pub fn not_to_go_on(containers: &[Container]) -> Still {
+        let mut still = Still::default();
+        for container in containers.iter().filter(|c| !c.info.spec.privileged && c.info.exit.is_none()) {
+            let traces = has_capability(&container.info.spec, "SYS_PTRACE");
+            let list = if traces { &mut still.tracers } else { &mut still.others };
+            list.push(container.cgroup.clone());
         }
-        self.hierarchies
-            .freeze(&container.cgroup)
-            .map_err(|e| format!("stopping container {}, which may trace others, for a moment: {e}", spec.id))?;
-        Ok(Some(container.cgroup.clone()))
+        if still.tracers.is_empty() { Still::default() } else { still }
     }
 
     /// Sends a signal to the first process or to all.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::container::{Container, Making, check_id};
+use super::container::{Container, Making, Pod, Still, check_id};
 use super::exec::{self, Wish};
 use super::maker::{Maker, is_child};
 use super::output::set_nonblocking;
@@ -56,8 +56,7 @@ impl Server {
         }
         let begun = self.pod.prepare(spec).and_then(|mut making| {
             if making.is_seen() {
-                self.hold_still()?;
-                making.still.clone_from(&self.still);
+                making.still = self.hold_still()?;
             }
             let maker = Maker::start(|reporter| {
                 self.shed();
@@ -230,14 +229,17 @@ impl Server {
     }
 
     fn add(&mut self, container: Container) {
-        // one that may trace others, made while another is
+        let cgroup = container.cgroup.clone();
+        self.containers.push(container);
+        // one that may trace others, or is beside such, made while another is
         if self.jobs.iter().any(|job| matches!(&job.what, What::Container { making, .. } if making.is_seen())) {
-            match self.pod.still(&container) {
-                Ok(still) => self.still.extend(still),
-                Err(e) => tracing::error!("{e}"),
+            let held = self.hold_still();
+            let held =
+                held.and_then(|still| if still.tracers.contains(&cgroup) { self.pod.freeze(&cgroup) } else { Ok(()) });
+            if let Err(e) = held {
+                tracing::error!("{e}");
             }
         }
-        self.containers.push(container);
     }
 
     /// Whether `pid` is, or was until just now, a child of the shim's that nobody else has made.
@@ -258,14 +260,20 @@ impl Server {
         }
     }
 
-    /// A container's first process is seen by its neighbours while it still has the host's files for its own.
-    fn hold_still(&mut self) -> Result<(), String> {
-        for container in &self.containers {
-            if !self.still.contains(&container.cgroup) {
-                self.still.extend(self.pod.still(container)?);
+    /// A container's first process is seen by its neighbours while it still has the host's files for its own. Begins to stop
+    /// those that may not be tracing then; the maker waits for them, and stops the tracers.
+    fn hold_still(&mut self) -> Result<Still, String> {
+        let still = Pod::not_to_go_on(&self.containers);
+        for cgroup in still.others.iter().chain(&still.tracers) {
+            if self.still.contains(cgroup) {
+                continue;
             }
+            if still.others.contains(cgroup) {
+                self.pod.freeze(cgroup)?;
+            }
+            self.still.push(cgroup.clone());
         }
-        Ok(())
+        Ok(still)
     }
 
     /// A maker that joined a container which had frozen itself would not even end (version 1).
