@@ -2,7 +2,7 @@
 //!
 //! Rules: OCI Image Layer (whiteouts) and the kernel's overlayfs (character device 0/0, `trusted.overlay.opaque`).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
@@ -51,12 +51,12 @@ struct Tree<'a> {
     /// Names that last led to a directory, and the directory, as nothing was removed since.
     known: Option<(PathBuf, PathBuf)>,
     /// Directories that no entry has told of yet.
-    implied: BTreeSet<PathBuf>,
+    implied: Implied,
     /// An attribute was passed over.
     lossy: bool,
     limit: Limit,
     /// Times of directories, set when they are full.
-    times: Vec<(PathBuf, SystemTime)>,
+    times: Times,
     /// Bytes of regular files.
     size: u64,
     piece: Vec<u8>,
@@ -121,7 +121,7 @@ impl Tree<'_> {
         match fs::symlink_metadata(target) {
             Ok(found) if found.is_dir() => {
                 self.known = None;
-                self.implied.retain(|dir| !dir.starts_with(target));
+                self.implied.remove_below(target);
                 files::remove_tree(target)
             }
             Ok(found) => {
@@ -232,7 +232,7 @@ impl Tree<'_> {
         }
         if kind == EntryType::Directory {
             self.implied.remove(&target);
-            self.times.push((target, meta.time));
+            self.times.note(target, meta.time);
         }
         Ok(())
     }
@@ -265,7 +265,7 @@ impl Tree<'_> {
     }
 
     fn finish(self) -> Result<u64, String> {
-        for (target, time) in self.times.iter().rev() {
+        for (target, time) in self.times.all.iter().rev() {
             // a later entry may have put something else there, or a link above it
             if self.is_dir(target) {
                 let set = File::open(target).and_then(|f| f.set_modified(*time));
@@ -273,6 +273,59 @@ impl Tree<'_> {
             }
         }
         Ok(self.size)
+    }
+}
+
+/// Times of directories by their path. An archive may name one as often as it likes, and with long names; an image whose
+/// directories are many has the later ones with the time they were made at.
+#[derive(Default)]
+struct Times {
+    all: BTreeMap<PathBuf, SystemTime>,
+    /// Bytes of their paths.
+    size: usize,
+}
+
+/// Most bytes of the paths of directories that are kept, of either kind: some hundred thousand of them.
+const MOST_PATHS: usize = 16 << 20;
+
+/// Directories that no entry has told of yet; of very many the later ones count as told of.
+#[derive(Default)]
+struct Implied {
+    all: BTreeSet<PathBuf>,
+    /// Bytes of them.
+    size: usize,
+}
+
+impl Implied {
+    fn insert(&mut self, dir: PathBuf) {
+        let length = dir.as_os_str().len();
+        if self.size < MOST_PATHS && self.all.insert(dir) {
+            self.size += length;
+        }
+    }
+
+    fn remove(&mut self, dir: &Path) {
+        if self.all.remove(dir) {
+            self.size -= dir.as_os_str().len();
+        }
+    }
+
+    /// With all below it: those are behind it, one after another.
+    fn remove_below(&mut self, dir: &Path) {
+        while let Some(next) = self.all.range::<Path, _>(dir..).next().filter(|d| d.starts_with(dir)).cloned() {
+            self.remove(&next);
+        }
+    }
+}
+
+impl Times {
+    fn note(&mut self, target: PathBuf, time: SystemTime) {
+        if let Some(known) = self.all.get_mut(&target) {
+            *known = time;
+        } else if self.size < MOST_PATHS {
+            self.size += target.as_os_str().len();
+            self.all.insert(target, time);
+        }
     }
 }
 
@@ -345,10 +398,10 @@ pub fn entries(from: impl Read, limit: Limit, root: &Path) -> Result<u64, String
     let mut tree = Tree {
         root,
         known: None,
-        implied: BTreeSet::new(),
+        implied: Implied::default(),
         lossy: false,
         limit,
-        times: Vec::new(),
+        times: Times::default(),
         size: 0,
         piece: vec![0; PIECE],
     };

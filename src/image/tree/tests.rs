@@ -3,6 +3,26 @@
 use super::*;
 use crate::image::guard::ENTRY_HEAD;
 
+#[test]
+fn paths_are_kept_once_and_bounded() {
+    let (mut times, mut implied) = (Times::default(), Implied::default());
+    for _ in 0..3 {
+        times.note("a".into(), UNIX_EPOCH);
+        implied.insert("a".into());
+    }
+    assert_eq!((times.all.len(), times.size, implied.all.len(), implied.size), (1, 1, 1, 1));
+    for below in ["a/b", "a/b/c", "a-b", "b"] {
+        implied.insert(below.into());
+    }
+    implied.remove_below(Path::new("a"));
+    assert_eq!((implied.all.len(), implied.size), (2, 4));
+    for n in 0..2 * MOST_PATHS / 4096 {
+        times.note(format!("{n:04096}").into(), UNIX_EPOCH);
+        implied.insert(format!("{n:04096}").into());
+    }
+    assert!(times.size.max(implied.size) < MOST_PATHS + 4096, "{} {}", times.size, implied.size);
+}
+
 fn layer(path: &str, link: Option<&str>) -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());
     let mut header = tar::Header::new_gnu();
