@@ -62,6 +62,7 @@ pub async fn fetch(
     diff_id: String,
     meter: &Meter,
 ) -> Result<(), String> {
+    sink.fits(&layer)?;
     let (tx, rx) = mpsc::channel(PIECES);
     let (digest, size) = (layer.digest.clone(), layer.size);
     let unpacking = tokio::task::spawn_blocking(move || sink.take(Pieces::new(rx), &layer, &diff_id));

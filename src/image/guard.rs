@@ -127,3 +127,38 @@ impl<R: Read> Read for Grown<R> {
         if self.out > limit.bytes { Err(limit.exceeded()) } else { Ok(n) }
     }
 }
+
+/// Compressed bytes that may bring nothing: tables, what is to be skipped, empty parts.
+const BARREN: u64 = 64 << 20;
+
+/// Ends what is compressed, and brings next to nothing however long it goes on.
+pub struct Fruitful<R> {
+    inner: R,
+    taken: u64,
+    brought: Rc<Cell<u64>>,
+}
+
+impl<R: Read> Fruitful<R> {
+    /// What comes of `inner` is to be counted into the number, by [`counted_into`].
+    pub fn new(inner: R) -> (Self, Rc<Cell<u64>>) {
+        let brought = Rc::default();
+        (Self { inner, taken: 0, brought: Rc::clone(&brought) }, brought)
+    }
+}
+
+/// Counts what is read of `inner`.
+pub fn counted_into<R: Read>(inner: R, count: Rc<Cell<u64>>) -> Counted<R> {
+    Counted { inner, count }
+}
+
+impl<R: Read> Read for Fruitful<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buffer)?;
+        self.taken += n as u64;
+        // what cannot be compressed takes hardly more than itself
+        if self.taken > BARREN.saturating_add(self.brought.get().saturating_mul(2)) {
+            return Err(io::Error::other(format!("{} bytes of it bring {}: refused", self.taken, self.brought.get())));
+        }
+        Ok(n)
+    }
+}

@@ -48,6 +48,11 @@ impl Drop for Pins {
 }
 
 impl Layers {
+    /// Where they are.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// Opens the layers in `dir`; half-unpacked ones of an earlier run are removed. One whose mark cannot be read now, or
     /// that a container stands on, is not taken for such.
     pub fn open(dir: PathBuf) -> io::Result<Arc<Self>> {

@@ -3,12 +3,15 @@
 use std::io::{self, Read};
 use std::sync::Arc;
 
+use nix::sys::statvfs::statvfs;
+
 use super::blobs::Blobs;
 use super::compression::Compression;
 use super::guard::Limit;
 use super::layers::{Layers, Pins};
 use super::manifest::Descriptor;
 use super::unpack::{Unpacked, unpack};
+use crate::machine::usage::block_size;
 
 /// Bytes that say how something is compressed.
 const START: u64 = 4;
@@ -30,6 +33,22 @@ impl Sink {
     /// True if nothing of a layer is missing.
     pub fn has(&self, digest: &str, diff_id: &str) -> bool {
         self.layers.size(diff_id).is_some() && (!self.keep_blobs || self.blobs.has(digest))
+    }
+
+    /// Refuses a layer that the disk has no room for even as it comes.
+    pub fn fits(&self, layer: &Descriptor) -> Result<(), String> {
+        let dir = self.layers.dir();
+        let disk = statvfs(dir).map_err(|e| format!("{}: {e}", dir.display()))?;
+        // the type of a number differs between C libraries
+        #[allow(clippy::useless_conversion)]
+        let free = u64::from(disk.blocks_available()) * block_size(&disk);
+        if layer.size > free {
+            let (digest, size) = (&layer.digest, layer.size);
+            return Err(format!(
+                "layer {digest} has {size} bytes, and {free} are free where images are: no space left"
+            ));
+        }
+        Ok(())
     }
 
     /// Takes the layer an image names.

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::compression::Compression;
 use super::digest::matches;
-use super::guard::Limit;
+use super::guard::{Fruitful, Limit, counted_into};
 use super::hashed::Hashed;
 use super::tree;
 
@@ -37,9 +37,10 @@ impl Unpacked {
 
 /// Unpacks a layer into `into`. Whether it is the right one is seen by its digests.
 pub fn unpack(blob: impl Read, compression: Compression, limit: Limit, into: &Path) -> Result<Unpacked, String> {
+    let (blob, brought) = Fruitful::new(blob);
     let mut blob = BufReader::with_capacity(PIECE, Hashed::new(blob));
     let broken = |e: io::Error| format!("reading the layer: {e}");
-    let mut plain = BufReader::with_capacity(PIECE, Hashed::new(compression.reader(&mut blob)));
+    let mut plain = BufReader::with_capacity(PIECE, Hashed::new(counted_into(compression.reader(&mut blob), brought)));
     let size = tree::entries(&mut plain, limit, into)?;
     // what follows the archive's end belongs to the digests
     let rest = io::copy(&mut (&mut plain).take(limit.bytes), &mut io::sink()).map_err(broken)?;
@@ -74,6 +75,29 @@ mod tests {
         got.check(&digest, &digest).unwrap();
         assert!(got.check("sha256:0", &digest).unwrap_err().contains("does not match"));
         assert!(got.check(&digest, "sha256:0").unwrap_err().contains("its image says"));
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+
+    /// Parts of zstd that are to be skipped, without end.
+    struct Skipped(u64);
+
+    impl Read for Skipped {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            self.0 += buffer.len() as u64;
+            assert!(self.0 < 1 << 30, "no end was found to it");
+            for (place, byte) in buffer.iter_mut().zip(b"\x50\x2a\x4d\x18\0\0\0\0".iter().cycle()) {
+                *place = *byte;
+            }
+            Ok(buffer.len())
+        }
+    }
+
+    #[test]
+    fn what_brings_nothing_has_an_end() {
+        let dir = std::env::temp_dir().join(format!("pikelet-barren-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let error = unpack(Skipped(0), Compression::Zstd, Limit::of(1 << 60, 100), &dir).unwrap_err();
+        assert!(error.contains("bring 0"), "{error}");
         std::fs::remove_dir_all(dir).unwrap();
     }
 }
