@@ -39,12 +39,25 @@ fresh() { rm -f "$dir/to"; truncate -s 64M "$dir/to"; }
 same() { cmp -s -n 44040192 "$dir/card.img" "$dir/to"; }
 setting() { mtype -i "$dir/to@@1M" ::pikelet.yaml | tr -d '\r' | found -F -- "$1"; }
 
-for form in img img.zst img.gz; do
+# of several parts, as pzstd and others make them, with one to skip before
+split -b 20M "$dir/card.img" "$dir/part."
+printf '\x5a\x2a\x4d\x18\x03\x00\x00\x00abc' >"$dir/card.parts.zst"
+for part in "$dir"/part.*; do zstd -qc "$part" >>"$dir/card.parts.zst"; gzip -c "$part" >>"$dir/card.parts.gz"; done
+for form in img img.zst img.gz parts.zst parts.gz; do
   fresh
   check "card.$form is written, whole" flash --yes "$dir/card.$form" "$dir/to"
   check "  byte for byte" same
   check "  and says so" said "44.0MB written to"
 done
+cp "$dir/card.img.zst" "$dir/flipped.zst"
+printf '\xff\xff' | dd of="$dir/flipped.zst" bs=1 seek=$(($(stat -c %s "$dir/flipped.zst") / 2)) conv=notrunc status=none
+xz -0kc "$dir/card.img" >"$dir/card.img.xz"
+fresh
+check "an image with a wrong checksum is refused" refused --yes "$dir/flipped.zst" "$dir/to"
+fresh
+check "  one compressed in another way too" refused --yes "$dir/card.img.xz" "$dir/to"
+check "  with its reason" said 'no image of a disk'
+check "  before anything is written" cmp -s -n 44040192 /dev/zero "$dir/to"
 fresh
 check "settings are filled in" flash --yes --server https://s:6443 --token abcdef.0123456789abcdef --node-name pi \
   --node-label room=kitchen --address 192.168.1.20/24 --gateway 192.168.1.1 "$dir/card.img" "$dir/to"

@@ -29,7 +29,7 @@ impl Compression {
     pub fn of_bytes(bytes: &[u8]) -> Self {
         match bytes {
             [0x1f, 0x8b, ..] => Self::Gzip,
-            // a frame, or one to skip
+            // a frame, or one to skip (RFC 8878, 3.1.2)
             [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Self::Zstd,
             _ => Self::None,
         }
@@ -69,6 +69,19 @@ impl<R: BufRead> Frames<R> {
         Self { from, decoder, fresh: true }
     }
 
+    /// Whether the last frame was what its checksum says, if it has one.
+    fn check(&self) -> io::Result<()> {
+        if self.fresh {
+            return Ok(());
+        }
+        match (self.decoder.get_checksum_from_data(), self.decoder.get_calculated_checksum()) {
+            (Some(given), Some(found)) if given != found => {
+                Err(io::Error::new(io::ErrorKind::InvalidData, "zstd: its checksum is another one"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Begins the next frame; false at the end.
     fn next(&mut self) -> io::Result<bool> {
         while !self.from.fill_buf()?.is_empty() {
@@ -96,8 +109,11 @@ impl<R: BufRead> Read for Frames<R> {
             if !self.fresh && !self.decoder.is_finished() {
                 let blocks = self.decoder.decode_blocks(&mut self.from, BlockDecodingStrategy::UptoBlocks(1));
                 blocks.map_err(|e| io::Error::other(format!("zstd: {e}")))?;
-            } else if !self.next()? {
-                return Ok(0);
+            } else {
+                self.check()?;
+                if !self.next()? {
+                    return Ok(0);
+                }
             }
         }
         self.decoder.read(buffer)
@@ -116,6 +132,12 @@ mod tests {
         let mut text = String::new();
         Compression::of_bytes(&both).reader(both.as_slice()).read_to_string(&mut text).unwrap();
         assert_eq!(text, "one two");
-        assert_eq!(Compression::of_bytes(skipped), Compression::Zstd);
+        let skipped_first = [skipped.as_slice(), &frame(b"three")].concat();
+        assert_eq!(Compression::of_bytes(&skipped_first), Compression::Zstd);
+        // the last four bytes are the checksum
+        let mut wrong = frame(b"four");
+        *wrong.last_mut().unwrap() ^= 1;
+        let error = Compression::Zstd.reader(wrong.as_slice()).read_to_end(&mut Vec::new()).unwrap_err();
+        assert!(error.to_string().contains("checksum"), "{error}");
     }
 }

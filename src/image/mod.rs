@@ -40,6 +40,7 @@ mod unpack;
 mod xattr;
 
 pub use access::{Needs, Origin, Verification};
+pub use compression::Compression;
 pub use credentials::{Credential, docker_config, node_config_files};
 pub use endpoints::Registries;
 pub use export::{Export, Exported};

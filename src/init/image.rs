@@ -4,35 +4,40 @@ use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
-use flate2::read::GzDecoder;
-
 use super::settings::Variant;
 use super::upgrade::Unfit;
 use super::{Failure, card, mbr};
 
 use crate::files;
+use crate::image::Compression;
 
 /// Bytes that are looked at, and left out, at once.
 const CHUNK: usize = 64 << 10;
 /// Largest FAT partition that is taken out, in bytes.
 const MAX_BOOT: u64 = 1 << 30;
 
-/// Opens the image and what is in it: raw, zstd or gzip.
+/// Opens the image and what is in it: raw, zstd or gzip. What is none is refused before anything is made of it.
 pub fn open(image: &Path) -> Result<Box<dyn Read>, Failure> {
-    let opened = File::open(image).and_then(contents);
-    Ok(opened.map_err(|e| format!("image {}: {e}", image.display()))?)
+    let named = |e: io::Error| Failure::from(format!("image {}: {e}", image.display()));
+    let mut from = File::open(image).and_then(contents).map_err(named)?;
+    let mut sector = [0; mbr::SECTOR as usize];
+    let filled = fill(from.as_mut(), &mut sector).map_err(named)?;
+    if filled < sector.len() || mbr::identifier(&sector).is_none() {
+        return Err(format!(
+            "image {}: no image of a disk, as it is or compressed by zstd or gzip; unpack it first, if it is compressed otherwise",
+            image.display()
+        )
+        .into());
+    }
+    Ok(Box::new(io::Cursor::new(sector).chain(from)))
 }
 
-/// What is in a file with an image: raw, zstd or gzip.
+/// What is in a file with an image: raw, zstd or gzip, of one part or more.
 fn contents<'a>(mut file: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
     let mut magic = [0; 4];
     file.read_exact(&mut magic)?;
-    let whole = BufReader::new(io::Cursor::new(magic).chain(file));
-    Ok(match magic {
-        [0x28, 0xb5, 0x2f, 0xfd] => Box::new(ruzstd::decoding::StreamingDecoder::new(whole).map_err(io::Error::other)?),
-        [0x1f, 0x8b, ..] => Box::new(GzDecoder::new(whole)),
-        _ => Box::new(whole),
-    })
+    let whole = BufReader::with_capacity(CHUNK, io::Cursor::new(magic).chain(file));
+    Ok(Compression::of_bytes(&magic).reader(whole))
 }
 
 /// Fills the buffer as far as there is something.
