@@ -190,7 +190,7 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
     let images_of_commands = images.clone();
     let (images_of_folder, events_of_node) = (images.clone(), shared.events.clone());
     tokio::spawn(async move {
-        images_of_folder.import_folder(|reason, message| events_of_node.node_event("Warning", reason, message)).await;
+        images_of_folder.keep_folder(|reason, message| events_of_node.node_event("Warning", reason, message)).await;
     });
     let events_of_node = shared.events.clone();
     let evictions = Evictions {

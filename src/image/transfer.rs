@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
@@ -20,6 +21,9 @@ use crate::files::{sync_dir, write_changed};
 
 /// Which archives of the folder are in the store.
 const RECORD: &str = "imported.json";
+/// Times between looks at archives that could not be imported, doubled each time.
+const FIRST_PAUSE: Duration = Duration::from_mins(1);
+const LAST_PAUSE: Duration = Duration::from_hours(1);
 /// What archives are called, as k3s has them.
 const ENDINGS: [&str; 5] = [".tar", ".tar.gz", ".tgz", ".tar.zst", ".tzst"];
 
@@ -113,11 +117,14 @@ impl ImageStore {
 
     /// Imports the archives of the configured folder that are new or changed since, or whose images are gone; the images
     /// are never garbage. One that cannot be does not keep the others away: `report` gets an Event's reason and message.
-    pub async fn import_folder(&self, report: impl Fn(&str, String)) {
+    /// Returns whether there was such a one.
+    pub async fn import_folder(&self, report: impl Fn(&str, String)) -> bool {
+        let some = AtomicBool::new(false);
         if let Some(dir) = self.import_dir() {
             let failed = |message: String| {
                 warn!(message, "image archive not imported");
                 report("ImageImportFailed", message);
+                some.store(true, Ordering::Relaxed);
             };
             match archives(&dir) {
                 Ok(found) => self.import_each(found, failed).await,
@@ -126,6 +133,16 @@ impl ImageStore {
             }
         }
         self.settle();
+        some.into_inner()
+    }
+
+    /// The same, until all are there: the disk may have been full.
+    pub async fn keep_folder(&self, report: impl Fn(&str, String)) {
+        let mut pause = FIRST_PAUSE;
+        while self.import_folder(&report).await {
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LAST_PAUSE);
+        }
     }
 
     async fn import_each(&self, found: Vec<PathBuf>, failed: impl Fn(String)) {
