@@ -3,12 +3,13 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{ConfigMap, Container, EnvVarSource, Pod, Secret};
 
-use super::env_file;
+use super::env_file::EnvFile;
+use crate::files;
 use crate::volume::fields::Allocatable;
 use crate::volume::{self, ObjectSource, fields};
 
@@ -18,6 +19,8 @@ pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bi
 /// Most that the variables of a container come to, or what its command line does, in bytes. The kernel hands no more to a
 /// program (execve(2): at most 6 MiB of both, mostly 2); references to references would come to any size.
 const MOST: usize = 4 << 20;
+/// Most that is read of files for `fileKeyRef` of one container, in bytes, as often as they are read.
+const MOST_READ: usize = 64 << 20;
 
 /// What the environment may say that the pod's manifest does not.
 #[derive(Debug, Clone, Default)]
@@ -113,13 +116,17 @@ pub fn expand_known(text: &str, variables: &BTreeMap<String, String>) -> Result<
 fn replace<'a>(text: &str, value: impl Fn(&str) -> Result<Cow<'a, str>, String>) -> Result<String, String> {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
+    // behind it no name ends: looked for once, not at each `$(` of many
+    let last = text.rfind(')').unwrap_or(0);
     while let Some(at) = rest.find('$') {
         out.push_str(&rest[..at]);
         rest = &rest[at + 1..];
         if let Some(tail) = rest.strip_prefix('$') {
             out.push('$');
             rest = tail;
-        } else if let Some((name, tail)) = rest.strip_prefix('(').and_then(|r| r.split_once(')')) {
+        } else if text.len() - rest.len() <= last
+            && let Some((name, tail)) = rest.strip_prefix('(').and_then(|r| r.split_once(')'))
+        {
             out.push_str(&value(name)?);
             if out.len() > MOST {
                 return Err(too_long());
@@ -164,12 +171,35 @@ struct Objects<'a> {
     source: &'a dyn ObjectSource,
     config_maps: BTreeMap<String, Option<ConfigMap>>,
     secrets: BTreeMap<String, Option<Secret>>,
+    /// The file of `fileKeyRef` that was read last, by volume and path.
+    file: Option<((String, String), EnvFile)>,
+    /// Bytes of all such files that were read.
+    read: usize,
 }
 
 impl<'a> Objects<'a> {
     fn new(pod: &'a Pod, source: &'a dyn ObjectSource) -> Self {
         let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
-        Self { namespace, source, config_maps: BTreeMap::new(), secrets: BTreeMap::new() }
+        Self { namespace, source, config_maps: BTreeMap::new(), secrets: BTreeMap::new(), file: None, read: 0 }
+    }
+
+    /// A file of a volume, which lies in `dir`. It is read once for all keys that are asked for one after another.
+    fn file(&mut self, dir: &Path, volume: &str, path: &str) -> Result<&EnvFile, String> {
+        let wanted = (volume.to_owned(), path.to_owned());
+        let found = if let Some(known) = self.file.take().filter(|(known, _)| *known == wanted) {
+            known
+        } else {
+            let file = files::aside(|| {
+                let text = volume::read_beneath(dir, path)?;
+                self.read += text.len();
+                if self.read > MOST_READ {
+                    return Err(format!("more than {} MiB of such files for one container", MOST_READ >> 20));
+                }
+                Ok(EnvFile::read(&text))
+            })?;
+            (wanted, file)
+        };
+        Ok(&self.file.insert(found).1)
     }
 
     async fn config_map(&mut self, name: &str) -> Result<Option<&ConfigMap>, String> {
@@ -285,7 +315,7 @@ async fn value_from(
         let dir = ctx.volumes.get(volume);
         let dir = dir.ok_or_else(|| format!("cannot find the volume {volume:?} referenced by fileKeyRef"))?;
         let wrong = |e| format!("environment file {path:?} of volume {volume:?}: {e}");
-        let value = env_file::value(&volume::read_beneath(dir, path).map_err(wrong)?, key).map_err(wrong)?;
+        let value = objects.file(dir, volume, path).and_then(|file| file.value(key)).map_err(wrong)?;
         return match value {
             None if selector.optional != Some(true) => Err(wrong(format!("it has no key {key:?}"))),
             value => Ok(value),
@@ -374,6 +404,10 @@ mod tests {
         {
             assert_eq!(expand(text, &variables).unwrap(), expected);
         }
+        // many beginnings without an end take one look
+        let many = "$(".repeat(2_000_000);
+        assert_eq!(expand(&many, &variables).unwrap(), many);
+        assert_eq!(expand(&format!("{many})$(A"), &variables).unwrap().len(), many.len() + 4);
     }
 
     #[tokio::test]

@@ -2,54 +2,89 @@
 //!
 //! Rules: Kubernetes "Define Environment Variable Values Using An Init Container" (a subset of a shell's syntax).
 
-/// The value of `key`; `None` when the file has none, or an empty one.
-pub(super) fn value(text: &str, key: &str) -> Result<Option<String>, String> {
-    let mut rest = text;
-    let mut line = 1;
-    while !rest.is_empty() {
-        let (first, after) = rest.split_once('\n').unwrap_or((rest, ""));
-        let trimmed = first.trim_start_matches([' ', '\t']);
-        if trimmed.is_empty() || trimmed.starts_with('#') {
-            (rest, line) = (after, line + 1);
-            continue;
-        }
-        let wrong = |what: &str| format!("line {line}: {what}");
-        let (name, value) = trimmed.split_once('=').ok_or_else(|| wrong("missing '='"))?;
-        if name.is_empty() || name.ends_with([' ', '\t']) {
-            return Err(wrong("a name must stand right before '='"));
-        }
-        if value.starts_with([' ', '\t']) || value.is_empty() {
-            // as a shell has it: nothing is assigned
-            if value.is_empty() {
-                return Err(wrong("a value must be enclosed in single quotes"));
+use std::collections::BTreeMap;
+
+/// What a file says, up to its first mistake.
+#[derive(Debug, Default)]
+pub(super) struct EnvFile {
+    /// `None`: nothing is assigned, or nothing of any length.
+    values: BTreeMap<String, Option<String>>,
+    mistake: Option<String>,
+}
+
+impl EnvFile {
+    /// Reads the text, once for all keys.
+    pub fn read(text: &str) -> Self {
+        let mut file = Self::default();
+        let (mut rest, mut line) = (text, 1);
+        while !rest.is_empty() {
+            match next(rest) {
+                Ok((assigned, after)) => {
+                    if let Some((name, value)) = assigned {
+                        let value = value.filter(|v| !v.is_empty()).map(str::to_owned);
+                        file.values.entry(name.to_owned()).or_insert(value);
+                    }
+                    line += rest[..rest.len() - after.len()].matches('\n').count();
+                    rest = after;
+                }
+                Err(what) => {
+                    file.mistake = Some(format!("line {line}: {what}"));
+                    break;
+                }
             }
-            if name == key {
-                return Ok(None);
-            }
-            (rest, line) = (after, line + 1);
-            continue;
         }
-        let begin = rest.len() - rest.trim_start_matches([' ', '\t']).len() + name.len() + 1;
-        let quoted =
-            rest[begin..].strip_prefix('\'').ok_or_else(|| wrong("a value must be enclosed in single quotes"))?;
-        let (inner, behind) = quoted.split_once('\'').ok_or_else(|| wrong("unclosed single quote"))?;
-        let (tail, after) = behind.split_once('\n').unwrap_or((behind, ""));
-        let tail = tail.trim_start_matches([' ', '\t']);
-        if !tail.is_empty() && !tail.starts_with('#') {
-            return Err(wrong("unexpected content after the closing quote"));
-        }
-        if name == key {
-            return Ok(Some(inner.to_owned()).filter(|v| !v.is_empty()));
-        }
-        line += inner.matches('\n').count() + 1;
-        rest = after;
+        file
     }
-    Ok(None)
+
+    /// The value of `key`; `None` when the file has none, or an empty one. A mistake behind it is none.
+    pub fn value(&self, key: &str) -> Result<Option<String>, String> {
+        match (self.values.get(key), &self.mistake) {
+            (Some(value), _) => Ok(value.clone()),
+            (None, Some(mistake)) => Err(mistake.clone()),
+            (None, None) => Ok(None),
+        }
+    }
+}
+
+/// A name, and its value where one is assigned.
+type Assigned<'a> = Option<(&'a str, Option<&'a str>)>;
+
+/// The next assignment, if the line is one, and what follows.
+fn next(rest: &str) -> Result<(Assigned<'_>, &str), &'static str> {
+    let (first, after) = rest.split_once('\n').unwrap_or((rest, ""));
+    let trimmed = first.trim_start_matches([' ', '\t']);
+    if trimmed.is_empty() || trimmed.starts_with('#') {
+        return Ok((None, after));
+    }
+    let (name, value) = trimmed.split_once('=').ok_or("missing '='")?;
+    if name.is_empty() || name.ends_with([' ', '\t']) {
+        return Err("a name must stand right before '='");
+    }
+    if value.is_empty() {
+        return Err("a value must be enclosed in single quotes");
+    }
+    if value.starts_with([' ', '\t']) {
+        // as a shell has it: nothing is assigned
+        return Ok((Some((name, None)), after));
+    }
+    let begin = rest.len() - rest.trim_start_matches([' ', '\t']).len() + name.len() + 1;
+    let quoted = rest[begin..].strip_prefix('\'').ok_or("a value must be enclosed in single quotes")?;
+    let (inner, behind) = quoted.split_once('\'').ok_or("unclosed single quote")?;
+    let (tail, after) = behind.split_once('\n').unwrap_or((behind, ""));
+    let tail = tail.trim_start_matches([' ', '\t']);
+    if !tail.is_empty() && !tail.starts_with('#') {
+        return Err("unexpected content after the closing quote");
+    }
+    Ok((Some((name, Some(inner))), after))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::value;
+    use super::EnvFile;
+
+    fn value(text: &str, key: &str) -> Result<Option<String>, String> {
+        EnvFile::read(text).value(key)
+    }
 
     #[test]
     fn values_are_quoted() {
