@@ -68,7 +68,7 @@ fn overhead(pod: &Pod, name: &str) -> i64 {
 /// Limit of a pod with its overhead; only when it, or every container of it, has one.
 fn pod_limit(pod: &Pod, name: &str) -> Option<i64> {
     let limit = whole_limit(pod, name).or_else(|| pod_sum(pod, name, limit, true));
-    limit.map(|limit| limit + overhead(pod, name))
+    limit.map(|limit| limit.saturating_add(overhead(pod, name)))
 }
 
 /// `Guaranteed`, `Burstable` or `BestEffort`.
@@ -116,7 +116,7 @@ fn resources(
     let cpu_limit = cpu_limit.filter(|_| policy.cpu_quota);
     Resources {
         cpu_shares: Some(cpu_request.map_or(MIN_SHARES, shares)),
-        cpu_quota: cpu_limit.map(|milli| (milli * policy.cpu_period as i64 / 1000).max(MIN_QUOTA)),
+        cpu_quota: cpu_limit.map(|milli| (milli.saturating_mul(policy.cpu_period as i64) / 1000).max(MIN_QUOTA)),
         cpu_period: cpu_limit.map(|_| policy.cpu_period),
         memory_limit,
         ..Resources::default()
@@ -152,13 +152,13 @@ fn hugepage_sizes<'a>(containers: impl Iterator<Item = &'a Container>) -> impl I
 /// The pod's sum: app containers and sidecars together, or the largest init container if that is more.
 /// `None` when `needs_all` and a container states nothing.
 fn pod_sum(pod: &Pod, name: &str, of: fn(&Container, &str) -> Option<i64>, needs_all: bool) -> Option<i64> {
-    let mut running = 0;
+    let mut running = 0_i64;
     let mut init_peak = 0;
     let mut any = false;
     for container in pod.init_containers() {
         match of(container, name) {
-            Some(n) if is_sidecar(container) => running += n,
-            Some(n) => init_peak = init_peak.max(running + n),
+            Some(n) if is_sidecar(container) => running = running.saturating_add(n),
+            Some(n) => init_peak = init_peak.max(running.saturating_add(n)),
             None if needs_all => return None,
             None => continue,
         }
@@ -166,7 +166,7 @@ fn pod_sum(pod: &Pod, name: &str, of: fn(&Container, &str) -> Option<i64>, needs
     }
     for container in pod.app_containers() {
         match of(container, name) {
-            Some(n) => running += n,
+            Some(n) => running = running.saturating_add(n),
             None if needs_all => return None,
             None => continue,
         }
@@ -205,7 +205,7 @@ pub fn burstable_shares<'a>(pods: impl Iterator<Item = &'a Pod>) -> u64 {
     let phase = |pod: &Pod| pod.status.as_ref().and_then(|s| s.phase.clone()).unwrap_or_default();
     let burstable =
         pods.filter(|p| qos_class(p) == "Burstable" && !matches!(phase(p).as_str(), "Succeeded" | "Failed"));
-    shares(burstable.map(|pod| pod_request(pod, "cpu")).sum())
+    shares(burstable.map(|pod| pod_request(pod, "cpu")).fold(0, i64::saturating_add))
 }
 
 /// The class of pods without which the node is none.

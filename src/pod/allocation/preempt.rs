@@ -12,7 +12,7 @@ use crate::pod::{PodExt, qos};
 type Needs = Vec<(&'static str, u64)>;
 
 fn less(needs: &Needs, pods: &[Arc<Pod>]) -> Needs {
-    let freed = |resource: &str| pods.iter().map(|p| requested(p, resource)).sum::<u64>();
+    let freed = |resource: &str| pods.iter().map(|p| requested(p, resource)).fold(0, u64::saturating_add);
     let left = needs.iter().map(|(resource, need)| (*resource, need.saturating_sub(freed(resource))));
     left.filter(|(_, need)| *need > 0).collect()
 }

@@ -122,7 +122,7 @@ fn limits(pod: &Pod) -> Limits {
         Some((c.name.clone(), limit))
     };
     let containers: Vec<_> = crate::pod::containers(pod).filter_map(of).collect();
-    let pod = (!containers.is_empty()).then(|| containers.iter().map(|(_, limit)| limit).sum());
+    let pod = (!containers.is_empty()).then(|| containers.iter().map(|(_, limit)| *limit).fold(0, u64::saturating_add));
     Limits { volumes, pod, containers }
 }
 
