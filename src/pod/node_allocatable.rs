@@ -25,6 +25,9 @@ pub struct NodeAllocatable {
     pub pids: Option<u64>,
 }
 
+/// Most processes that are kept from pods.
+const MOST_KEPT_PIDS: u64 = 4096;
+
 impl NodeAllocatable {
     fn resources(self) -> Resources {
         let signed = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
@@ -37,12 +40,18 @@ impl NodeAllocatable {
     }
 }
 
-/// How many processes the machine can have.
+/// How many processes all pods may have: those the machine can have, but for a tenth that nobody gives them. Without it no limit
+/// would bite before the machine is full, and then the agent makes no pod, and nobody logs in.
 pub fn max_pids() -> Option<u64> {
     let read = |name: &str| -> Option<u64> {
         std::fs::read_to_string(format!("/proc/sys/kernel/{name}")).ok()?.trim().parse().ok()
     };
-    [read("pid_max"), read("threads-max")].into_iter().flatten().min()
+    [read("pid_max"), read("threads-max")].into_iter().flatten().min().map(pids_of_pods)
+}
+
+/// Of so many.
+fn pids_of_pods(all: u64) -> u64 {
+    all - (all / 10).min(MOST_KEPT_PIDS)
 }
 
 /// Sets the limits on the cgroup of all pods; tried again until the kernel takes them.
@@ -68,5 +77,6 @@ mod tests {
         let resources = NodeAllocatable { cpu: 3500, memory: 900 << 20, pids: Some(32_768) }.resources();
         assert_eq!((resources.cpu_shares, resources.memory_limit), (Some(3584), Some(900 << 20)));
         assert_eq!((resources.pids_limit, resources.cpu_quota), (Some(32_768), None));
+        assert_eq!([32_768, 1200, 4 << 20].map(pids_of_pods), [29_492, 1080, (4 << 20) - 4096]);
     }
 }
