@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 
 use super::{PodExt, annotation, names, references};
 use crate::cluster::{MIRROR, SOURCE};
+use crate::config::mistake;
 use crate::json;
 use crate::volume::ObjectKind;
 
@@ -104,14 +105,14 @@ pub fn watch(sources: Sources, node: &str) -> mpsc::Receiver<StaticUpdate> {
 
 /// The pods of one manifest, YAML (of one or more documents) or JSON, pods or lists of them.
 fn parse(text: &str, origin: Origin<'_>, node: &str) -> Result<Vec<Arc<Pod>>, String> {
-    let documents: Vec<Value> = serde_saphyr::from_multiple(text).map_err(|e| e.to_string())?;
+    let documents: Vec<Value> = serde_saphyr::from_multiple(text).map_err(|e| mistake::explain(&e))?;
     let mut pods = Vec::new();
     for document in documents.into_iter().filter(|d| !d.is_null()).flat_map(items) {
         if document["kind"] != "Pod" {
             return Err(format!("kind {} is not Pod", document["kind"]));
         }
         let hash = hash(&document, origin, node);
-        let mut pod = json::convert::<Pod>(&document).map_err(|e| e.to_string())?;
+        let mut pod = json::convert::<Pod>(&document).map_err(|e| mistake::explain_value(&e))?;
         complete(&mut pod, hash, origin, node)?;
         if let Some(kind) = refers_to(&pod) {
             return Err(format!("static pods may not reference {kind}: they run without an API server"));
@@ -225,6 +226,16 @@ mod tests {
         assert_eq!(pods[0].name(), "web-pi");
         assert!(pods[0].is_static());
         assert_eq!(pods[0].app_containers()[0].image_pull_policy.as_deref(), Some("Always"));
+        for wrong in [
+            "env: [{name: A, value: hunter2, value: x}]",
+            "env: [{name: A, value: [hunter2]}]",
+            "stdin: hunter2",
+            "[hunter2",
+        ] {
+            let text = text.replace("image: x}]", &format!("image: x, {wrong}}}]"));
+            let error = parse(&text, Origin::File(Path::new("/m/web.yaml")), "pi").unwrap_err();
+            assert!(!error.contains("hunter2"), "{error}");
+        }
         let again = parse(text, Origin::File(Path::new("/m/web.yaml")), "pi").unwrap();
         assert_eq!(pods[0].uid(), again[0].uid());
         let refers = |spec: &str| {
