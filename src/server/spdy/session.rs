@@ -1,6 +1,7 @@
 //! The server's side of one session: the streams a client opens, and what goes back on them.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -54,8 +55,14 @@ impl Session {
         let (opened, streams) = mpsc::channel(QUEUE);
         let gone = CancellationToken::new();
         let writing = tokio::spawn(write_all(writer, outs, gone.clone()));
-        let reading =
-            Reading { out: out.downgrade(), opened, inlets: HashMap::new(), budget: Budget::default(), last: 0 };
+        let reading = Reading {
+            out: out.downgrade(),
+            opened,
+            inlets: HashMap::new(),
+            budget: Budget::default(),
+            live: Arc::new(()),
+            last: 0,
+        };
         let ended = gone.clone();
         tokio::spawn(async move {
             tokio::select! {
@@ -75,6 +82,8 @@ struct Reading {
     opened: mpsc::Sender<Stream>,
     inlets: HashMap<u32, Feeder>,
     budget: Budget,
+    /// Held by each stream that somebody still writes to, whether or not the client has ended its side.
+    live: Arc<()>,
     last: u32,
 }
 
@@ -117,7 +126,8 @@ impl Reading {
                     return Err(ProtocolError(format!("stream id {stream} after {}", self.last)));
                 }
                 self.inlets.retain(|_, inlet| !inlet.is_closed());
-                let Some(out) = self.out.upgrade().filter(|_| self.inlets.len() < MAX_STREAMS) else {
+                let open = self.inlets.len().max(Arc::strong_count(&self.live) - 1);
+                let Some(out) = self.out.upgrade().filter(|_| open < MAX_STREAMS) else {
                     self.say(Out::Reset { channel: stream, status: REFUSED }).await;
                     return Ok(());
                 };
@@ -126,7 +136,7 @@ impl Reading {
                 if !fin {
                     self.inlets.insert(stream, inlet);
                 }
-                let outlet = Outlet::new(stream, out);
+                let outlet = Outlet::counted(stream, out, self.live.clone());
                 self.say(Out::Opened { channel: stream }).await;
                 // a session that takes no more streams lets this one go
                 let _ = self.opened.send(Stream { id: stream, headers, inlet: arriving, outlet }).await;
@@ -198,4 +208,42 @@ fn encode(out: Out, buffer: &mut BytesMut, deflater: &mut Deflater) -> Result<()
         Out::GoAway { last, status } => frame::go_away(buffer, last, status),
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::time::timeout;
+
+    /// A stream the client has ended its side of at once.
+    fn opening(id: u32, headers: &mut Deflater) -> Vec<u8> {
+        let block = headers.write(&[("streamtype", "data")]).unwrap();
+        let length = u32::try_from(block.len() + 10).unwrap() | 1 << 24;
+        let parts = [&[0x80, 3, 0, 1][..], &length.to_be_bytes(), &id.to_be_bytes(), &[0; 6], &block];
+        parts.concat()
+    }
+
+    #[tokio::test]
+    async fn streams_count_though_the_client_sends_no_more_on_them() {
+        let (client, server) = tokio::io::duplex(1 << 20);
+        let mut session = Session::start(server);
+        let (mut reader, mut writer) = tokio::io::split(client);
+        // what is answered is taken
+        let drained = tokio::spawn(async move { tokio::io::copy(&mut reader, &mut tokio::io::sink()).await });
+        let most = u32::try_from(MAX_STREAMS).unwrap();
+        let sent = tokio::spawn(async move {
+            let mut headers = Deflater::new().unwrap();
+            for n in 0..most + 100 {
+                writer.write_all(&opening(2 * n + 1, &mut headers)).await.unwrap();
+            }
+            writer
+        });
+        let mut held = Vec::new();
+        while let Ok(Some(stream)) = timeout(std::time::Duration::from_millis(500), session.streams.recv()).await {
+            held.push(stream);
+        }
+        assert_eq!(held.len(), MAX_STREAMS);
+        drop((held, sent.await.unwrap()));
+        drained.abort();
+    }
 }

@@ -6,6 +6,7 @@ pub mod queue;
 pub mod upgrade;
 pub mod websocket;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -69,6 +70,8 @@ pub enum Out {
 pub struct Outlet {
     channel: u32,
     out: mpsc::Sender<Out>,
+    /// As long as it is there its stream counts.
+    _counted: Option<Arc<()>>,
 }
 
 /// The client is gone.
@@ -78,7 +81,12 @@ pub struct Gone;
 impl Outlet {
     /// Of a session's channel.
     pub fn new(channel: u32, out: mpsc::Sender<Out>) -> Self {
-        Self { channel, out }
+        Self { channel, out, _counted: None }
+    }
+
+    /// Of a stream that counts among others until nobody has this any more.
+    pub fn counted(channel: u32, out: mpsc::Sender<Out>, count: Arc<()>) -> Self {
+        Self { channel, out, _counted: Some(count) }
     }
 
     /// Sends a piece.

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use http::StatusCode;
 use hyper_util::rt::TokioIo;
 use tokio::io::AsyncWriteExt;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::debug;
@@ -30,6 +31,10 @@ const MAX_WAITING: usize = 128;
 const MAX_ID: usize = 64;
 /// Most ports of a websocket: each is dialled at once.
 const MAX_PORTS: usize = 32;
+/// Most connections of one session, and of all: each has a descriptor of the agent's, and of the pod.
+const MAX_OF_SESSION: usize = 256;
+const MAX_OF_ALL: usize = 1024;
+static CONNECTIONS: Semaphore = Semaphore::const_new(MAX_OF_ALL);
 /// How long a client may take after the upgrade.
 const OPENING: Duration = Duration::from_secs(30);
 
@@ -134,6 +139,7 @@ async fn streams(mut session: Session, netns: PathBuf) {
         };
         let (mut data, error) = if half.port.is_some() { (half, other) } else { (other, half) };
         let port = data.port.take().unwrap_or_else(|| Err("the request has two error streams".to_owned()));
+        let port = if forwards.len() < MAX_OF_SESSION { port } else { Err(too_many("session", MAX_OF_SESSION)) };
         let netns = netns.clone();
         let error = error.outlet;
         forwards.spawn(async move {
@@ -190,8 +196,16 @@ async fn tell(error: Outlet, outcome: Result<(), String>) {
     error.end().await;
 }
 
+fn too_many(whose: &str, most: usize) -> String {
+    format!("more than {most} connections are forwarded by this {whose} at once")
+}
+
 /// One connection, both ways, each of which may end before the other.
 async fn forward(netns: &std::path::Path, port: u16, mut from: Inlet, to: Outlet) -> Result<(), String> {
+    let Ok(_place) = CONNECTIONS.try_acquire() else {
+        to.end().await;
+        return Err(too_many("node", MAX_OF_ALL));
+    };
     let connected = network::dial(netns, port).await;
     let stream = match connected {
         Ok(stream) => stream,
