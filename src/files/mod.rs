@@ -15,7 +15,7 @@ mod walk;
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
@@ -119,11 +119,26 @@ pub fn append(path: &Path, mode: u32) -> io::Result<File> {
 /// something else may be in its place.
 fn opened(options: &mut OpenOptions, path: &Path, mode: u32) -> io::Result<File> {
     let flags = libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_NONBLOCK;
-    let file = options.mode(mode).custom_flags(flags).open(path)?;
+    let options = options.mode(mode).custom_flags(flags);
+    let file = match options.open(path) {
+        Err(e) if e.kind() == ErrorKind::PermissionDenied => {
+            loosen(path)?;
+            options.open(path)?
+        }
+        opened => opened?,
+    };
     if file.metadata()?.permissions().mode() & 0o7777 != mode {
         file.set_permissions(Permissions::from_mode(mode))?;
     }
     Ok(file)
+}
+
+/// A container with `LINUX_IMMUTABLE` may have made a file of its own, which the agent writes, one that nobody changes.
+fn loosen(path: &Path) -> io::Result<()> {
+    let place =
+        OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC).open(path)?;
+    flags::loosen(reopen_regular(&place)?.as_fd());
+    Ok(())
 }
 
 /// Opens a regular file to read, where others may have put something else: a device is never opened, and nothing waits.
