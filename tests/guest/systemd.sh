@@ -60,6 +60,7 @@ check "  and runs a pod" until_true 120 running || log -n 40
 # what a container could take from the agent
 counts() { awk 'FNR == 1 { n += $1 >= 1048576 } END { exit n != 3 }' /proc/sys/fs/epoll/max_user_watches /proc/sys/fs/inotify/max_user_{instances,watches}; }
 check "  with counts that containers cannot use up" counts
+check "  and no keyring of its own" test "$(property KeyringMode)" = inherit
 before=$(ids)
 container=$(inside pikelet inspect "$(pods | awk '{ print $2 }')" | jq '[.. | objects | .pid | values][0]')
 # limits and controllers of every cgroup of pods, and which folder each is
