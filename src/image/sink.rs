@@ -45,7 +45,7 @@ impl Sink {
         if layer.size > free {
             let (digest, size) = (&layer.digest, layer.size);
             return Err(format!(
-                "layer {digest} has {size} bytes, and {free} are free where images are: no space left"
+                "layer {digest} has {size} bytes, and {free} are free where images are: No space left on device"
             ));
         }
         Ok(())

@@ -312,7 +312,7 @@ impl Implied {
 
     /// With all below it: those are behind it, one after another.
     fn remove_below(&mut self, dir: &Path) {
-        while let Some(next) = self.all.range::<Path, _>(dir..).next().filter(|d| d.starts_with(dir)).cloned() {
+        while let Some(next) = self.all.range(dir.to_owned()..).next().filter(|d| d.starts_with(dir)).cloned() {
             self.remove(&next);
         }
     }
