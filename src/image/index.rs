@@ -144,6 +144,7 @@ impl Index {
                 working_dir: process.working_dir.unwrap_or_default(),
                 user: process.user.unwrap_or_default(),
                 stop_signal: process.stop_signal,
+                volumes: process.volumes.unwrap_or_default().into_keys().collect(),
             },
         })
     }

@@ -1,5 +1,7 @@
 //! Manifests, indexes and image configurations (OCI Image Format Specification).
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -118,6 +120,8 @@ pub struct ProcessConfig {
     pub user: Option<String>,
     /// Stop signal.
     pub stop_signal: Option<String>,
+    /// Paths of its volumes.
+    pub volumes: Option<BTreeMap<String, Value>>,
 }
 
 #[cfg(test)]

@@ -37,6 +37,7 @@ mod transfer;
 mod tree;
 mod types;
 mod unpack;
+mod volumes;
 mod xattr;
 
 pub use access::{Needs, Origin, Verification};
@@ -52,3 +53,4 @@ pub use resolve::Use;
 pub use store::{ImageStore, PULLS};
 pub use transfer::Imported;
 pub use types::*;
+pub use volumes::{VOLUMES, places as volume_places};

@@ -31,6 +31,7 @@ use super::resolve::Use;
 use super::sink::Sink;
 use super::slots::{Slot, Slots};
 use super::types::{Image, ImageError, LayerProgress, StoreConfig};
+use super::volumes;
 use crate::files;
 
 /// Images pulled at once unless the settings say another number.
@@ -410,6 +411,24 @@ impl ImageStore {
         self.touch(&image.id);
         let layers: Vec<PathBuf> = image.stack().into_iter().map(|l| self.inner.sink.layers.diff(l)).collect();
         files::aside(|| super::mount::mount(&layers, dir, users))
+    }
+
+    /// Makes a container's own folder for a VOLUME of its image, number `number` of those in `dir`, where its root file
+    /// system is mounted: it has what that has at `place`. It goes with `dir`.
+    pub async fn volume(
+        &self,
+        dir: &Path,
+        number: usize,
+        place: &Path,
+        users: Option<&Users>,
+    ) -> Result<PathBuf, ImageError> {
+        let folder = dir.join(volumes::VOLUMES).join(number.to_string());
+        let (rootfs, owner) = (dir.join("rootfs"), users.map_or(0, |users| users.root));
+        let (place, made) = (place.to_owned(), folder.clone());
+        let what = format!("filling the image's volume {}", place.display());
+        let filled = tokio::task::spawn_blocking(move || volumes::fill(&rootfs, &place, &made, owner)).await;
+        filled.map_err(io::Error::from).flatten().map_err(|source| ImageError::Io { what, source })?;
+        Ok(folder)
     }
 
     /// Unmounts and removes `dir`. Safe to repeat.

@@ -133,6 +133,8 @@ pub struct ImageProcess {
     pub user: String,
     /// `StopSignal`.
     pub stop_signal: Option<String>,
+    /// The paths of `Volumes`.
+    pub volumes: Vec<String>,
 }
 
 /// Why an image cannot be had; the message is fit for a pod's status.

@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::{Container, VolumeDevice as ApiVolumeDevice, Vol
 
 use super::worker::Worker;
 use super::{PodExt, env};
+use crate::image::{Image, volume_places};
 use crate::mount_tree::Follow;
 use crate::runtime::{DeviceGrant, Mount, Propagation, VolumeDevice};
 use crate::volume::{self, Part};
@@ -20,6 +21,7 @@ impl Worker {
         &self,
         container: &Container,
         id: &str,
+        image: &Image,
         termination_log: &Path,
         variables: &BTreeMap<String, String>,
     ) -> Result<Vec<Mount>, String> {
@@ -48,6 +50,8 @@ impl Worker {
         mounts.retain(|m| {
             !wanted.iter().any(|w| w.mount_path.trim_end_matches('/') == m.destination) && m.source.exists()
         });
+        // what is within one goes on top of it
+        mounts.splice(0..0, self.image_volumes(id, image, wanted, &mounts).await?);
         for (index, mount) in wanted.iter().enumerate() {
             let volume = self.volumes.as_ref().and_then(|v| v.get(&mount.name)).ok_or_else(|| {
                 format!("cannot find volume {:?} to mount into container {:?}", mount.name, container.name)
@@ -80,6 +84,39 @@ impl Worker {
                     _ => Propagation::None,
                 },
                 mapped: is_image,
+            });
+        }
+        Ok(mounts)
+    }
+
+    /// A folder for each VOLUME of the image that is not, and does not lie in, a volume of the pod. (An engine would put
+    /// one over a folder of the pod's volume as well, where data that are to be kept would then be lost.)
+    async fn image_volumes(
+        &self,
+        id: &str,
+        image: &Image,
+        wanted: &[VolumeMount],
+        files: &[Mount],
+    ) -> Result<Vec<Mount>, String> {
+        let mut mounts = Vec::new();
+        let dir = self.shared.containers_dir.join(id);
+        let kept = |w: &VolumeMount, place: &Path| {
+            place == Path::new(&w.mount_path) || w.read_only != Some(true) && place.starts_with(&w.mount_path)
+        };
+        for (number, place) in volume_places(&image.config.volumes).iter().enumerate() {
+            if wanted.iter().any(|w| kept(w, place)) || files.iter().any(|f| Path::new(&f.destination) == place) {
+                continue;
+            }
+            let made = self.shared.images.volume(&dir, number, place, self.users().as_ref()).await;
+            mounts.push(Mount {
+                source: made.map_err(|e| e.to_string())?,
+                destination: place.display().to_string(),
+                read_only: false,
+                recursive_read_only: false,
+                no_exec: false,
+                propagation: Propagation::None,
+                // it was filled from a root file system whose owners were
+                mapped: true,
             });
         }
         Ok(mounts)

@@ -79,7 +79,7 @@ impl Worker {
             env,
             cwd: if cwd.is_empty() { "/".to_owned() } else { cwd },
             user: self.user(container, image, rootfs).map_err(config_error)?,
-            mounts: self.mounts(container, id, &termination_log, &variables).await.map_err(config_error)?,
+            mounts: self.mounts(container, id, image, &termination_log, &variables).await.map_err(config_error)?,
             read_only_rootfs: security.and_then(|s| s.read_only_root_filesystem).unwrap_or(false),
             privileged,
             no_new_privileges: security.and_then(|s| s.allow_privilege_escalation) == Some(false),

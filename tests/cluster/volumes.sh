@@ -217,6 +217,38 @@ k delete pod whole --timeout=30s >/dev/null
 gone() { ! on n2 grep -q "kubernetes.io~image" /proc/self/mountinfo; }
 check "nothing of them stays mounted" soon gone
 
+# what an image declares as a VOLUME
+mkdir -p "$layout/seed/data"; echo seed >"$layout/seed/data/file"; chown -R 1000:50 "$layout/seed/data"; chmod 750 "$layout/seed/data"
+tar -C "$layout/seed" -cf "$layout/seed.tar" data
+{ umoci config --image "$layout/oci:1" --tag volume --config.volume /data --config.volume /not/there --config.volume /own/part &&
+  umoci raw add-layer --image "$layout/oci:volume" "$layout/seed.tar"; } >/dev/null 2>&1
+push_image "pk$PIKELET_CLUSTER_ID-cp" "$layout/oci" volume "${image%/*}/volume:1"
+for user in true false; do
+  k apply -f - >/dev/null <<YAML
+apiVersion: v1
+kind: Pod
+metadata: {name: declared-$user}
+spec:
+  nodeName: n2
+  hostUsers: $user
+  restartPolicy: Never
+  volumes: [{name: own, emptyDir: {}}]
+  containers:
+  - name: c
+    image: "${image%/*}/volume:1"
+    securityContext: {readOnlyRootFilesystem: true}
+    command: [sh, -c, "stat -c '%a %u:%g' /data; cat /data/file; touch /data/x /not/there/x && echo writable; touch /x 2>/dev/null || echo read-only; touch /own/part 2>/dev/null && echo own; grep -q 'overlay /data' /proc/mounts || echo no overlay"]
+    volumeMounts: [{name: own, mountPath: /own}]
+YAML
+done
+declared="750 1000:50 seed writable read-only own no overlay"
+check "a VOLUME of an image is a folder of its own, with what the image has there" logs declared-true "$declared"
+check "  in a pod with users of its own too" logs declared-false "$declared"
+declared_id=$(k get pod declared-true -o jsonpath='{.status.containerStatuses[0].containerID}')
+k delete pod declared-true declared-false --timeout=30s >/dev/null
+cleared() { ! on n2 test -e "$dir/n2/lib/containers/${declared_id#*://}"; }
+check "  that goes with its container" soon cleared
+
 # devices as volumes
 truncate -s 8M "$dir/n1/disk"
 disk=$(losetup --find --show "$dir/n1/disk" 2>/dev/null)

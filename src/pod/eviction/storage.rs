@@ -11,6 +11,7 @@ use k8s_openapi::api::core::v1::{Pod, Volume};
 
 use super::ranking::Candidate;
 use super::threshold::Signal;
+use crate::image::VOLUMES;
 use crate::machine::folder_usage::disk_usage;
 use crate::machine::usage::{file_system, memory, written};
 use crate::pod::{PodExt, qos};
@@ -88,9 +89,10 @@ pub fn measure(pod: &Pod, places: &Places) -> OnDisk {
     let mut found = OnDisk::default();
     let logs = places.logs.join(format!("{}_{}_{}", pod.ns(), pod.name(), pod.uid()));
     for (name, id) in runs(pod) {
-        let layer = disk_usage(&places.containers.join(id).join("upper"));
-        let log = disk_usage(&logs.join(name));
-        found.containers.insert(name.to_owned(), (layer.0 + log.0, layer.1 + log.1));
+        let dir = places.containers.join(id);
+        let used = [dir.join("upper"), dir.join(VOLUMES), logs.join(name)].map(|dir| disk_usage(&dir));
+        let sum = used.iter().fold((0, 0), |sum, part| (sum.0 + part.0, sum.1 + part.1));
+        found.containers.insert(name.to_owned(), sum);
     }
     let dir = places.pods.join(pod.uid());
     for part in WRITTEN {

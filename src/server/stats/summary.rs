@@ -12,6 +12,7 @@ use http::StatusCode;
 use serde_json::{Value, json};
 
 use super::{ContainerReading, PodReading, read};
+use crate::image::VOLUMES;
 use crate::machine::folder_usage::disk_usage;
 use crate::machine::usage::{self, FileSystem, file_system, node_usage};
 use crate::pod::PodExt;
@@ -161,7 +162,9 @@ fn container(
     let mut value = json!({"name": reading.name, "startTime": started, "cpu": cpu, "memory": memory,
         "swap": {"time": time, "swapUsageBytes": reading.usage.swap}});
     if !only {
-        let (bytes, inodes) = disk_usage(&kubelet.root_dir.join("containers").join(&reading.id).join("upper"));
+        let dir = kubelet.root_dir.join("containers").join(&reading.id);
+        let (layer, volumes) = (disk_usage(&dir.join("upper")), disk_usage(&dir.join(VOLUMES)));
+        let (bytes, inodes) = (layer.0 + volumes.0, layer.1 + volumes.1);
         value["rootfs"] = fs(root, bytes, inodes, time);
         let (bytes, inodes) = disk_usage(&logs.join(&reading.name));
         value["logs"] = fs(root, bytes, inodes, time);
