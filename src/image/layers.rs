@@ -1,4 +1,4 @@
-//! Unpacked layers on disk: one directory each, `<hex of the diff id>/{diff,complete}`.
+//! Unpacked layers on disk: one directory each, `<hex of the diff id>/{diff,implied,complete}`.
 //!
 //! What a power cut must not break: files are synced before the mark is made, the mark before the directory gets its
 //! name, the name before an image that needs it is written to the index. A layer without name or mark does not count.
@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tracing::warn;
 
 use super::digest::{hex, is_hex};
+use super::implied;
 use super::mount;
 use super::unpack::Unpacked;
 use crate::files::{self, sync_dir};
@@ -154,6 +155,7 @@ impl Layers {
             clear(temporary);
             return Ok((got, pins));
         }
+        implied::write(temporary, &got.implied).map_err(failed)?;
         let root = File::open(temporary).map_err(failed)?;
         nix::unistd::syncfs(&root).map_err(|e| failed(e.into()))?;
         let mut mark = files::create(&temporary.join(MARK), 0o600).map_err(failed)?;

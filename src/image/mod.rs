@@ -16,6 +16,7 @@ mod flights;
 mod gc;
 mod guard;
 mod hashed;
+mod implied;
 mod import;
 mod index;
 mod layers;

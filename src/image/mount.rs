@@ -40,6 +40,9 @@ pub fn mount(layers: &[PathBuf], dir: &Path, users: Option<&Users>) -> Result<Pa
     if lower.is_empty() {
         lower.push(empty.display().to_string());
     }
+    let root = users.map_or(0, |users| users.root);
+    super::implied::settle(layers, &upper, root)
+        .map_err(io_error(format!("writing folders that a layer has without saying how to {}", upper.display())))?;
     let write_layer = format!("upperdir={},workdir={}", upper.display(), work.display());
     let options = format!("lowerdir={},{write_layer}", lower.join(":"));
     let mount = || {

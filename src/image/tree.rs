@@ -264,7 +264,7 @@ impl Tree<'_> {
             .all(|p| fs::symlink_metadata(self.root.join(p)).is_ok_and(|m| m.is_dir()))
     }
 
-    fn finish(self) -> Result<u64, String> {
+    fn finish(mut self) -> Result<Tallied, String> {
         for (target, time) in self.times.all.iter().rev() {
             // a later entry may have put something else there, or a link above it
             if self.is_dir(target) {
@@ -272,7 +272,9 @@ impl Tree<'_> {
                 set.map_err(|e| format!("time of {}: {e}", target.display()))?;
             }
         }
-        Ok(self.size)
+        self.implied.remove(self.root);
+        let below = |dir: &PathBuf| dir.strip_prefix(self.root).unwrap_or(dir).to_owned();
+        Ok(Tallied { size: self.size, implied: self.implied.all.iter().map(below).collect() })
     }
 }
 
@@ -391,8 +393,17 @@ impl Meta {
     }
 }
 
-/// Unpacks a layer's archive into `root`; returns the bytes of its regular files.
-pub fn entries(from: impl Read, limit: Limit, root: &Path) -> Result<u64, String> {
+/// What an archive came to.
+#[derive(Debug, Default)]
+pub struct Tallied {
+    /// Bytes of its regular files.
+    pub size: u64,
+    /// Directories that have something in them, but no entry of their own.
+    pub implied: BTreeSet<PathBuf>,
+}
+
+/// Unpacks a layer's archive into `root`.
+pub fn entries(from: impl Read, limit: Limit, root: &Path) -> Result<Tallied, String> {
     let (guarded, head) = Guard::new(from, limit);
     let mut archive = Archive::new(guarded);
     let mut tree = Tree {

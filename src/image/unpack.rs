@@ -1,7 +1,8 @@
 //! One layer: decompressed, hashed and unpacked into a directory, as a stream.
 
+use std::collections::BTreeSet;
 use std::io::{self, BufReader, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::compression::Compression;
 use super::digest::matches;
@@ -21,6 +22,8 @@ pub struct Unpacked {
     pub diff_id: String,
     /// Bytes of its regular files.
     pub size: u64,
+    /// Folders it has without saying what they are like.
+    pub implied: BTreeSet<PathBuf>,
 }
 
 impl Unpacked {
@@ -41,7 +44,7 @@ pub fn unpack(blob: impl Read, compression: Compression, limit: Limit, into: &Pa
     let mut blob = BufReader::with_capacity(PIECE, Hashed::new(blob));
     let broken = |e: io::Error| format!("reading the layer: {e}");
     let mut plain = BufReader::with_capacity(PIECE, Hashed::new(counted_into(compression.reader(&mut blob), brought)));
-    let size = tree::entries(&mut plain, limit, into)?;
+    let tree::Tallied { size, implied } = tree::entries(&mut plain, limit, into)?;
     // what follows the archive's end belongs to the digests
     let rest = io::copy(&mut (&mut plain).take(limit.bytes), &mut io::sink()).map_err(broken)?;
     if rest == limit.bytes {
@@ -50,7 +53,7 @@ pub fn unpack(blob: impl Read, compression: Compression, limit: Limit, into: &Pa
     let diff_id = plain.get_ref().digest();
     drop(plain);
     io::copy(&mut blob, &mut io::sink()).map_err(broken)?;
-    Ok(Unpacked { digest: blob.get_ref().digest(), diff_id, size })
+    Ok(Unpacked { digest: blob.get_ref().digest(), diff_id, size, implied })
 }
 
 #[cfg(test)]
@@ -70,7 +73,8 @@ mod tests {
         let tar = builder.into_inner().unwrap();
         let digest = digest_of(&tar);
         let got = unpack(tar.as_slice(), Compression::None, Limit::of(0, 1), &dir).unwrap();
-        assert_eq!(got, Unpacked { digest: digest.clone(), diff_id: digest.clone(), size: 2 });
+        let implied = [PathBuf::from("a")].into();
+        assert_eq!(got, Unpacked { digest: digest.clone(), diff_id: digest.clone(), size: 2, implied });
         assert_eq!(std::fs::read(dir.join("a/b")).unwrap(), b"hi");
         got.check(&digest, &digest).unwrap();
         assert!(got.check("sha256:0", &digest).unwrap_err().contains("does not match"));

@@ -127,6 +127,74 @@ async fn an_image_may_have_a_layer_twice_and_one_of_another_kind_than_it_says() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn folders_that_a_layer_only_implies_are_as_those_below_have_them() {
+    use tar::EntryType::{Directory, Regular};
+    let Some(mut scene) = scene("implied") else { return };
+    let registry = scene.registry(false);
+    let store = scene.store("store", &registry, insecure()).await;
+    let layer = |all: &[(&str, u32, u64, tar::EntryType)]| {
+        let mut tar = tar::Builder::new(Vec::new());
+        for (path, mode, owner, kind) in all {
+            entry(&mut tar, path, *mode, *owner, *kind, "");
+        }
+        let tar = tar.into_inner().unwrap();
+        (GZIP, gzip(&tar), tar)
+    };
+    let lowest = layer(&[
+        ("tmp/", 0o1777, 0, Directory),
+        ("srv/", 0o711, 0, Directory),
+        ("srv/data/", 0o2770, 1000, Directory),
+        ("gone/", 0o700, 7, Directory),
+        ("gone/inner/", 0o700, 7, Directory),
+        ("old/", 0o700, 8, Directory),
+        ("old/inner/", 0o700, 8, Directory),
+        ("later/", 0o700, 9, Directory),
+    ]);
+    let middle = layer(&[
+        (".wh.gone", 0, 0, Regular),
+        ("old/.wh..wh..opq", 0, 0, Regular),
+        ("old/", 0o710, 8, Directory),
+        ("tmp/a", 0o600, 1, Regular),
+        ("later/", 0o750, 10, Directory),
+    ]);
+    let top = layer(&[
+        ("tmp/app/x", 0o644, 0, Regular),
+        ("srv/data/new", 0o644, 0, Regular),
+        ("gone/inner/x", 0o644, 0, Regular),
+        ("old/inner/x", 0o644, 0, Regular),
+        ("later/x", 0o644, 0, Regular),
+        ("fresh/a/b", 0o644, 0, Regular),
+    ]);
+    push_image(&scene, &registry, "test/it:1", &[lowest, middle, top]);
+    let image = store.pull(&format!("{registry}/test/it:1"), &[]).await.unwrap();
+    let container = scene.dir.join("container");
+    let root = store.mount(&image, &container).await.unwrap();
+    let of = |path: &str| {
+        let meta = fs::metadata(root.join(path)).unwrap_or_else(|e| panic!("{path}: {e}"));
+        format!("{path} {:o} {}:{}", meta.mode() & 0o7777, meta.uid(), meta.gid())
+    };
+    for wanted in [
+        "tmp 1777 0:0",
+        "tmp/app 755 0:0",
+        "srv 711 0:0",
+        "srv/data 2770 1000:1000",
+        // what was deleted in between says nothing
+        "gone 755 0:0",
+        "gone/inner 755 0:0",
+        "old 710 8:8",
+        "old/inner 755 0:0",
+        "later 750 10:10",
+        "fresh 755 0:0",
+        "fresh/a 755 0:0",
+    ] {
+        assert_eq!(of(wanted.split(' ').next().unwrap()), wanted);
+    }
+    assert!(root.join("tmp/a").exists() && root.join("tmp/app/x").exists() && root.join("srv/data/new").exists());
+    assert!(!container.join("upper/fresh").exists(), "nothing is written that is right already");
+    store.unmount(&container).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn plain_http_is_spoken_only_when_allowed_and_what_is_damaged_is_refused() {
     let Some(mut scene) = scene("http") else { return };
     let registry = scene.registry(false);

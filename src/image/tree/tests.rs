@@ -49,7 +49,7 @@ fn root(name: &str) -> PathBuf {
 }
 
 /// Unpacks entries (path, type, link or content) one after another.
-fn unpacked(dir: &Path, all: &[(&str, EntryType, &str)]) -> Result<u64, String> {
+fn unpacked(dir: &Path, all: &[(&str, EntryType, &str)]) -> Result<Tallied, String> {
     let mut builder = tar::Builder::new(Vec::new());
     for (path, kind, text) in all {
         let mut header = tar::Header::new_gnu();
@@ -110,7 +110,11 @@ fn entries_go_through_links_of_their_layer() {
         ("way", Symlink, "srv"),
         ("way/b", Regular, "5"),
     ];
-    unpacked(&dir, &all).unwrap();
+    let implied = unpacked(&dir, &all).unwrap().implied;
+    assert_eq!(
+        implied.iter().map(|p| p.to_str().unwrap()).collect::<Vec<_>>(),
+        ["srv", "usr", "usr/lib/deep", "usr/lib/sub"]
+    );
     let text = |path: &str| fs::read_to_string(dir.join(path)).unwrap_or_else(|e| panic!("{path}: {e}"));
     for (path, wanted) in [("usr/lib/one", "1"), ("usr/lib/hard", "1"), ("top", "3"), ("usr/a", "4"), ("srv/b", "5")] {
         assert_eq!(text(path), wanted, "{path}");
@@ -198,7 +202,7 @@ fn hole(size: u64) -> Vec<u8> {
 fn holes_take_no_room_and_not_without_end() {
     use std::os::unix::fs::MetadataExt;
     let dir = root("sparse");
-    assert_eq!(entries(hole(64 << 20).as_slice(), Limit::of(0, 1), &dir).unwrap(), 64 << 20);
+    assert_eq!(entries(hole(64 << 20).as_slice(), Limit::of(0, 1), &dir).unwrap().size, 64 << 20);
     let found = fs::metadata(dir.join("hole")).unwrap();
     assert_eq!((found.len(), found.blocks()), (64 << 20, 0));
     let error = entries(hole(7 << 30).as_slice(), Limit::of(0, 1), &dir).unwrap_err();
