@@ -210,8 +210,14 @@ impl Index {
         Ok(images.into_values().collect())
     }
 
-    /// Adds an image under its name; its layers are in the store. What is pinned stays so.
-    pub fn add(&self, name: &str, pulled: &Pulled) -> Result<(), ImageError> {
+    /// The image of a manifest, if it is whole.
+    pub fn of_manifest(&self, layers: &Layers, digest: &str) -> Option<Image> {
+        self.image(layers, &[], digest)
+    }
+
+    /// Adds an image under its name; its layers are in the store. What is pinned stays so. The one that had the name before
+    /// (by the digest of its manifest) stays under its digest if it is `in_use`: containers start from it again.
+    pub fn add(&self, name: &str, pulled: &Pulled, in_use: impl Fn(&str) -> bool) -> Result<(), ImageError> {
         for (digest, text) in [(&pulled.manifest_digest, &pulled.manifest), (&pulled.config_digest, &pulled.config)] {
             let write = self.blobs.write(digest, text);
             write.map_err(io_error(format!("writing {}", self.blobs.path(digest).display())))?;
@@ -237,8 +243,18 @@ impl Index {
         if before == Some(&entry) {
             return Ok(());
         }
-        let mut entries = old;
+        let moved = before.filter(|e| e["digest"] != entry["digest"]).and_then(|old| {
+            let led_to = old["annotations"][PULLED].as_str()?;
+            let by_digest = format!("{}@{led_to}", Reference::parse(name).ok()?.name());
+            let mut kept = old.clone();
+            kept["annotations"] = json!({NAME: by_digest, PULLED: led_to});
+            in_use(old["digest"].as_str()?).then_some(kept)
+        });
+        let mut entries = old.clone();
+        let known = |kept: &Value| entries.iter().any(|e| e["annotations"][NAME] == kept["annotations"][NAME]);
+        let moved = moved.filter(|kept| !known(kept));
         entries.retain(|e| e["annotations"][NAME] != json!(name));
+        entries.extend(moved);
         entries.push(entry);
         self.write(&entries)
     }
@@ -312,13 +328,13 @@ mod tests {
             login: None,
             _pins: Vec::new(),
         };
-        index.add("r.example/app:1", &pulled).unwrap();
+        index.add("r.example/app:1", &pulled, |_| false).unwrap();
         fs::write(dir.join("index.json"), "\0\0\0").unwrap();
         let images = index.list(&layers).unwrap();
         assert_eq!(images.iter().map(|i| (&i.id, &i.manifest)).collect::<Vec<_>>(), [(&config, &manifest)]);
         assert_eq!(fs::read(dir.join("index.json.broken")).unwrap(), b"\0\0\0");
         assert_eq!(index.sweep(&layers).unwrap().clear(), 0, "what is needed is known again");
-        index.add("r.example/app:1", &pulled).unwrap();
+        index.add("r.example/app:1", &pulled, |_| false).unwrap();
         assert_eq!(index.get(&layers, "r.example/app:1").unwrap().map(|i| i.id), Some(config));
     }
 }

@@ -4,8 +4,10 @@
 //! name, the name before an image that needs it is written to the index. A layer without name or mark does not count.
 
 use std::collections::{BTreeSet, HashMap};
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -262,9 +264,22 @@ fn stack(line: &str) -> Option<Vec<String>> {
         if name.starts_with('/') {
             return layer(name);
         }
-        layer(mount::behind(Path::new(option("upperdir=")?), name)?.to_str()?)
+        layer(mount::behind(&unescaped(option("upperdir=")?), name)?.to_str()?)
     };
     Some(lower.split(':').rev().filter_map(found).collect())
+}
+
+/// A path of the mount table, where a space is `\040` and the like.
+fn unescaped(text: &str) -> PathBuf {
+    let mut path = Vec::new();
+    let mut rest = text.as_bytes();
+    while let Some((first, behind)) = rest.split_first() {
+        let digits = behind.get(..3).filter(|_| *first == b'\\').and_then(|d| std::str::from_utf8(d).ok());
+        let code = digits.and_then(|d| u8::from_str_radix(d, 8).ok());
+        path.push(code.unwrap_or(*first));
+        rest = if code.is_some() { &behind[3..] } else { behind };
+    }
+    PathBuf::from(OsString::from_vec(path))
 }
 
 fn mounted_layers() -> io::Result<BTreeSet<String>> {
@@ -283,6 +298,15 @@ mod tests {
         );
         assert_eq!(stack(&line), Some(vec![a, b]));
         assert_eq!(stack("35 1 0:5 / / rw - ext4 /dev/root rw"), None);
+        // by a short name, below a folder with a space in its name
+        let folder = crate::machine::folder::Folder::new();
+        let container = folder.path().join("a b/c");
+        fs::create_dir_all(container.join("lower")).unwrap();
+        let layer = "c".repeat(64);
+        std::os::unix::fs::symlink(format!("/l/{layer}/diff"), container.join("lower/0")).unwrap();
+        let upper = container.join("upper").display().to_string().replace(' ', "\\040");
+        let line = format!("97 35 0:52 / /c/rootfs rw - overlay overlay rw,lowerdir=0,upperdir={upper},workdir=w");
+        assert_eq!(stack(&line), Some(vec![layer]));
     }
 
     #[test]

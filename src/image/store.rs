@@ -311,7 +311,11 @@ impl ImageStore {
         let add = move |inner: &Inner, index: &Index| {
             let synced = inner.sink.layers.sync();
             synced.map_err(|source| ImageError::Io { what: "syncing layers".to_owned(), source })?;
-            index.add(&name, &pulled)
+            let in_use = |digest: &str| {
+                let image = index.of_manifest(&inner.sink.layers, digest);
+                image.is_some_and(|image| layers::mounts().is_ok_and(|mounts| image.is_under(&mounts)))
+            };
+            index.add(&name, &pulled, in_use)
         };
         self.blocking(add).await?;
         self.inner.changed.send_modify(|n| *n += 1);

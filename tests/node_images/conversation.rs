@@ -191,10 +191,14 @@ async fn what_is_here_is_asked_for_by_its_digest_alone() {
     let by_digest = first.repo_digests[0].clone();
     let (_, all) = asked(&by_digest).await;
     assert!(all.len() == 1 && all[0].starts_with("head "), "{all:?}");
-    // another image by the same tag
+    // another image by the same tag: a container stands on the first one, and can start again without the registry
+    let container = scene.dir.join("container");
+    store.mount(&first, &container).await.unwrap();
     push_image(&scene, &registry, "test/it:1", &[noise(2, 1, 1000)]);
     let (moved, all) = asked(&name).await;
     assert!(moved.id != first.id && all.len() == 5, "{all:?}");
+    assert_eq!(store.get(&by_digest).await.unwrap().map(|image| image.id), Some(first.id.clone()));
+    store.unmount(&container).await.unwrap();
     // a layer is missing
     fs::remove_dir_all(store.dir().join("layers").join(&moved.layers[0][7..])).unwrap();
     let (healed, all) = asked(&name).await;
