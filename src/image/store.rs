@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
 
 use futures::FutureExt;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tracing::info;
 
 use super::access::{Needs, Records};
@@ -38,6 +38,8 @@ use crate::files;
 pub const PULLS: usize = 3;
 /// Layers on their way at once, of all images: an SD card is not faster with more, and each costs about 3 MiB.
 const LAYERS: usize = 3;
+/// Volumes of images filled at once.
+const FILLS: usize = 2;
 
 type Key = (Reference, Vec<Credential>, Use);
 
@@ -65,6 +67,8 @@ struct Inner {
     /// By registry, as one may be slower than another, and diff id.
     layer_flights: Flights<(String, String), Result<(), String>>,
     layer_slots: Arc<Slots>,
+    /// Turns to fill volumes.
+    fills: Semaphore,
     /// Layers (and their diff ids) of the images being pulled, by name.
     wanted: Mutex<HashMap<String, Vec<(Descriptor, String)>>>,
     /// By blob digest.
@@ -103,6 +107,7 @@ impl ImageStore {
                 pull_slots: Slots::new(config.max_parallel_pulls.unwrap_or(PULLS).max(1)),
                 layer_flights: Flights::default(),
                 layer_slots: Slots::new(LAYERS),
+                fills: Semaphore::new(FILLS),
                 wanted: Mutex::default(),
                 meters: Mutex::default(),
                 seen: Mutex::default(),
@@ -430,6 +435,8 @@ impl ImageStore {
         let (rootfs, owner) = (dir.join("rootfs"), users.map_or(0, |users| users.root));
         let (place, made) = (place.to_owned(), folder.clone());
         let what = format!("filling the image's volume {}", place.display());
+        // a copy may take as long as a card does; threads are left to others
+        let _turn = self.inner.fills.acquire().await;
         let filled = tokio::task::spawn_blocking(move || volumes::fill(&rootfs, &place, &made, owner)).await;
         filled.map_err(io::Error::from).flatten().map_err(|source| ImageError::Io { what, source })?;
         Ok(folder)

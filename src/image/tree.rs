@@ -287,8 +287,10 @@ struct Times {
     size: usize,
 }
 
-/// Most bytes of the paths of directories that are kept, of either kind: some hundred thousand of them.
+/// Most bytes of the paths of directories whose times are kept: some hundred thousand of them.
 const MOST_PATHS: usize = 16 << 20;
+/// The same of those that are implied, which are looked for in each layer at each start of a container.
+const MOST_IMPLIED: usize = 1 << 20;
 
 /// Directories that no entry has told of yet; of very many the later ones count as told of.
 #[derive(Default)]
@@ -301,7 +303,7 @@ struct Implied {
 impl Implied {
     fn insert(&mut self, dir: PathBuf) {
         let length = dir.as_os_str().len();
-        if self.size < MOST_PATHS && self.all.insert(dir) {
+        if self.size < MOST_IMPLIED && self.all.insert(dir) {
             self.size += length;
         }
     }

@@ -14,6 +14,8 @@ use crate::volume::{self, Part};
 
 /// POSIX shared memory, `shm_overview(7)`.
 const SHM: &str = "/dev/shm";
+/// Most VOLUMEs an image may have, as each is copied; real ones have a handful.
+const MOST_IMAGE_VOLUMES: usize = 64;
 
 impl Worker {
     /// The mounts of the run `id`. `variables`: the container's environment, for `subPathExpr`.
@@ -103,7 +105,11 @@ impl Worker {
         let kept = |w: &VolumeMount, place: &Path| {
             place == Path::new(&w.mount_path) || w.read_only != Some(true) && place.starts_with(&w.mount_path)
         };
-        for (number, place) in volume_places(&image.config.volumes).iter().enumerate() {
+        let places = volume_places(&image.config.volumes);
+        if places.len() > MOST_IMAGE_VOLUMES {
+            return Err(format!("the image has {} VOLUMEs: at most {MOST_IMAGE_VOLUMES} can be had", places.len()));
+        }
+        for (number, place) in places.iter().enumerate() {
             if wanted.iter().any(|w| kept(w, place)) || files.iter().any(|f| Path::new(&f.destination) == place) {
                 continue;
             }
