@@ -218,3 +218,15 @@ fn a_whiteout_is_a_character_device() {
     assert!(fs::symlink_metadata(dir.join("a/gone")).unwrap().file_type().is_char_device());
     fs::remove_dir_all(dir).unwrap();
 }
+
+#[test]
+fn an_archive_may_end_with_its_last_byte() {
+    let folder = crate::machine::folder::Folder::new();
+    let whole = layer("a", None);
+    // two bytes in the block behind the header
+    entries(&whole[..514], Limit::of(0, 1), folder.path()).unwrap();
+    assert_eq!(std::fs::metadata(folder.path().join("a")).unwrap().len(), 2);
+    for cut in [100, 511] {
+        assert!(entries(&whole[..cut], Limit::of(0, 1), folder.path()).is_err(), "{cut}");
+    }
+}
