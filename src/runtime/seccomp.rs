@@ -1,6 +1,6 @@
 //! The system calls a container may make: `RuntimeDefault`, the profile container engines agree on, and `Localhost`.
 //!
-//! What is not named here is answered with EPERM; what the kernel does not know yet with ENOSYS, so that programs fall
+//! What is not named here is answered with EPERM; what is newer than all that is with ENOSYS, so that programs fall
 //! back. Calls a libseccomp does not know are left out.
 
 use std::collections::BTreeSet;

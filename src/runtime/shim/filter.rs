@@ -16,6 +16,7 @@ use nix::libc;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use super::newer;
 use super::setup::context;
 use crate::errors::causes;
 use crate::files;
@@ -27,6 +28,9 @@ const FILE: &str = "seccomp.bpf";
 const MOST: usize = 64;
 /// Size of `struct sock_filter`, and of the flags before the first.
 const INSTRUCTION: usize = 8;
+
+/// Changes when another filter is made of the same profile.
+const COMPILER: u32 = 2;
 
 /// A compiled filter.
 #[derive(Clone)]
@@ -41,7 +45,7 @@ impl Filter {
     pub fn prepare(profile: &Value, kept: &Path, bundle: &Path) -> Result<Self, String> {
         let failed = context("keeping the seccomp filter");
         let version = ScmpVersion::current().map_err(context("asking for the version of libseccomp"))?;
-        let digest = Sha256::digest(format!("{version:?} {profile}"));
+        let digest = Sha256::digest(format!("{version:?} {COMPILER} {profile}"));
         let (known, own) = (kept.join(hex(&digest)), bundle.join(FILE));
         match fs::hard_link(&known, &own) {
             Ok(()) => {}
@@ -149,7 +153,14 @@ fn compile(profile: &Value, file: &Path) -> Result<(), String> {
     };
     let flags = list(&profile["flags"]).map(flag).fold(0, |all, flag| all | flag) as u32;
     let mut out = files::create(file, 0o600).map_err(|e| format!("{}: {e}", file.display()))?;
-    io::Write::write_all(&mut out, &u64::from(flags).to_ne_bytes()).map_err(|e| format!("{}: {e}", file.display()))?;
+    let mut head = u64::from(flags).to_ne_bytes().to_vec();
+    if matches!(default, ScmpAction::Errno(_) | ScmpAction::KillThread | ScmpAction::KillProcess | ScmpAction::Trap) {
+        head.extend(newer::filter(profile).iter().flat_map(|step| {
+            let k = step.k.to_ne_bytes();
+            [&step.code.to_ne_bytes()[..], &[step.jt, step.jf], &k].concat()
+        }));
+    }
+    io::Write::write_all(&mut out, &head).map_err(|e| format!("{}: {e}", file.display()))?;
     filter.export_bpf(&out).map_err(failed(format!("writing it to {}", file.display())))
 }
 
@@ -171,11 +182,11 @@ fn comparison(of: &Value) -> Result<ScmpArgCompare, String> {
     Ok(ScmpArgCompare::new(index, operator, datum))
 }
 
-fn text(of: &Value) -> &str {
+pub(super) fn text(of: &Value) -> &str {
     of.as_str().unwrap_or_default()
 }
 
-fn list(of: &Value) -> impl Iterator<Item = &Value> {
+pub(super) fn list(of: &Value) -> impl Iterator<Item = &Value> {
     of.as_array().into_iter().flatten()
 }
 

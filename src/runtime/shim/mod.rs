@@ -20,6 +20,7 @@ mod log;
 mod maker;
 mod mapped_mounts;
 mod namespaces;
+mod newer;
 mod output;
 mod own_memory;
 mod pace;
