@@ -160,6 +160,13 @@ async fn what_a_container_sees() {
     let exit = run(&mut events, hungry).await;
     assert_eq!((exit.code, exit.oom_killed), (137, true));
 
+    // also when it was not the first process that had to go
+    let mut hungry = node.shell("c4b", "sh -c 'x=0123456789abcdef; while true; do x=$x$x; done'; exit $?");
+    hungry.resources.memory_limit = Some(16 << 20);
+    hungry.resources.oom_group = false;
+    let exit = run(&mut events, hungry).await;
+    assert_eq!((exit.code, exit.signal, exit.oom_killed), (137, None, true));
+
     let mut tty = node.shell("c5", "tty; echo done");
     tty.tty = true;
     assert_eq!(run(&mut events, tty).await.code, 0);

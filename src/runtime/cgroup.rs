@@ -15,8 +15,12 @@ use super::types::Resources;
 
 use crate::files;
 
-/// Most cgroups a pod may make on version 2 below its own, and how deep: a nested systemd or kubelet has hundreds.
-const MOST_BELOW: [(&str, &str); 2] = [("cgroup.max.descendants", "1000"), ("cgroup.max.depth", "100")];
+/// Most cgroups below that of a pod on version 2, and below that of each container of it, so that one does not take them all: a
+/// nested systemd or kubelet has hundreds. The kernel has 65,535 with memory, for the whole machine.
+pub const MOST_OF_POD: &str = "1000";
+pub const MOST_OF_CONTAINER: &str = "800";
+/// How deep they may be.
+const DEPTH: &str = "100";
 /// Controllers switched on for children on version 2.
 const V2_CONTROLLERS: [&str; 6] = ["cpu", "memory", "pids", "cpuset", "io", "hugetlb"];
 /// Tries to remove a busy cgroup; killed processes leave it a moment later.
@@ -128,8 +132,8 @@ impl Hierarchies {
     }
 
     /// Bounds how many cgroups the processes of `path` make below it, where the kernel can.
-    pub fn bound(&self, path: &str) {
-        for (file, most) in MOST_BELOW {
+    pub fn bound(&self, path: &str, most: &str) {
+        for (file, most) in [("cgroup.max.descendants", most), ("cgroup.max.depth", DEPTH)] {
             for file in self.dirs(path).map(|dir| dir.join(file)).filter(|file| file.exists()) {
                 if let Err(e) = files::set(&file, most) {
                     tracing::warn!("{}: {e}", file.display());

@@ -33,7 +33,7 @@ use super::process::Process;
 use super::setup::context;
 use super::terminal;
 use crate::files::{self, Durability};
-use crate::runtime::cgroup::Hierarchies;
+use crate::runtime::cgroup::{Hierarchies, MOST_OF_CONTAINER};
 use crate::runtime::cri_log::Stream;
 use crate::runtime::device_nodes::{granted, host_devices};
 use crate::runtime::rooted;
@@ -51,6 +51,10 @@ const HOME: &str = "HOME=";
 /// How long processes of a neighbour may take to stand still, and how often that is looked at.
 const STILLNESS: Duration = Duration::from_secs(5);
 const STILLNESS_PAUSE: Duration = Duration::from_millis(1);
+/// Numbers of `/dev/net/tun`.
+const TUN: (u64, u64) = (10, 200);
+/// What a program ends with that was killed, and a shell whose child was: 128 and the signal's number.
+const KILLED: i32 = 128 + Signal::SIGKILL as i32;
 /// How much of the log is searched for the cause of a failure.
 const LOGGED_CAUSE: u64 = 16 * 1024;
 
@@ -140,6 +144,7 @@ impl Pod {
         let cgroup = self.sandbox.container_cgroup(&spec.id);
         let made = self.hierarchies.create_in(&self.sandbox.pod_cgroup(), &spec.id);
         made.map_err(context("creating the container's cgroup"))?;
+        self.hierarchies.bound(&cgroup, MOST_OF_CONTAINER);
         self.hierarchies.apply(&cgroup, &spec.resources).map_err(context("limiting the container's cgroup"))?;
         let around = Surroundings {
             network: self.held.network.clone(),
@@ -196,7 +201,9 @@ impl Pod {
         })?;
         drop(staged);
         if !spec.privileged {
-            devices::withdraw_tun(&self.hierarchies, &making.cgroup)?;
+            let granted = making.around.granted.iter().find(|(device, _)| (device.major, device.minor) == TUN);
+            let permissions = granted.map(|(_, permissions)| permissions.as_str());
+            devices::settle_tun(&self.hierarchies, &making.cgroup, permissions)?;
         }
         let pid = oci.pid().ok_or("libcontainer created a container without a process")?;
         late_mounts::apply(spec, user_namespace.is_some(), pid.as_raw())?;
@@ -351,7 +358,8 @@ impl Pod {
 
     /// The first process has been reaped: ends the rest, drains the output and records the exit.
     pub fn finish(&self, container: &mut Container, code: i32, signal: Option<i32>, buffer: &mut [u8]) -> ExitRecord {
-        let oom_killed = signal == Some(Signal::SIGKILL as i32) && self.hierarchies.oom_kills(&container.cgroup) > 0;
+        // also when it was a child of the first process, which ended for that
+        let oom_killed = code == KILLED && self.hierarchies.oom_kills(&container.cgroup) > 0;
         // a PID namespace ends with its first process, and the kernel has seen to that
         if container.info.spec.target.is_some() || self.held.pid != PidNamespace::New {
             self.hierarchies.signal_all(&container.cgroup, Signal::SIGKILL);

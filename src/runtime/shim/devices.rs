@@ -196,11 +196,16 @@ impl DeviceProgram {
     }
 }
 
-/// On version 1 libcgroups lets every container use `/dev/net/tun`: takes that away again. To be called before the program
-/// runs.
-pub fn withdraw_tun(hierarchies: &Hierarchies, path: &str) -> Result<(), String> {
+/// On version 1 libcgroups lets every container use `/dev/net/tun`: takes that away again, but for the permissions that were
+/// granted. To be called before the program runs.
+pub fn settle_tun(hierarchies: &Hierarchies, path: &str, granted: Option<&str>) -> Result<(), String> {
     let Some(dir) = hierarchies.dir_of("devices", path).filter(|_| !hierarchies.unified()) else { return Ok(()) };
-    crate::files::set(dir.join("devices.deny"), "c 10:200 rwm").map_err(context("limiting the container's devices"))
+    let set = |file: &str, permissions: &str| {
+        let written = crate::files::set(dir.join(file), format!("c 10:200 {permissions}"));
+        written.map_err(context("limiting the container's devices"))
+    };
+    set("devices.deny", "rwm")?;
+    granted.map_or(Ok(()), |permissions| set("devices.allow", permissions))
 }
 
 fn refused(dir: &Path, e: &io::Error) -> String {

@@ -17,7 +17,7 @@ use super::log::BoundedLog;
 use super::namespaces;
 use super::server::Server;
 use crate::files;
-use crate::runtime::cgroup::Hierarchies;
+use crate::runtime::cgroup::{Hierarchies, MOST_OF_POD};
 use crate::runtime::store::{self, SandboxFile};
 
 /// OOM score of a shim: as good as never killed, like other container managers' shims.
@@ -69,7 +69,7 @@ fn prepare(dir: &Path, log: &File) -> Result<Server, String> {
     let hierarchies = Hierarchies::detect().map_err(context("finding cgroups"))?;
     let cgroup = sandbox.pod_cgroup();
     hierarchies.create(&cgroup).map_err(context("creating the pod cgroup"))?;
-    hierarchies.bound(&cgroup);
+    hierarchies.bound(&cgroup, MOST_OF_POD);
     hierarchies.apply(&cgroup, &sandbox.spec.resources).map_err(context("limiting the pod cgroup"))?;
     let namespaces = namespaces::enter(&sandbox.spec, dir)?;
     let _ = fs::remove_file(store::SOCKET);
