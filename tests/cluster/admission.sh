@@ -71,7 +71,10 @@ k taint node n1 test=yes:NoExecute >/dev/null
 tainted() { is selected .metadata.name ''; }
 check "a taint: the control plane removes what does not tolerate it" soon not k get pod selected
 bound intolerant n1 "$(asks 1m)"
-check "  and the node takes no such pod" soon event intolerant "TaintToleration.*had taints that the pod didn't tolerate"
+# unless the control plane was quicker with that one too
+untaken() { event intolerant "TaintToleration.*had taints that the pod didn't tolerate" || not k get pod intolerant; }
+check "  and the node takes no such pod" soon untaken
+check "  which never starts" not event intolerant Started
 bound tolerant n1 "tolerations: [{key: test, operator: Exists}]"$'\n'"$(asks 1m)"
 check "  but one that tolerates it" soon is tolerant .status.phase Running
 k taint node n1 test- >/dev/null

@@ -71,7 +71,7 @@ $cluster stop agent-n2 KILL
 agent_with n2
 same() { k get pods -l app=busy -o 'jsonpath={.items[*].status.containerStatuses[0].restartCount}' | found -x '0 0'; }
 check "an agent that shall use the disk again lets what runs stay in memory" same
-check "  and says so" grep -q 'it moves between disk and memory' "$dir/logs/agent-n2.log"
+check "  and says so" soon grep -q 'it moves between disk and memory' "$dir/logs/agent-n2.log"
 k delete deployment busy --timeout=60s >/dev/null
 soon gone busy
 agent_with n2
