@@ -22,20 +22,40 @@ const ALIGN: usize = 16;
 /// What a thread's own data may take beyond the parts of it that have names here, in bytes.
 const THREAD: usize = 8 << 10;
 
-/// From now on nothing that is in this process's memory is in that of a process it forks, but for the program's own data and
-/// what the C library keeps of the thread. To be called while `/proc` is the host's.
+/// Stack below and above the caller's frame that the C library's `clone` may use, in bytes: musl's child finds there what it is
+/// to run, though it has a stack of its own.
+const BELOW: usize = 8 << 10;
+const ABOVE: usize = 2 << 10;
+
+/// From now on nothing that is in this process's memory is in that of a process it forks, but for the program's own data, what
+/// the C library keeps of the thread, and the page or two of the stack that are in use now. To be called while `/proc` is the
+/// host's, by whoever forks.
+#[inline(never)]
 pub fn forget_on_fork() -> Result<(), String> {
     let page = page_size();
+    let here = 0_u8;
+    let here = &raw const here as usize;
+    let stack = (here.saturating_sub(BELOW) / page * page, (here + ABOVE).next_multiple_of(page));
     let maps = fs::read_to_string("/proc/self/maps").map_err(context("looking at this process's memory"))?;
     for (start, end) in maps.lines().filter_map(anonymous) {
-        for (start, end) in without(start, end, thread(page)) {
+        let parts = without(start, end, thread(page)).flat_map(|(start, end)| without(start, end, stack));
+        for (start, end) in parts {
             let (Some(start), length) = (NonNull::new(start as *mut c_void), end - start) else { continue };
             // SAFETY: the pages stay as they are in this process; what it forks uses none of them.
             let advised = unsafe { madvise(start, length, MmapAdvise::MADV_WIPEONFORK) };
             advised.map_err(context("emptying memory for a process of the container"))?;
         }
     }
+    drop(maps);
+    scrub();
     Ok(())
+}
+
+/// Overwrites what calls of before have left on the stack below the caller's frame.
+#[inline(never)]
+fn scrub() {
+    let mut left = [0_u8; 4 * BELOW];
+    std::hint::black_box(&mut left);
 }
 
 fn page_size() -> usize {
