@@ -54,7 +54,7 @@ pub fn forget_on_fork() -> Result<(), String> {
 /// Overwrites what calls of before have left on the stack below the caller's frame.
 #[inline(never)]
 fn scrub() {
-    let mut left = [0_u8; 4 * BELOW];
+    let mut left = [0_u8; 2 * BELOW];
     std::hint::black_box(&mut left);
 }
 
