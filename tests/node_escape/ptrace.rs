@@ -66,6 +66,15 @@ async fn hunted_by(
     lines.into_iter().filter(|l| l.starts_with("found ")).collect()
 }
 
+/// Makes containers beside the hunter, one after the other.
+async fn neighbours(scene: &Scene, change: impl Fn(ContainerSpec) -> ContainerSpec) {
+    for i in 0..tries(30) {
+        let id = format!("c{i}");
+        scene.start("s1", change(scene.node.container(&id, &["true"]))).await.unwrap();
+        scene.runtime.remove_container("s1", &id).await.unwrap();
+    }
+}
+
 /// Root, working directory, descriptors, program and environment of the host are never seen, whatever others show.
 fn nothing_of_the_host(found: &[String]) {
     let strict: Vec<&String> = found.iter().filter(|l| !l.starts_with("found capability")).collect();
@@ -119,10 +128,7 @@ async fn containers_of_a_shared_namespace_are_no_way_out_while_they_are_made() {
     let Some(mut scene) = Scene::new("race-create") else { return };
     scene.sandbox("s1", |s| s.share_process_namespace = true).await;
     let found = hunted(&mut scene, "s1", async |scene| {
-        for i in 0..tries(30) {
-            scene.start("s1", scene.node.container(&format!("c{i}"), &["true"])).await.unwrap();
-            scene.runtime.remove_container("s1", &format!("c{i}")).await.unwrap();
-        }
+        neighbours(scene, |spec| spec).await;
     });
     let found = found.await;
     scene.remove("s1").await;
@@ -142,10 +148,7 @@ async fn nor_when_a_neighbour_moves_the_tracer_to_another_cgroup() {
         // not possible with version 2
         tokio::time::sleep(std::time::Duration::from_millis(200)).await;
         eprintln!("puller: {:?}", scene.lines("puller"));
-        for i in 0..tries(30) {
-            scene.start("s1", scene.node.container(&format!("c{i}"), &["true"])).await.unwrap();
-            scene.runtime.remove_container("s1", &format!("c{i}")).await.unwrap();
-        }
+        neighbours(scene, |spec| spec).await;
     });
     let found = found.await;
     scene.remove("s1").await;
@@ -157,12 +160,7 @@ async fn nor_are_ephemeral_containers_that_join_one() {
     let Some(mut scene) = Scene::new("race-target") else { return };
     scene.sandbox("s1", |_| {}).await;
     let found = hunted(&mut scene, "s1", async |scene| {
-        for i in 0..tries(30) {
-            let spec = scene.node.container(&format!("c{i}"), &["true"]);
-            let spec = ContainerSpec { target: Some("hunter".into()), ..spec };
-            scene.start("s1", spec).await.unwrap();
-            scene.runtime.remove_container("s1", &format!("c{i}")).await.unwrap();
-        }
+        neighbours(scene, |spec| ContainerSpec { target: Some("hunter".into()), ..spec }).await;
     });
     let found = found.await;
     scene.remove("s1").await;
