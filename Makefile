@@ -21,6 +21,7 @@ lint: setup
 	cargo fmt --check
 	cargo clippy --all-targets --test bench --test bench_containers -- -D warnings
 	tests/fuzz.sh check
+	tests/scripts/links.sh
 
 fmt:
 	cargo fmt
@@ -30,6 +31,7 @@ test: setup
 	cargo fmt --check
 	cargo clippy --quiet --lib --bins -- -D warnings
 	tests/fuzz.sh check
+	tests/scripts/links.sh
 	cargo test
 	cargo build
 	tests/scripts/controlplane.sh conformance
