@@ -1,4 +1,4 @@
-//! pikelet: kubelet, container runtime, image store, pod network and service proxy in one binary.
+//! pikelet: kubelet, container runtime, image store and pod network in one binary.
 //!
 //! Each module is a room of `docs/architecture.md` and says in its header what it owns. Rooms talk to each other
 //! through the small typed handles they export, never through each other's files.

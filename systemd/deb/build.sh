@@ -41,6 +41,10 @@ mkdir -p "$root/usr/share/man/man1"
 pikelet man --dir "$root/usr/share/man/man1"
 gzip -9n "$root"/usr/share/man/man1/*
 gzip -9nc README.md | file 644 usr/share/doc/pikelet/README.md.gz
+# what README leads to
+for page in SECURITY.md CONTRIBUTING.md CHANGELOG.md docs/*.md docs/*/*.md images/*.md images/pikelet.yaml cross/*.md; do
+  file 644 "usr/share/doc/pikelet/$page" <"$page"
+done
 file 644 usr/share/doc/pikelet/copyright <LICENSE
 
 for script in postinst prerm postrm; do file 755 "DEBIAN/$script" <"systemd/deb/$script"; done

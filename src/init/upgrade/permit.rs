@@ -79,7 +79,7 @@ fn public_key(text: &str) -> Option<[u8; 32]> {
 mod tests {
     use super::*;
 
-    // made by openssl, as README says
+    // made by openssl, as docs/operate/upgrade-and-rollback.md says
     const KEY: &str = "MCowBQYDK2VwAyEAM63aTdsPIiHbeUrhxPZKNqmeVsa4YCY9orenne9aymY=";
     const SIGNED: &str = "65jkzfY3fqVMwAwQo2KgRQcOV1KUiw6a0quuof6aRcHLAyfuEGoNeAFE8X7iAdeKgEvQPi+rE9X5K5rk6aVnBQ==";
     const SIGNED_OLDER: &str =
