@@ -63,7 +63,7 @@ pub struct Args {
     /// Fixed address of the board, such as 192.168.1.20/24, instead of DHCP
     #[arg(long, value_name = "CIDR")]
     address: Option<IpNet>,
-    /// Its way out
+    /// Its gateway
     #[arg(long, value_name = "IP", requires = "address")]
     gateway: Option<IpAddr>,
     /// Its name servers

@@ -49,7 +49,7 @@ struct Cli {
 enum Command {
     /// Run the node agent
     Run(Box<run::Args>),
-    /// Look whether this machine can be a node, and what mends it if not
+    /// Check whether this machine can run as a node, and how to fix what is missing
     Check(Box<check::Args>),
     /// Join a cluster: look at everything first, write the settings, start the service
     ///

@@ -115,7 +115,7 @@ pub struct Settings {
     #[arg(long, value_name = "DIR")]
     #[serde(alias = "staticPodPath", alias = "pod-manifest-path")]
     pub pod_manifest_path: Option<PathBuf>,
-    /// How often that folder is looked at should no change be told [default: 20s]
+    /// Fallback poll interval for that folder, should no change event arrive [default: 20s]
     #[arg(long, value_name = "DURATION")]
     pub file_check_frequency: Option<String>,
     /// Web server that gives manifests of static pods
@@ -139,10 +139,10 @@ pub struct Settings {
     /// Container logs [default: /var/log/pods]
     #[arg(long, value_name = "DIR")]
     pub pod_logs_dir: Option<PathBuf>,
-    /// Where what containers write to their root file systems lies, disk or memory [default: disk]
+    /// Where container write layers are stored: disk or memory [default: disk]
     #[arg(long, value_name = "PLACE")]
     pub container_storage: Option<String>,
-    /// Where container logs lie, disk or memory [default: disk]
+    /// Where container logs are stored: disk or memory [default: disk]
     #[arg(long, value_name = "PLACE")]
     pub log_storage: Option<String>,
     /// Most that each of the two may hold in memory [default: an eighth of the memory]
@@ -323,7 +323,7 @@ pub struct Settings {
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     #[serde(alias = "keep-blobs")]
     pub keep_blobs: Option<bool>,
-    /// Times its size to which a layer or archive may unpack, if that is more than 256 MiB [default: 100]
+    /// Maximum ratio of unpacked to packed size for a layer or archive of more than 256 MiB unpacked [default: 100]
     #[arg(long, value_name = "NUMBER")]
     #[serde(alias = "max-image-unpack-ratio")]
     pub max_image_unpack_ratio: Option<u64>,

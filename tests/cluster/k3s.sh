@@ -169,7 +169,7 @@ done
 flags n8 --max-pods 20 --unsafe-skip-ca-verification
 K3S_URL=$server K3S_TOKEN=secret K3S_NODE_NAME=ignored $cluster start agent-n8
 check "a bare password, from the variables of k3s, joins if a person says so" soon ready n8
-check "  and says that any server is believed" says n8 "whoever answers there is believed"
+check "  and says that any server is believed" says n8 "whoever answers there gets the token"
 forget n8
 flags n8 --max-pods 20
 echo "K10$hash::abcdef.0123456789abcdef" >"$k3s/token"

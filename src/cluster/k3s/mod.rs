@@ -169,8 +169,8 @@ impl K3s {
                 let found = self.discover(server, token).await.map_err(|e| format!("joining {server}: {e}"))?;
                 if found.proof == Proof::Nothing {
                     warn!(
-                        "nothing vouches for the CA of {server}: whoever answers there is believed, as \
-                        unsafeSkipCAVerification says"
+                        "cannot verify {server}, as nothing vouches for its CA: whoever answers there gets the token and \
+                        this node, because unsafeSkipCAVerification is set"
                     );
                 }
                 found
@@ -178,7 +178,7 @@ impl K3s {
             (None, None) => {
                 return Err(format!(
                     "this node has no valid certificate and no token for {server}: set --token or \
-                    K3S_TOKEN (it is in /var/lib/rancher/k3s/server/node-token on the server)"
+                    K3S_TOKEN (`k3s token create` on the server prints one)"
                 ));
             }
         };

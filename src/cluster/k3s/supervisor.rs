@@ -77,9 +77,8 @@ impl Supervisor {
             if !token.for_anybody {
                 return Err(format!(
                     "{server}: nothing vouches for its CA, and the token does not say which one it has: the token was not \
-                    sent; use a whole one, K10<hash>::..., which is in the server's node-token file and what `k3s token \
-                    create` prints; or, where nobody can be between, say unsafeSkipCAVerification: true \
-                    (--unsafe-skip-ca-verification)"
+                    sent; use a whole one, K10<hash>::..., as `k3s token create` prints on the server; or, where nobody can \
+                    be between, say unsafeSkipCAVerification: true (--unsafe-skip-ca-verification)"
                 ));
             }
         }
@@ -138,7 +137,10 @@ impl Supervisor {
                 "{server} does not know this node's certificate (401), and there is no token: set --token or K3S_TOKEN"
             ),
             StatusCode::UNAUTHORIZED => {
-                format!("{server} does not accept the token (401): compare it with the server's node-token file")
+                format!(
+                    "{server} does not accept the token (401): it is another one, or expired; `k3s token create` there \
+                    prints a new one"
+                )
             }
             StatusCode::FORBIDDEN => format!("{server} forbids {path} to this node (403): {}", answer.text()),
             StatusCode::SERVICE_UNAVAILABLE | StatusCode::INTERNAL_SERVER_ERROR => {
