@@ -70,7 +70,7 @@ async fn tell(events: &EventRecorder) {
         }
         record.told = true;
         if let Err(error) = record.write(folder) {
-            return warn!(error, "that the upgrade's end was told is not kept");
+            return warn!(error, "cannot record that the upgrade's result was reported: its Event may come again");
         }
     }
 }

@@ -1,5 +1,5 @@
-//! The way to the API server. It may be found after the clients were made, and change under them: requests that are under
-//! way end on the way they began on, so a new certificate breaks no watch.
+//! Transport to the API server. It can be set after clients exist, and replaced later: requests in flight finish on the old
+//! one, so that the renewal of a certificate breaks no watch.
 
 use std::future::Future;
 use std::pin::Pin;

@@ -218,7 +218,7 @@ impl ImageStore {
     }
 
     /// Pulls by tag or digest for this machine's platform, with those of `credentials` that belong to it, then the
-    /// node's. Who asks for what is being pulled already, with the same logins, waits for that.
+    /// node's. Concurrent pulls of one image with the same logins share a single download.
     pub async fn pull(&self, reference: &str, credentials: &[Credential]) -> Result<Image, ImageError> {
         self.pull_for(reference, credentials, Use::Run).await
     }

@@ -44,7 +44,7 @@ fn destination(original: &[Tuple]) -> Option<(IpAddr, u16)> {
     Some((ip?, port?)).filter(|_| udp)
 }
 
-/// Forgets UDP connections whose clients send to a place that `meant` names: their next packet is a new one's first.
+/// Deletes the UDP connections whose original destination `meant` names, so that the next packet is translated anew.
 pub fn forget_udp(meant: impl Fn(IpAddr, u16) -> bool) -> io::Result<()> {
     let (listing, deleting) = (netfilter::open()?, netfilter::open()?);
     netfilter::send(&listing, &request(NetfilterProtoFamily::Unspec, ConntrackMessage::Get(Vec::new()), NLM_F_DUMP))?;

@@ -17,7 +17,7 @@ use super::{PodExt, is_sidecar};
 
 /// How long killed containers may take to end. Then their sandbox is given up, with its shim, which may be stuck.
 const KILLED: Duration = Duration::from_secs(3);
-/// How often the end of containers is looked at again, should an event be missed.
+/// Poll interval for the exits of containers, in case an event is lost.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
 /// How far the end of a pod's containers has come.

@@ -89,7 +89,7 @@ impl Shutdown {
                 info!("pods have ended, or had their time: the shutdown goes on");
                 lock = None;
             } else {
-                info!("the shutdown does not come");
+                info!("the shutdown was called off: the node takes pods again");
                 if lock.is_none() {
                     lock = Some(logind.inhibit().await?);
                 }

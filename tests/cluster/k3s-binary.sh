@@ -111,7 +111,7 @@ to_second() { log n11 | grep "tunnel open" | found 10.77.0.22; }
 check "  and gets a tunnel, with nobody telling the node" until_true 90 to_second
 check "  kubectl by that one" until_true 60 tunnelled
 proc_stop "$dir/pids" k3s-n10
-check "without the first one the node goes over to it" soon says n11 "another server is asked from now on"
+check "without the first one the node goes over to it" soon says n11 "requests go to another server from now on"
 sleep 45
 check "  and stays Ready" is_ready
 check "  kubectl goes on" until_true 60 tunnelled

@@ -135,7 +135,7 @@ proc_start "$dir/pids" "$dir/logs" k3s-2 ip netns exec "pk$PIKELET_CLUSTER_ID-cp
 to_second() { log n7 | grep "tunnel open" | found $second; }
 check "a second server gets a tunnel" until_true 80 to_second
 unserve
-check "without the first one the second is asked" soon says n7 "another server is asked from now on"
+check "without the first one the second is asked" soon says n7 "requests go to another server from now on"
 lease() { k get lease -n kube-node-lease n7 -o 'jsonpath={.spec.renewTime}'; }
 renewal=$(lease)
 newer() { [ "$(lease)" != "$renewal" ]; }

@@ -297,7 +297,7 @@ impl K3s {
         let cluster = Cluster { server: api_server(&server, config)?, ca: ca.into_bytes() };
         link.lead(way(&client_config(kubeconfig("k3s", &cluster, super::bootstrap::identity(&pem))).await?)?);
         if used.server != server {
-            info!(server, before = used.server, "another server is asked from now on");
+            info!(server, before = used.server, "requests go to another server from now on");
         }
         *used = Used { server, identity };
         Ok(())
