@@ -124,14 +124,13 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
     let upgrade_seen = seen.clone();
     let node_seen = node_view(config.node.name.clone(), seen);
     let pods_dir = config.root_dir.join("pods");
-    let probe_counts = probe::Counts::default();
     let shared = Arc::new(Shared {
         runtime: runtime.clone(),
         images: images.clone(),
         network: network.clone(),
         network_ready,
         probe_clients: probe::Clients::default(),
-        probe_counts: probe_counts.clone(),
+        probe_counts: probe::Counts::default(),
         seccomp_default: config.seccomp_default,
         unsafe_sysctls: config.unsafe_sysctls.clone(),
         seccomp_dir: config.root_dir.join("seccomp"),
@@ -234,7 +233,7 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
         tokio::spawn(node_allocatable::enforce(runtime.clone(), events_of_pods, allocatable));
     }
     let (pulse, pings) = Pulse::new();
-    let kubelet = kubelet(&config, table, runtime.clone(), probe_counts, pulse.clone());
+    let kubelet = kubelet(&config, &shared, &facts, pulse.clone());
     tokio::spawn(serve_local(config.state_dir.clone(), kubelet.clone(), images_of_commands, orders_tx));
     serve_api(&config, client.clone(), (cluster_ca, given.serving), kubelet, host_ips)?;
     let mut manager = Manager::new(shared);
@@ -342,17 +341,19 @@ fn apparmor() -> AppArmor {
 }
 
 /// What the kubelet API answers from.
-fn kubelet(config: &Config, pods: PodTable, runtime: Runtime, probe_counts: probe::Counts, pulse: Pulse) -> Kubelet {
+fn kubelet(config: &Config, shared: &Shared, facts: &machine::MachineInfo, pulse: Pulse) -> Kubelet {
     Kubelet {
-        pods,
+        pods: shared.table.clone(),
         logs_dir: config.logs_dir.clone(),
-        runtime,
+        runtime: shared.runtime.clone(),
         root_dir: config.root_dir.clone(),
         system_logs_dir: "/var/log".into(),
         node: config.node.name.clone(),
         configuration: Arc::new(config.configuration()),
         last: Arc::default(),
-        probe_counts,
+        machine: Arc::new(facts.clone()),
+        volumes: shared.volumes.clone(),
+        probe_counts: shared.probe_counts.clone(),
         pulse,
     }
 }

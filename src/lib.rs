@@ -20,6 +20,7 @@ pub mod init;
 mod json;
 pub mod machine;
 pub mod membership;
+pub mod metrics;
 mod mount_tree;
 pub mod network;
 pub mod pki;

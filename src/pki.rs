@@ -63,6 +63,11 @@ pub fn stands(leaf: &[u8], now: jiff::Timestamp) -> Result<Standing, String> {
     Ok(Standing::Valid { renew_in: Duration::from_secs(u64::try_from(renew - now).unwrap_or(0)) })
 }
 
+/// When a certificate (DER) ends, in seconds since the epoch; `None` when it cannot be read.
+pub fn ends(leaf: &[u8]) -> Option<i64> {
+    x509_parser::parse_x509_certificate(leaf).ok().map(|(_, parsed)| parsed.validity().not_after.timestamp())
+}
+
 /// The addresses the first certificate of a file is for.
 pub fn addresses(file: &Path) -> Result<Vec<IpAddr>, String> {
     let chain = certificates(file)?;
@@ -110,5 +115,7 @@ mod tests {
         let Standing::Valid { renew_in } = at("2030-01-01T00:00:00Z") else { panic!() };
         assert!((7.0..=9.0).contains(&(renew_in.as_secs_f64() / 86_400.0)), "{renew_in:?}");
         assert_eq!(at("2030-01-10T12:00:00Z"), Standing::Valid { renew_in: Duration::ZERO });
+        let end: jiff::Timestamp = "2030-01-11T00:00:00Z".parse().unwrap();
+        assert_eq!((ends(made.der()), ends(b"none")), (Some(end.as_second()), None));
     }
 }

@@ -22,6 +22,7 @@ use super::discovery::{BootstrapToken, Cluster, Pin, discover};
 use super::link::{Link, Replaced};
 use crate::config::mistake::explain_kubeconfig;
 use crate::machine::clock::Floor;
+use crate::metrics;
 use crate::pki::{LOOK_AGAIN, Standing, write_secret};
 
 /// Pause between two tries, and what is added to it by chance.
@@ -167,7 +168,8 @@ impl Bootstrap {
 
     async fn renew(&self, link: &Link, certificate: &ClientCertificate) -> Result<(), String> {
         let client = link.client("default".to_owned());
-        certificate.obtain(client, &self.node).await.map_err(|e| format!("the certificate was not renewed: {e}"))?;
+        let renewed = certificate.obtain(client, &self.node).await.inspect_err(|_| metrics::CLIENT_NOT_RENEWED.add([]));
+        renewed.map_err(|e| format!("the certificate was not renewed: {e}"))?;
         info!("this node's certificate was renewed");
         Ok(())
     }

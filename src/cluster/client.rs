@@ -1,8 +1,11 @@
 //! The client of an API server, from a kubeconfig: one HTTP/2 connection for all watches and writes.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use base64::Engine;
+use http::{Request, Response};
+use hyper::body::Incoming;
 use hyper_rustls::{FixedServerNameResolver, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client as HttpClient;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -10,12 +13,14 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use kube::client::{Body, ClientBuilder, ConfigExt};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
-use rustls::pki_types::ServerName;
-use tower::{BoxError, ServiceBuilder, ServiceExt};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use tower::{BoxError, Service, ServiceBuilder, ServiceExt};
 
 use super::link::Way;
 use crate::config::mistake::explain_kubeconfig;
 use crate::errors::causes;
+use crate::{metrics, pki};
 
 /// How long a connection attempt may take.
 const CONNECT_TIME: Duration = Duration::from_secs(10);
@@ -185,7 +190,44 @@ pub(super) fn way(config: &Config) -> Result<Way, String> {
         .option_layer(config.auth_layer().map_err(|e| e.to_string())?)
         .layer(config.extra_headers_layer().map_err(|e| e.to_string())?)
         .service(http.map_err(BoxError::from));
-    Ok(Way::new(service))
+    // a token that asks for another certificate does not stand for one that has expired
+    if let Some(end) = certificate_end(config) {
+        metrics::CLIENT_CERTIFICATE.set(Some(end));
+    }
+    Ok(counted(service, config))
+}
+
+/// When the certificate ends that is shown, if one is.
+fn certificate_end(config: &Config) -> Option<i64> {
+    let user = &config.auth_info;
+    let pem = match (&user.client_certificate_data, &user.client_certificate) {
+        (Some(data), _) => base64::engine::general_purpose::STANDARD.decode(data).ok()?,
+        (None, file) => std::fs::read(file.as_ref()?).ok()?,
+    };
+    pki::ends(&CertificateDer::from_pem_slice(&pem).ok()?)
+}
+
+/// Counts and times requests, until their answers begin.
+fn counted<S>(way: S, config: &Config) -> Way
+where
+    S: Service<Request<Body>, Response = Response<Incoming>, Error = BoxError, Future: Send>
+        + Clone
+        + Send
+        + Sync
+        + 'static,
+{
+    let host = config.cluster_url.authority().map(ToString::to_string).unwrap_or_default();
+    Way::new(tower::service_fn(move |request: Request<Body>| {
+        let (way, host, method) = (way.clone(), host.clone(), request.method().to_string());
+        async move {
+            let began = Instant::now();
+            let answer = way.oneshot(request).await;
+            let code = answer.as_ref().map_or_else(|_| "<error>".to_owned(), |a| a.status().as_str().to_owned());
+            metrics::REQUESTS_SENT.add([code.into(), host.clone().into(), method.clone().into()]);
+            metrics::REQUEST_TIMES.observe([host.into(), method.into()], began.elapsed());
+            answer
+        }
+    }))
 }
 
 #[cfg(test)]

@@ -19,6 +19,8 @@ pub struct NodeUsage {
     pub working_set: u64,
     /// Anonymous memory in bytes.
     pub rss: u64,
+    /// Page cache in bytes.
+    pub cache: u64,
     /// Memory in bytes.
     pub total: u64,
     /// Used swap in bytes.
@@ -70,6 +72,7 @@ pub fn memory() -> NodeUsage {
         memory: used,
         working_set: used.saturating_sub(of("Inactive(file)")),
         rss: of("AnonPages"),
+        cache: of("Cached"),
         total: of("MemTotal"),
         swap: of("SwapTotal").saturating_sub(of("SwapFree")),
         unwritten: of("Dirty") + of("Writeback"),
@@ -84,6 +87,15 @@ pub fn processes() -> (u64, u64) {
     let now = read("/proc/loadavg").split(['/', ' ']).nth(4).and_then(|n| n.parse().ok());
     let most = ["/proc/sys/kernel/pid_max", "/proc/sys/kernel/threads-max"].into_iter().filter_map(limit).min();
     (now.unwrap_or_default(), most.unwrap_or_default())
+}
+
+/// Since boot: page faults, those that read from a disk, processes the OOM killer has ended.
+pub fn events() -> [u64; 3] {
+    let text = fs::read_to_string("/proc/vmstat").unwrap_or_default();
+    ["pgfault ", "pgmajfault ", "oom_kill "].map(|key| {
+        let value = text.lines().find_map(|l| l.strip_prefix(key)?.trim().parse().ok());
+        value.unwrap_or_default()
+    })
 }
 
 /// Bytes written since boot to the disk that holds `path`; `None` where the kernel counts none (a file system of
@@ -129,6 +141,7 @@ mod tests {
     fn the_machine_is_alive() {
         let usage = node_usage();
         assert!(usage.cpu > 0 && usage.total > usage.working_set && usage.booted > 1_000_000_000);
+        assert!(events()[0] > 0);
         assert!(file_system(Path::new("/")).unwrap().capacity > 0);
     }
 }

@@ -13,6 +13,7 @@ use super::sandbox::new_id;
 use super::worker::{Worker, now_nanos};
 use super::{PodExt, is_sidecar, log_links};
 use crate::image::Image;
+use crate::metrics;
 use crate::runtime::{ContainerInfo, ContainerSpec, ExitRecord, RuntimeError};
 
 /// Why a container was not made that could have been.
@@ -219,6 +220,7 @@ impl Worker {
             if message == ENDS {
                 return;
             }
+            metrics::CONTAINERS_NOT_STARTED.add([reason.into(), self.kind(container).into()]);
             let pod = self.pod.clone();
             let state = self.state(&container.name);
             if state.exit().is_some() && !state.wants_restart(&pod, &container.name) {
@@ -293,6 +295,7 @@ impl Worker {
                 state.applied = Some(container.resources.clone().unwrap_or_default());
                 state.changed = false;
                 crate::allocator::trim_soon();
+                metrics::CONTAINERS_STARTED.add([self.kind(container).into()]);
                 self.event(Some(container), "Normal", "Started", format!("Container started: {}", container.name));
                 // before the status is told: nothing is ready that has a probe which has not said so
                 self.post_start(container);
@@ -315,6 +318,18 @@ impl Worker {
                 }
                 Err(refused)
             }
+        }
+    }
+
+    /// What kind of container it is, as metrics name it.
+    fn kind(&self, container: &Container) -> &'static str {
+        let has = |list: &[Container]| list.iter().any(|c| c.name == container.name);
+        if has(self.pod.app_containers()) {
+            "container"
+        } else if has(self.pod.init_containers()) {
+            "init_container"
+        } else {
+            "ephemeral_container"
         }
     }
 

@@ -11,7 +11,7 @@ use super::ephemeral::all_containers;
 use super::message::{Message, Pulled};
 use super::worker::Worker;
 use crate::image::{Image, ImageError, Needs, Use};
-use crate::volume;
+use crate::{metrics, volume};
 
 fn not_present(name: &str) -> Refused {
     ("ErrImageNeverPull", format!("Container image {name:?} is not present with pull policy of Never"))
@@ -135,10 +135,11 @@ impl Worker {
         }
         self.event(Some(container), "Normal", "Pulling", format!("Pulling image {image:?}"));
         self.state(&container.name).pulling = true;
+        self.timing.pull();
         let credentials = super::pull_secret::credentials(&self.pod, &*self.shared.objects).await;
         let (images, tx, name) = (self.shared.images.clone(), self.tx.clone(), container.name.clone());
         tokio::spawn(async move {
-            let result = images.pull_for(&image, &credentials, wanted).await;
+            let result = metrics::runtime("pull_image", images.pull_for(&image, &credentials, wanted)).await;
             let doubt = match &result {
                 Ok(pulled) if wanted == Use::Run => images.doubt(pulled).await,
                 _ => None,
@@ -167,6 +168,7 @@ impl Worker {
     pub(super) fn pulled(&mut self, pulled: Pulled) {
         let Pulled { container: name, image, result, doubt } = pulled;
         let name = name.as_str();
+        self.timing.pulled();
         let pod = self.pod.clone();
         let Some(container) = all_containers(&pod).find(|c| c.name == name) else { return };
         let state = self.state(name);

@@ -58,6 +58,7 @@ mod restart_all;
 mod runtime_class;
 mod sandbox;
 mod stop;
+mod timing;
 mod user_namespace;
 mod writer;
 

@@ -15,7 +15,7 @@ use super::{PodExt, qos};
 use crate::files;
 use crate::hex::hex;
 use crate::runtime::SandboxSpec;
-use crate::{machine, network, volume};
+use crate::{machine, metrics, network, volume};
 
 /// 64 random hex digits.
 pub(super) fn new_id() -> String {
@@ -80,8 +80,14 @@ impl Worker {
             filled => filled,
         };
         match shared {
-            Ok(ips) => Ok(Sandbox { id, attempt, ips, ids, ready: true }),
+            Ok(ips) => {
+                metrics::PODS_STARTED.add([]);
+                Ok(Sandbox { id, attempt, ips, ids, ready: true })
+            }
             Err(error) => {
+                if error != ENDS {
+                    metrics::PODS_NOT_STARTED.add([]);
+                }
                 for cleaned in [
                     self.shared.network.detach(&id).await.map_err(|e| e.to_string()),
                     self.shared.runtime.remove_sandbox(&id).await.map_err(|e| e.to_string()),

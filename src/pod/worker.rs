@@ -23,9 +23,10 @@ use super::mailbox::{Mailbox, Post};
 use super::message::Message;
 use super::shared::Shared;
 use super::stop::Stopping;
+use super::timing::Timing;
 use super::{PodExt, checkpoint, ephemeral, recall, references, restart_all, status, termination, writer};
 use crate::runtime::{ContainerInfo, ExitRecord, IdRange, SandboxInfo};
-use crate::volume;
+use crate::{metrics, volume};
 
 /// The sandbox of a pod.
 pub(super) struct Sandbox {
@@ -87,6 +88,7 @@ pub struct Worker {
     /// It is over, and little is kept of it (`over.rs`).
     pub(super) reduced: bool,
     pub(super) status: PodStatus,
+    pub(super) timing: Timing,
     writer: writer::StatusWriter,
 }
 
@@ -154,6 +156,7 @@ impl Worker {
             released: false,
             reduced: false,
             pulled_fresh: Vec::new(),
+            timing: Timing::new(&status),
             status,
             writer,
         };
@@ -173,9 +176,13 @@ impl Worker {
         while let Some(message) = self.mailbox.try_recv() {
             self.take(message).await;
         }
+        let mut cause = "create";
         loop {
+            let began = Instant::now();
             // boxed, and so gone while the worker waits: it is large, and there are hundreds of workers
             let wake = Box::pin(self.sync()).await;
+            let step = if self.deleted() { "kill" } else { std::mem::replace(&mut cause, "sync") };
+            metrics::POD_WORKERS.observe([step.into()], began.elapsed());
             if self.halt.is_none() || self.stopping.is_some() {
                 self.publish();
             }
@@ -192,7 +199,12 @@ impl Worker {
                 }
             };
             tokio::select! {
-                message = self.mailbox.recv() => self.take(message).await,
+                message = self.mailbox.recv() => {
+                    if let Message::Update(_) = message {
+                        cause = "update";
+                    }
+                    self.take(message).await;
+                }
                 () = sleep => {}
                 Ok(()) = network.changed() => {}
                 Ok(()) = objects.changed() => Box::pin(self.refresh()).await,
@@ -438,6 +450,7 @@ impl Worker {
         let status = self.compute();
         let mut pod = (*self.pod).clone();
         let changed = status != self.status || self.shared.table.by_uid(&self.uid).is_none();
+        self.timing.look(&pod, &status);
         pod.status = Some(status.clone());
         self.status = status;
         let pod = Arc::new(pod);

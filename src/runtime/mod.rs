@@ -8,6 +8,7 @@ mod cgroup_tree;
 mod connection;
 mod cri_log;
 mod descriptors;
+mod details;
 mod device_nodes;
 mod freezer;
 mod limits;
@@ -27,6 +28,7 @@ mod user;
 
 pub use cgroup::Hierarchies;
 pub use cri_log::{Rotation, Stream as LogStream, rotated_files};
+pub use details::{Details, DiskUse, device_of, machine_details};
 pub use log_reader::{LogOptions, last_lines, read_log};
 pub use protocol::Wanted;
 pub use seccomp::section as seccomp_profile;
@@ -41,7 +43,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::AsyncReadExt;
 use tokio::process::Command;
@@ -54,7 +56,7 @@ use program::Program;
 use protocol::{Reply, Request, StreamRequest};
 use store::SandboxFile;
 
-use crate::files;
+use crate::{files, metrics};
 
 /// How long a shim may take to become ready.
 const START_TIME: Duration = Duration::from_secs(20);
@@ -195,7 +197,7 @@ impl Runtime {
             self.start_shim(&id, &dir).await?;
             self.connect(&dir, &spec).await
         };
-        if let Err(e) = made.await {
+        if let Err(e) = metrics::runtime("run_podsandbox", made).await {
             if let Err(e) = self.remove_sandbox(&id).await {
                 tracing::warn!("removing the failed sandbox {id}: {e}");
             }
@@ -273,10 +275,17 @@ impl Runtime {
         self.inner.hierarchies.usage(&format!("{}/{cgroup}", self.inner.config.cgroup_root))
     }
 
+    /// More figures of it.
+    pub fn details(&self, cgroup: &str) -> Details {
+        self.inner.hierarchies.details(&format!("{}/{cgroup}", self.inner.config.cgroup_root))
+    }
+
     /// Sets limits of a cgroup below the agent's cgroup root, which is created when missing.
     pub fn limit(&self, cgroup: &str, resources: &Resources) -> Result<(), RuntimeError> {
         let (path, hierarchies) = (format!("{}/{cgroup}", self.inner.config.cgroup_root), &self.inner.hierarchies);
+        let began = Instant::now();
         let limited = hierarchies.create(&path).and_then(|()| hierarchies.apply(&path, resources));
+        metrics::CGROUPS.observe(["update".into()], began.elapsed());
         limited.map_err(io(format!("limiting the cgroup {path}")))
     }
 
@@ -288,7 +297,8 @@ impl Runtime {
 
     /// Creates a container's process, stopped before its program. Returns its pid on the host.
     pub async fn create_container(&self, sandbox: &str, spec: ContainerSpec) -> Result<i32, RuntimeError> {
-        match self.ask(sandbox, Request::Create { spec: Box::new(spec) }).await? {
+        let create = self.ask(sandbox, Request::Create { spec: Box::new(spec) });
+        match metrics::runtime("create_container", create).await? {
             Reply::Pid(pid) => Ok(pid),
             other => Err(unexpected(&other)),
         }
@@ -296,7 +306,8 @@ impl Runtime {
 
     /// Lets the program run; returns the start time in nanoseconds since the epoch.
     pub async fn start_container(&self, sandbox: &str, container: &str) -> Result<i64, RuntimeError> {
-        match self.ask(sandbox, Request::Start { container: container.into() }).await? {
+        let start = self.ask(sandbox, Request::Start { container: container.into() });
+        match metrics::runtime("start_container", start).await? {
             Reply::StartedAt(at) => Ok(at),
             other => Err(unexpected(&other)),
         }
@@ -312,7 +323,7 @@ impl Runtime {
             }
             self.ask(s, Request::Kill { container: c.into(), signal, all }).await
         };
-        match asked.await {
+        match metrics::runtime("stop_container", asked).await {
             Err(RuntimeError::Silent { seconds, .. }) => {
                 tracing::warn!(
                     "the shim of sandbox {s} does not answer for {seconds} s: signal {signal} to container {c} from outside"
@@ -348,7 +359,8 @@ impl Runtime {
 
     /// Removes a stopped container's state and cgroup (its log and root file system stay). Killed first if running.
     pub async fn remove_container(&self, sandbox: &str, container: &str) -> Result<(), RuntimeError> {
-        self.ask(sandbox, Request::Remove { container: container.into() }).await.map(drop)
+        let remove = self.ask(sandbox, Request::Remove { container: container.into() });
+        metrics::runtime("remove_container", remove).await.map(drop)
     }
 
     /// Starts another process in a running container. An error's text begins with `exec: ` when the command is at fault.
@@ -361,7 +373,7 @@ impl Runtime {
         wanted: Wanted,
     ) -> Result<Streams, RuntimeError> {
         let request = StreamRequest::Exec { container: container.to_owned(), args, tty, bound: false, wanted };
-        self.streams(sandbox, request).await
+        metrics::runtime("exec", self.streams(sandbox, request)).await
     }
 
     /// The same, of a process that is killed when its streams are dropped before it has ended.
@@ -373,7 +385,7 @@ impl Runtime {
         wanted: Wanted,
     ) -> Result<Streams, RuntimeError> {
         let request = StreamRequest::Exec { container: container.to_owned(), args, tty: false, bound: true, wanted };
-        self.streams(sandbox, request).await
+        metrics::runtime("exec_sync", self.streams(sandbox, request)).await
     }
 
     async fn streams(&self, sandbox: &str, request: StreamRequest) -> Result<Streams, RuntimeError> {
@@ -385,11 +397,15 @@ impl Runtime {
     /// The streams of a running container's own process, from now on.
     pub async fn attach(&self, sandbox: &str, container: &str, wanted: Wanted) -> Result<Streams, RuntimeError> {
         let request = StreamRequest::Attach { container: container.to_owned(), wanted };
-        self.streams(sandbox, request).await
+        metrics::runtime("attach", self.streams(sandbox, request)).await
     }
 
     /// Kills what still runs, ends the shim, removes namespaces, cgroup and state. Safe to repeat, also for dead shims.
     pub async fn remove_sandbox(&self, sandbox: &str) -> Result<(), RuntimeError> {
+        metrics::runtime("remove_podsandbox", self.take_down(sandbox)).await
+    }
+
+    async fn take_down(&self, sandbox: &str) -> Result<(), RuntimeError> {
         let dir = self.sandbox_dir(sandbox)?;
         let connection = self.connections().get(sandbox).cloned();
         if let Some(connection) = connection {

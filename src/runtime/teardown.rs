@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 
 use super::cgroup::Hierarchies;
 use super::store::{self, SandboxFile};
-use crate::files;
+use crate::{files, metrics};
 
 /// How long an ending or killed shim may take to be gone.
 const SHIM_END: Duration = Duration::from_millis(500);
@@ -28,7 +28,9 @@ pub fn remove_sandbox(dir: &Path, all: &Path, hierarchies: &Hierarchies) -> Resu
     match cgroups(dir, all) {
         Ok(cgroups) => {
             for cgroup in cgroups {
+                let began = Instant::now();
                 errors.extend(hierarchies.remove(&cgroup).err().map(|e| format!("removing the cgroup {cgroup}: {e}")));
+                metrics::CGROUPS.observe(["destroy".into()], began.elapsed());
             }
         }
         Err(e) => errors.push(format!("finding the cgroup of the pod: {e}")),

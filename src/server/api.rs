@@ -26,10 +26,12 @@ use super::listen::listen;
 use super::tls::Tls;
 use super::visit::Visit;
 use super::{commands, connection, files, logs, stats};
+use crate::machine::MachineInfo;
 use crate::pod::probe::Counts;
 use crate::pod::pulse::Pulse;
 use crate::pod::table::PodTable;
 use crate::runtime::Runtime;
+use crate::volume::Volumes;
 
 /// What the routes answer from; cheap to clone.
 #[derive(Clone)]
@@ -48,6 +50,10 @@ pub struct Kubelet {
     pub node: String,
     /// The settings, as a `KubeletConfiguration`.
     pub configuration: Arc<Value>,
+    /// What the machine is.
+    pub machine: Arc<MachineInfo>,
+    /// The volumes of its pods.
+    pub volumes: Volumes,
     /// What the last statistics were told from.
     pub last: Arc<stats::summary::Last>,
     /// What probes have found.

@@ -10,8 +10,8 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::tls::{Tls, TlsSettings};
-use crate::cluster;
 use crate::pki::{self, LOOK_AGAIN, Standing};
+use crate::{cluster, metrics};
 
 /// Pause after a request for a certificate that came to nothing.
 const PAUSE: Duration = Duration::from_mins(1);
@@ -154,6 +154,7 @@ impl Identity {
                 shown = false;
             }
             if let Err(error) = fetch(client.clone(), &self.node, &wanted, &files).await {
+                metrics::SERVING_NOT_RENEWED.add([]);
                 warn!(error, "no serving certificate of the cluster's signer yet");
                 tokio::time::sleep(PAUSE).await;
             } else {

@@ -21,8 +21,8 @@ use tokio_rustls::TlsAcceptor;
 use tracing::{debug, info, warn};
 
 use super::access::User;
-use crate::files;
 use crate::pki::{self, Standing, certificates, write_secret};
+use crate::{files, metrics};
 
 /// What the server's certificate is made from.
 pub struct TlsSettings {
@@ -185,6 +185,7 @@ fn build(settings: &TlsSettings) -> Result<Now, String> {
         None => self_signed(settings)?,
     };
     let chain = certificates(&cert)?;
+    metrics::SERVING_CERTIFICATE.set(chain.first().and_then(|leaf| pki::ends(leaf)));
     let key = PrivateKeyDer::from_pem_file(&key).map_err(|e| format!("reading the key {}: {e}", key.display()))?;
     let clients = settings.client_ca_file.as_deref().map(verifier).transpose()?;
     let algorithms = rustls::crypto::ring::default_provider().signature_verification_algorithms;
@@ -292,8 +293,7 @@ fn self_signed(settings: &TlsSettings) -> Result<(PathBuf, PathBuf), String> {
     Ok((cert, key))
 }
 
-/// Whom a client certificate names that was verified: the common name is the user (the last of several, as Go has it), organizations are groups (Kubernetes
-/// "Authenticating", X.509 client certificates).
+/// Whom a verified client certificate names: its last common name is the user, as Go has it, organizations are groups.
 fn user_of(certificate: &CertificateDer<'_>) -> Option<User> {
     let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
     let subject = parsed.subject();

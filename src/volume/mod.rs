@@ -1,11 +1,13 @@
 //! Volumes: one file per kind, and the atomic writer. Knows nothing of containers.
 //!
 //! `local.rs` owns emptyDir and hostPath, `persistent.rs` claims and what they are bound to, `nfs.rs` mounts of NFS,
-//! `projection.rs` what configMap, secret, downwardAPI and projected volumes hold, `atomic.rs` how that is written, `fields.rs` the values of a pod's own fields and resources, `mounts.rs`
-//! tmpfs and teardown, `under_way.rs` what may never end.
+//! `projection.rs` what configMap, secret, downwardAPI and projected volumes hold, `atomic.rs` how that is written,
+//! `fields.rs` the values of a pod's own fields and resources, `figures.rs` how full volumes are, `mounts.rs` tmpfs and
+//! teardown, `under_way.rs` what may never end.
 
 mod atomic;
 pub mod fields;
+mod figures;
 mod local;
 mod mounts;
 pub mod nfs;
@@ -22,7 +24,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::{
@@ -36,6 +38,7 @@ use under_way::{Gate, UnderWay, on_own_thread};
 
 use crate::files;
 pub use crate::mount_tree::Follow;
+pub use figures::ClaimFigures;
 pub use mounts::{remove_tree, shared_memory};
 pub use sub_path::{Part, read_beneath, release_sub_paths, stays_inside, sub_path};
 
@@ -145,6 +148,7 @@ pub struct Volumes {
     allocatable: Arc<fields::Allocatable>,
     tokens: Arc<Mutex<HashMap<TokenKey, Token>>>,
     under_way: Arc<UnderWay>,
+    placed: Arc<figures::Placed>,
     nfs: Arc<nfs::Mounter>,
     /// How long a pod's set-up waits for a disk or server before it says so and looks at the pod again.
     patience: Duration,
@@ -186,6 +190,7 @@ impl Volumes {
             allocatable: Arc::new(allocatable),
             tokens: Arc::default(),
             under_way: Arc::default(),
+            placed: Arc::default(),
             nfs: Arc::default(),
             patience: Duration::from_secs(10),
         }
@@ -196,7 +201,10 @@ impl Volumes {
         let mut paths = BTreeMap::new();
         let used = used(pod);
         for volume in pod_volumes(pod).iter().filter(|v| used.contains(v.name.as_str())) {
-            let path = Box::pin(self.set_up(pod, volume)).await.map_err(|message| in_volume(volume, message))?;
+            let began = Instant::now();
+            let outcome = Box::pin(self.set_up(pod, volume)).await;
+            self.note(pod, volume, began, &outcome);
+            let path = outcome.map_err(|message| in_volume(volume, message))?;
             paths.insert(volume.name.clone(), path);
         }
         Ok(paths)
@@ -240,6 +248,7 @@ impl Volumes {
 
     /// Removes a folder of a pod, for which nothing is mounted any more.
     async fn remove(&self, uid: &str, dir: PathBuf) -> Vec<String> {
+        self.placed.forget(uid);
         if let Err(error) = self.under_way.end(uid).await {
             return vec![error];
         }

@@ -14,7 +14,7 @@ use super::{Volumes, fs_group, local, mounts, ownership};
 use crate::mount_tree::Follow;
 
 /// Name of the claim behind a volume, and whether the volume is asked for read-only.
-fn claim_of(pod: &Pod, volume: &Volume) -> Option<(String, bool)> {
+pub(super) fn claim_of(pod: &Pod, volume: &Volume) -> Option<(String, bool)> {
     if let Some(source) = &volume.persistent_volume_claim {
         return Some((source.claim_name.clone(), source.read_only == Some(true)));
     }

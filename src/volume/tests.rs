@@ -32,7 +32,7 @@ impl Drop for Scratch {
 }
 
 #[derive(Default)]
-struct Fake {
+pub(super) struct Fake {
     color: Mutex<String>,
     tokens: AtomicU32,
     /// What the persistent volume `pv` is.

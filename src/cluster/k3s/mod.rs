@@ -32,6 +32,7 @@ use super::join::{Given, Membership, Pods};
 use super::link::{Link, Replaced};
 use crate::hex::hex;
 use crate::machine::clock::Floor;
+use crate::metrics;
 use crate::pki::{LOOK_AGAIN, Standing, write_secret};
 use config::ServerConfig;
 pub(super) use supervisor::Proof;
@@ -248,7 +249,8 @@ impl K3s {
                     } else if link.is_refused().await {
                         replaced.by(self.enroll(&used.server, true)).await
                     } else if renew_in.is_zero() {
-                        self.enroll(&used.server, false).await
+                        let renewed = self.enroll(&used.server, false).await;
+                        renewed.inspect_err(|_| metrics::CLIENT_NOT_RENEWED.add([]))
                     } else {
                         tokio::select! {
                             () = tokio::time::sleep(renew_in.min(LOOK_AGAIN)) => {}

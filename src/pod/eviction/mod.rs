@@ -25,6 +25,7 @@ use super::table::PodTable;
 use super::times::seconds;
 use crate::cluster::EventRecorder;
 use crate::image::{GcPolicy, ImageStore};
+use crate::metrics;
 use crate::runtime::Runtime;
 pub use admission::refuse;
 use ranking::Candidate;
@@ -72,6 +73,9 @@ pub struct Evictions {
 impl Evictions {
     /// Watches for ever.
     pub async fn keep(self) {
+        for signal in Signal::ALL.map(Signal::name).into_iter().chain(storage::SIGNALS) {
+            metrics::EVICTIONS.expect([signal.into()]);
+        }
         let evictions = Arc::new(self);
         tokio::join!(evictions.clone().keep_node(), evictions.keep_limits());
     }
@@ -147,11 +151,12 @@ impl Evictions {
             self.policy.max_pod_grace.min(seconds(own))
         };
         let uid = first.pod.uid().to_owned();
-        self.evict(&uid, message, grace).await;
+        self.evict(&uid, signal.name(), message, grace).await;
         Some(uid)
     }
 
-    async fn evict(&self, uid: &str, message: String, grace: Duration) {
+    async fn evict(&self, uid: &str, signal: &'static str, message: String, grace: Duration) {
+        metrics::EVICTIONS.add([signal.into()]);
         let order = Order::Evict { uid: uid.to_owned(), reason: "Evicted", message, grace };
         if self.orders.send(order).await.is_err() {
             warn!(pod = uid, "not evicted: the agent is ending");
@@ -194,9 +199,9 @@ impl Evictions {
             });
             let Ok((again, over)) = looked.await else { return };
             watch = again;
-            for (uid, message) in over {
+            for (uid, signal, message) in over {
                 if self.active(&uid).is_some_and(|p| !ranking::is_critical(&p)) {
-                    self.evict(&uid, message, IMMEDIATE).await;
+                    self.evict(&uid, signal, message, IMMEDIATE).await;
                 }
             }
         }

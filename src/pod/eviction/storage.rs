@@ -128,8 +128,11 @@ fn limits(pod: &Pod) -> Limits {
     Limits { volumes, pod, containers }
 }
 
-/// What the kubelet says of the first limit that is passed, or how far it is to the nearest.
-fn compare(limits: &Limits, used: &OnDisk) -> Result<u64, String> {
+/// The kubelet's signals for these limits.
+pub const SIGNALS: [&str; 3] = ["emptydirfs.limit", "ephemeralpodfs.limit", "ephemeralcontainerfs.limit"];
+
+/// What the kubelet says of the first limit that is passed, with its signal, or how far it is to the nearest.
+fn compare(limits: &Limits, used: &OnDisk) -> Result<u64, (&'static str, String)> {
     let mut room = u64::MAX;
     let mut within = |used: u64, limit: u64| {
         room = room.min(limit.saturating_sub(used));
@@ -138,19 +141,23 @@ fn compare(limits: &Limits, used: &OnDisk) -> Result<u64, String> {
     for (name, limit) in &limits.volumes {
         if !within(used.volumes.get(name).map_or(0, |u| u.0), *limit) {
             let limit = quantity::binary(*limit);
-            return Err(format!("Usage of EmptyDir volume {name:?} exceeds the limit {limit:?}. "));
+            return Err((SIGNALS[0], format!("Usage of EmptyDir volume {name:?} exceeds the limit {limit:?}. ")));
         }
     }
     if let Some(limit) = limits.pod
         && !within(used.total().0, limit)
     {
         let limit = quantity::binary(limit);
-        return Err(format!("Pod ephemeral local storage usage exceeds the total limit of containers {limit}. "));
+        let message = format!("Pod ephemeral local storage usage exceeds the total limit of containers {limit}. ");
+        return Err((SIGNALS[1], message));
     }
     for (name, limit) in &limits.containers {
         if !within(used.containers.get(name).map_or(0, |u| u.0), *limit) {
             let limit = quantity::binary(*limit);
-            return Err(format!("Container {name} exceeded its local ephemeral storage limit {limit:?}. "));
+            return Err((
+                SIGNALS[2],
+                format!("Container {name} exceeded its local ephemeral storage limit {limit:?}. "),
+            ));
         }
     }
     Ok(room)
@@ -191,9 +198,13 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// The pods that use more than they may, and what the kubelet says of them. Walks the folders of those that may
-    /// have come near their limits.
-    pub fn over<'a>(&mut self, pods: impl Iterator<Item = &'a Pod>, places: &Places) -> Vec<(String, String)> {
+    /// The pods that use more than they may, by which signal, and what the kubelet says of them. Walks the folders of those
+    /// that may have come near their limits.
+    pub fn over<'a>(
+        &mut self,
+        pods: impl Iterator<Item = &'a Pod>,
+        places: &Places,
+    ) -> Vec<(String, &'static str, String)> {
         let mut over = Vec::new();
         let mut disks = None;
         let mut seen = HashMap::new();
@@ -209,8 +220,8 @@ impl Watch {
                 Some(measured) => measured,
                 None => match compare(&limits, &measure(pod, places)) {
                     Ok(room) => Measured { at: Instant::now(), disks: disks.clone(), room, limits: stated },
-                    Err(message) => {
-                        over.push((pod.uid().to_owned(), message));
+                    Err((signal, message)) => {
+                        over.push((pod.uid().to_owned(), signal, message));
                         continue;
                     }
                 },
@@ -254,7 +265,7 @@ mod tests {
         let limits = limits(&pod());
         assert_eq!(limits.volumes, [("e".to_owned(), 1 << 20)], "not the one in memory");
         assert_eq!(compare(&limits, &of(0, 4, 1)), Ok(1 << 20));
-        let message = |used| compare(&limits, &used).unwrap_err();
+        let message = |used| compare(&limits, &used).unwrap_err().1;
         assert_eq!(message(of(2, 0, 0)), "Usage of EmptyDir volume \"e\" exceeds the limit \"1Mi\". ");
         assert_eq!(
             message(of(1, 1, 9)),
@@ -263,7 +274,7 @@ mod tests {
         let limits = Limits { pod: None, ..limits };
         assert_eq!(
             compare(&limits, &of(0, 11, 0)).unwrap_err(),
-            "Container a exceeded its local ephemeral storage limit \"10Mi\". "
+            (SIGNALS[2], "Container a exceeded its local ephemeral storage limit \"10Mi\". ".to_owned())
         );
     }
 
@@ -294,13 +305,13 @@ mod tests {
         assert!(found.containers["a"].0 >= 300_000 && found.containers["a"].0 < 400_000);
         assert!(found.volumes["e"].0 >= 2_000_000 && !found.volumes.contains_key("m"));
         let over = Watch::default().over([&pod()].into_iter(), &places);
-        assert!(over[0].1.contains("EmptyDir volume \"e\""));
+        assert!(over[0].1 == SIGNALS[0] && over[0].2.contains("EmptyDir volume \"e\""));
         std::fs::remove_dir_all(places.pods.join("u/volumes")).unwrap();
         write(places.pods.join("u/etc-hosts"), 6_000_000);
         write(places.pods.join("u/containers/a/12345678"), 6_000_000);
         assert!(measure(&pod(), &places).files.0 >= 12_000_000);
         let over = Watch::default().over([&pod()].into_iter(), &places);
-        assert!(over[0].1.starts_with("Pod ephemeral local storage usage exceeds"), "{over:?}");
+        assert!(over[0].2.starts_with("Pod ephemeral local storage usage exceeds"), "{over:?}");
         std::fs::remove_dir_all(&root).unwrap();
     }
 }

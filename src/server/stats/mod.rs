@@ -68,3 +68,59 @@ fn containers(kubelet: &Kubelet, pod: &Pod, cgroup: &str) -> Vec<ContainerReadin
     };
     statuses(pod).filter_map(reading).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use super::text::Text;
+
+    /// Names and labels of what is told, and that all can be read.
+    fn told(text: &Text) -> BTreeMap<String, BTreeSet<String>> {
+        let (mut found, mut seen) = (BTreeMap::<_, BTreeSet<_>>::new(), BTreeSet::new());
+        for line in text.lines() {
+            if let Some(head) = line.strip_prefix("# ") {
+                let words: Vec<&str> = head.split(' ').take(2).collect();
+                assert!(seen.insert(words.join(" ")), "twice: {line}");
+                continue;
+            }
+            let end = line.find("} ").map_or_else(|| line.find(' '), |at| Some(at + 1)).unwrap();
+            let series = &line[..end];
+            assert!(seen.insert(series.to_owned()), "twice: {series}");
+            let (name, labels) = series.split_once('{').unwrap_or((series, ""));
+            let labels = labels.trim_end_matches('}').split(',').filter_map(|l| l.split_once('='));
+            found.entry(name.to_owned()).or_default().extend(labels.map(|(label, _)| label.to_owned()));
+        }
+        found
+    }
+
+    #[tokio::test]
+    async fn what_rules_and_dashboards_read_is_there_or_named_as_absent() {
+        let (own, probes) = super::own::tests::told().await;
+        let places = [
+            ("/metrics", told(&own)),
+            ("/metrics/probes", told(&probes)),
+            ("/metrics/cadvisor", told(&super::cadvisor::tests::told())),
+            ("/metrics/resource", told(&super::resource::tests::told())),
+        ];
+        let absent = include_str!("../../../docs/metrics.md").split_once("## Not served").unwrap().1;
+        let mut count = 0;
+        for line in include_str!("../../../tests/metrics.txt").lines().filter(|l| !l.is_empty() && !l.starts_with('#'))
+        {
+            count += 1;
+            let words: Vec<&str> = line.split(' ').collect();
+            let (place, name) = (words[0], words[1]);
+            if place == "absent" {
+                assert!(absent.contains(&format!("`{name}`")), "docs/metrics.md does not name {name}");
+                assert!(places.iter().all(|(_, told)| !told.contains_key(name)), "{name} is there");
+                continue;
+            }
+            let (_, told) = places.iter().find(|(p, _)| *p == place).expect(line);
+            let labels = told.get(name).unwrap_or_else(|| panic!("{place} does not tell {name}"));
+            for label in &words[2..] {
+                assert!(labels.contains(*label), "{name} has no label {label}: {labels:?}");
+            }
+        }
+        assert!(count > 80, "{count}");
+    }
+}

@@ -1,16 +1,22 @@
 //! `/metrics`: the agent about itself; `/metrics/probes`: about probes.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
 use axum::extract::State;
 use axum::response::Response;
+use k8s_openapi::api::core::v1::Pod;
 
 use super::text::Text;
 use crate::machine::health::Readings;
-use crate::machine::usage::node_usage;
+use crate::machine::usage::{FileSystem, node_usage};
+use crate::metrics;
 use crate::pod::PodExt;
+use crate::pod::probe::Counts;
 use crate::server::api::Kubelet;
+use crate::volume::ClaimFigures;
 
 /// Kernel ticks per second in `/proc/self/stat`.
 const TICKS: f64 = 100.0;
@@ -19,18 +25,39 @@ fn page() -> f64 {
     nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten().map_or(4096.0, |n| n as f64)
 }
 
+type OfClaim = (&'static str, &'static str, fn(&FileSystem) -> u64);
+
+const CLAIMS: [OfClaim; 6] = [
+    ("kubelet_volume_stats_capacity_bytes", "Size of a claim's file system.", |f| f.capacity),
+    ("kubelet_volume_stats_available_bytes", "Bytes that can still be written to a claim.", |f| f.available),
+    ("kubelet_volume_stats_used_bytes", "Used bytes of a claim's file system.", |f| f.used),
+    ("kubelet_volume_stats_inodes", "Inodes of a claim's file system.", |f| f.inodes),
+    ("kubelet_volume_stats_inodes_free", "Free inodes of a claim's file system.", |f| f.inodes_free),
+    ("kubelet_volume_stats_inodes_used", "Used inodes of a claim's file system.", |f| {
+        f.inodes.saturating_sub(f.inodes_free)
+    }),
+];
+
 /// The answer to `/metrics`.
 pub async fn metrics(State(kubelet): State<Kubelet>) -> Response {
     let mut text = Text::default();
-    let pods = kubelet.pods.list();
-    let running = pods.iter().filter(|p| kubelet.runtime.sandbox_of(p.uid()).is_some());
-    text.single(
-        "kubelet_running_pods",
-        "gauge",
-        "Number of pods that have a running pod sandbox",
-        &[],
-        running.count() as f64,
-    );
+    let all = kubelet.pods.list();
+    let running = all.iter().filter(|p| kubelet.runtime.sandbox_of(p.uid()).is_some());
+    pods(&mut text, &kubelet.node, running.count(), &all);
+    board(&mut text, &Readings::read(Path::new("/")));
+    process(&mut text);
+    let phase = |p: &Pod| p.status.as_ref().and_then(|s| s.phase.clone()).unwrap_or_default();
+    let wanted = all.iter().map(|p| &**p).filter(|p| !matches!(phase(p).as_str(), "Succeeded" | "Failed"));
+    volumes(&mut text, &kubelet.volumes.count(wanted), &kubelet.volumes.claims(&all).await);
+    for family in metrics::ALL {
+        text.family(family);
+    }
+    text.response()
+}
+
+/// The agent, and how many pods and containers it has.
+fn pods(text: &mut Text, node: &str, running: usize, pods: &[Arc<Pod>]) {
+    text.single("kubelet_running_pods", "gauge", "Number of pods that have a running pod sandbox", &[], running as f64);
     text.metric("kubelet_running_containers", "gauge", "Number of containers by state");
     let states = pods.iter().flat_map(|p| p.status.iter().flat_map(|s| s.container_statuses.iter().flatten()));
     let (mut up, mut ended, mut waiting) = (0, 0, 0);
@@ -44,13 +71,27 @@ pub async fn metrics(State(kubelet): State<Kubelet>) -> Response {
     for (state, count) in [("running", up), ("exited", ended), ("created", waiting)] {
         text.sample("kubelet_running_containers", &[("container_state", state)], f64::from(count), None);
     }
-    let node = kubelet.node.as_str();
     text.single("kubelet_node_name", "gauge", "The node's name. The count is always 1.", &[("node", node)], 1.0);
     let version = [("git_version", crate::cluster::KUBELET_VERSION), ("pikelet_version", env!("CARGO_PKG_VERSION"))];
     text.single("kubernetes_build_info", "gauge", "What is running, always 1.", &version, 1.0);
-    board(&mut text, &Readings::read(Path::new("/")));
-    process(&mut text);
-    text.response()
+}
+
+/// How many volumes there are, and how full those of claims are, each once.
+fn volumes(text: &mut Text, counts: &BTreeMap<&'static str, [u64; 2]>, claims: &[ClaimFigures]) {
+    let name = "volume_manager_total_volumes";
+    text.metric(name, "gauge", "Volumes that pods want, and those that are set up, by kind.");
+    for (plugin, of) in counts {
+        for (state, count) in ["desired_state_of_world", "actual_state_of_world"].into_iter().zip(of) {
+            text.sample(name, &[("plugin_name", plugin), ("state", state)], *count as f64, None);
+        }
+    }
+    let claims: BTreeMap<_, _> = claims.iter().map(|c| ((c.namespace.as_str(), c.claim.as_str()), c.of)).collect();
+    for (name, help, value) in CLAIMS {
+        text.metric(name, "gauge", help);
+        for ((namespace, claim), of) in &claims {
+            text.sample(name, &[("namespace", namespace), ("persistentvolumeclaim", claim)], value(of) as f64, None);
+        }
+    }
 }
 
 /// What the board's sensors say; nothing of those it does not have.
@@ -108,9 +149,14 @@ fn process(text: &mut Text) {
 /// The answer to `/metrics/probes`.
 pub async fn probes(State(kubelet): State<Kubelet>) -> Response {
     let mut text = Text::default();
+    probed(&mut text, &kubelet.probe_counts);
+    text.response()
+}
+
+fn probed(text: &mut Text, counts: &Counts) {
     let help = "Cumulative number of a liveness, readiness or startup probe for a container by result.";
     text.metric("prober_probe_total", "counter", help);
-    for (probed, count) in kubelet.probe_counts.list() {
+    for (probed, count) in counts.list() {
         for (result, value) in [("successful", count.successful), ("failed", count.failed)] {
             let labels = [
                 ("container", probed.container.as_str()),
@@ -125,13 +171,54 @@ pub async fn probes(State(kubelet): State<Kubelet>) -> Response {
             }
         }
     }
-    text.response()
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::machine::health::Zone;
+    use crate::pod::probe::Kind;
+
+    /// What `/metrics` and `/metrics/probes` tell of a node with one pod that has all there can be.
+    pub async fn told() -> (Text, Text) {
+        let (mut text, mut of_probes) = (Text::default(), Text::default());
+        pods(&mut text, "n", 1, &[]);
+        process(&mut text);
+        let of = FileSystem { capacity: 10, available: 3, used: 6, inodes: 5, inodes_free: 1 };
+        // two pods of one claim
+        let claim =
+            ClaimFigures { pod_uid: "u".into(), volume: "v".into(), namespace: "n".into(), claim: "c".into(), of };
+        volumes(&mut text, &[("kubernetes.io/nfs", [2, 1])].into(), &[claim.clone(), claim]);
+        metrics::runtime("told", async { Ok::<_, ()>(()) }).await.unwrap();
+        metrics::POD_WORKERS.observe(["sync".into()], std::time::Duration::ZERO);
+        metrics::CGROUPS.observe(["update".into()], std::time::Duration::ZERO);
+        metrics::VOLUMES.observe([const { std::borrow::Cow::Borrowed("x") }; 4], std::time::Duration::ZERO);
+        metrics::REQUESTS_SENT.add(["200".into(), "h".into(), "GET".into()]);
+        metrics::REQUEST_TIMES.observe(["h".into(), "GET".into()], std::time::Duration::ZERO);
+        metrics::EVICTIONS.expect(["memory.available".into()]);
+        metrics::CONTAINERS_STARTED.add(["container".into()]);
+        for family in metrics::ALL {
+            text.family(family);
+        }
+        let counts = Counts::default();
+        counts.add(&Pod::default(), "c", Kind::Liveness, true);
+        probed(&mut of_probes, &counts);
+        (text, of_probes)
+    }
+
+    #[tokio::test]
+    async fn a_claim_of_two_pods_is_told_of_once() {
+        let (text, _) = told().await;
+        let of = |start: &str| text.lines().filter(|l| l.starts_with(start)).map(str::to_owned).collect::<Vec<_>>();
+        let claim = r#"{namespace="n",persistentvolumeclaim="c"}"#;
+        assert_eq!(of("kubelet_volume_stats_used_bytes{"), [format!("kubelet_volume_stats_used_bytes{claim} 6")]);
+        assert_eq!(of("kubelet_volume_stats_inodes_used{"), [format!("kubelet_volume_stats_inodes_used{claim} 4")]);
+        let volumes = [("desired", 2), ("actual", 1)].map(|(state, count)| {
+            let labels = format!(r#"plugin_name="kubernetes.io/nfs",state="{state}_state_of_world""#);
+            format!("volume_manager_total_volumes{{{labels}}} {count}")
+        });
+        assert_eq!(of("volume_manager_total_volumes{"), volumes);
+    }
 
     #[test]
     fn a_board_is_told_by_its_sensors() {

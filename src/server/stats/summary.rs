@@ -9,6 +9,7 @@ use axum::Json;
 use axum::extract::{Query, State};
 use axum::response::{IntoResponse, Response};
 use http::StatusCode;
+use k8s_openapi::api::core::v1::Volume;
 use serde_json::{Value, json};
 
 use super::{ContainerReading, PodReading, read};
@@ -18,6 +19,7 @@ use crate::machine::usage::{self, FileSystem, file_system, node_usage};
 use crate::pod::PodExt;
 use crate::runtime::{Interface, Usage, interfaces};
 use crate::server::api::Kubelet;
+use crate::volume::ClaimFigures;
 
 /// CPU times of the last answer, from which the present use is told.
 #[derive(Default)]
@@ -42,15 +44,16 @@ impl Last {
 /// The answer.
 pub async fn summary(State(kubelet): State<Kubelet>, Query(query): Query<HashMap<String, String>>) -> Response {
     let only = query.get("only_cpu_and_memory").is_some_and(|v| v == "true");
+    let claims = if only { Vec::new() } else { kubelet.volumes.claims(&kubelet.pods.list()).await };
     // walking folders takes time
-    let made = tokio::task::spawn_blocking(move || compute(&kubelet, only)).await;
+    let made = tokio::task::spawn_blocking(move || compute(&kubelet, only, &claims)).await;
     match made {
         Ok(summary) => Json(summary).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("reading statistics: {error}")).into_response(),
     }
 }
 
-fn compute(kubelet: &Kubelet, only: bool) -> Value {
+fn compute(kubelet: &Kubelet, only: bool, claims: &[ClaimFigures]) -> Value {
     let time = jiff::Timestamp::now().to_string();
     let pods = read(kubelet);
     let keys: Vec<&str> = pods
@@ -72,7 +75,7 @@ fn compute(kubelet: &Kubelet, only: bool) -> Value {
                 "usageBytes": node.memory, "workingSetBytes": node.working_set, "rssBytes": node.rss},
             "swap": {"time": time, "swapUsageBytes": node.swap},
         },
-        "pods": pods.iter().map(|p| pod(kubelet, p, &time, root, only)).collect::<Vec<_>>(),
+        "pods": pods.iter().map(|p| pod(kubelet, p, &time, root, only, claims)).collect::<Vec<_>>(),
     });
     if !only {
         let (images, _) = disk_usage(&kubelet.root_dir.join("images"));
@@ -99,7 +102,14 @@ fn cpu_memory(kubelet: &Kubelet, key: &str, usage: &Usage, time: &str) -> (Value
     (cpu, memory)
 }
 
-fn pod(kubelet: &Kubelet, reading: &PodReading, time: &str, root: FileSystem, only: bool) -> Value {
+fn pod(
+    kubelet: &Kubelet,
+    reading: &PodReading,
+    time: &str,
+    root: FileSystem,
+    only: bool,
+    claims: &[ClaimFigures],
+) -> Value {
     let pod = &reading.pod;
     let (cpu, memory) = cpu_memory(kubelet, &reading.cgroup, &reading.usage, time);
     let started = pod.status.as_ref().and_then(|s| s.start_time.clone());
@@ -122,7 +132,8 @@ fn pod(kubelet: &Kubelet, reading: &PodReading, time: &str, root: FileSystem, on
     let volumes = kubelet.root_dir.join("pods").join(pod.uid()).join("volumes");
     let (mut used, mut inodes) = (0, 0);
     let mut list = Vec::new();
-    for entry in pod.spec.iter().flat_map(|s| s.volumes.iter().flatten()) {
+    let own = |v: &&Volume| v.persistent_volume_claim.is_none() && v.ephemeral.is_none();
+    for entry in pod.spec.iter().flat_map(|s| s.volumes.iter().flatten()).filter(own) {
         let Some(dir) = volume_dir(&volumes, &entry.name) else { continue };
         let (bytes, files) = disk_usage(&dir);
         let on = file_system(&dir).unwrap_or(root);
@@ -131,6 +142,12 @@ fn pod(kubelet: &Kubelet, reading: &PodReading, time: &str, root: FileSystem, on
         list.push(volume);
         used += bytes;
         inodes += files;
+    }
+    for claim in claims.iter().filter(|c| c.pod_uid == pod.uid()) {
+        let mut volume = fs(claim.of, claim.of.used, claim.of.inodes.saturating_sub(claim.of.inodes_free), time);
+        volume["name"] = json!(claim.volume);
+        volume["pvcRef"] = json!({"namespace": claim.namespace, "name": claim.claim});
+        list.push(volume);
     }
     let write_layers = containers_used(&value);
     value["volume"] = json!(list);

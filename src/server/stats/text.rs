@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use crate::metrics::{Family, Sample};
+
 /// Metrics in the making.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Text(String);
@@ -34,7 +36,7 @@ impl Text {
         if !labels.is_empty() {
             self.0.push('}');
         }
-        let _ = write!(self.0, " {value}");
+        let _ = if value.is_infinite() { write!(self.0, " +Inf") } else { write!(self.0, " {value}") };
         if let Some(at) = at {
             let _ = write!(self.0, " {at}");
         }
@@ -45,6 +47,25 @@ impl Text {
     pub fn single(&mut self, name: &str, kind: &str, help: &str, labels: Labels<'_>, value: f64) {
         self.metric(name, kind, help);
         self.sample(name, labels, value, None);
+    }
+
+    /// All of a family, if there is anything to tell.
+    pub fn family(&mut self, family: &dyn Family) {
+        let samples = family.samples();
+        if samples.is_empty() {
+            return;
+        }
+        let (name, kind, help) = family.head();
+        self.metric(name, kind, help);
+        for Sample { suffix, labels, value } in samples {
+            let labels: Vec<(&str, &str)> = labels.iter().map(|(key, value)| (*key, value.as_ref())).collect();
+            self.sample(&format!("{name}{suffix}"), &labels, value, None);
+        }
+    }
+
+    #[cfg(test)]
+    pub fn lines(&self) -> std::str::Lines<'_> {
+        self.0.lines()
     }
 
     /// The answer to a scrape.
