@@ -181,7 +181,9 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
     tokio::spawn(board::tell(shared.events.clone(), state_tx.clone()));
     tokio::spawn(upgrade::follow(shared.events.clone(), upgrade_seen));
     tokio::spawn(told::pressures(pressures, state_tx.clone()));
-    tokio::spawn(told::shutdown(shutdown_tx.subscribe(), state_tx));
+    tokio::spawn(told::shutdown(shutdown_tx.subscribe(), state_tx, shared.events.clone()));
+    let (events_of_kernel, seen_of_kernel) = (shared.events.clone(), machine::oom::place(&config.state_dir));
+    tokio::spawn(async move { told::system_oom(events_of_kernel, &seen_of_kernel).await });
     if !config.shutdown.is_empty() {
         let (groups, orders) = (config.shutdown.clone(), orders_tx.clone());
         tokio::spawn(Shutdown { groups, table: table.clone(), orders, state: shutdown_tx }.keep());

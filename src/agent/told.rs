@@ -1,12 +1,15 @@
-//! What the Node is told beside the board: what it runs short of, that it is going to be switched off, its images.
+//! What the Node is told beside the board: what it runs short of, that it is going to be switched off, its images, and
+//! which processes it has lost for want of memory.
 
 use std::net::IpAddr;
+use std::path::Path;
 
 use tokio::sync::watch;
 use tracing::warn;
 
-use crate::cluster::NodeState;
+use crate::cluster::{EventRecorder, NodeState};
 use crate::image::{Image, ImageStore};
+use crate::machine::oom;
 use crate::pod::eviction::Pressures;
 
 /// Tells the Node what it runs short of.
@@ -25,12 +28,29 @@ pub async fn addresses(mut ips: watch::Receiver<Vec<IpAddr>>, state: watch::Send
     }
 }
 
-/// Tells the Node that the machine is going to be switched off.
-pub async fn shutdown(mut shutting_down: watch::Receiver<bool>, state: watch::Sender<NodeState>) {
+/// Tells the Node that the machine is going to be switched off, and by an Event in the kubelet's words.
+pub async fn shutdown(
+    mut shutting_down: watch::Receiver<bool>,
+    state: watch::Sender<NodeState>,
+    events: EventRecorder,
+) {
     while shutting_down.changed().await.is_ok() {
         let now = *shutting_down.borrow_and_update();
-        state.send_modify(|s| s.shutting_down = now);
+        let new = state.send_if_modified(|s| std::mem::replace(&mut s.shutting_down, now) != now);
+        if new {
+            let what = if now { "event" } else { "cancellation" };
+            events.node_event("Normal", "Shutdown", format!("Shutdown manager detected shutdown {what}"));
+        }
     }
+}
+
+/// Tells by Events which processes the kernel ended as the machine was out of memory, in the kubelet's words.
+pub async fn system_oom(events: EventRecorder, seen: &Path) {
+    let tell = |oom::Victim { name, pid }| {
+        let message = format!("System OOM encountered, victim process: {name}, pid: {pid}");
+        events.node_event("Warning", "SystemOOM", message);
+    };
+    oom::watch(seen, tell).await;
 }
 
 /// Tells the Node which images there are.

@@ -242,7 +242,7 @@ pub async fn keep_node(
     let mut written = Value::Null;
     let mut written_at = Instant::now();
     let mut registered = false;
-    let (mut gone, mut reader) = (Vec::new(), Reader::default());
+    let (mut gone, mut reader, mut cordoned) = (Vec::new(), Reader::default(), false);
     let mut tick = tokio::time::interval(settings.heartbeat.look);
     loop {
         if !registered {
@@ -307,6 +307,9 @@ pub async fn keep_node(
                     let Ok(node) = reader.read(node) else { continue };
                     if overruled(&node, &written) {
                         written = Value::Null;
+                    }
+                    if let Some((kind, reason, message)) = node_events::of_schedule(&settings.name, &mut cordoned, &node) {
+                        recorder.node_event(kind, reason, message);
                     }
                     let now = NodeSeen::of(&node);
                     seen.send_if_modified(|old| old.as_ref() != Some(&now) && { *old = Some(now); true });

@@ -34,11 +34,29 @@ pub fn of(name: &str, before: &Node, now: &Value) -> Vec<Told> {
     rebooted.into_iter().chain(CONDITIONS.iter().filter_map(changed)).collect()
 }
 
+/// Whether somebody has cordoned the Node, or taken that back, since it was so before.
+pub fn of_schedule(name: &str, was: &mut bool, node: &Node) -> Option<Told> {
+    let now = node.spec.as_ref().is_some_and(|s| s.unschedulable == Some(true));
+    let reason = if now { "NodeNotSchedulable" } else { "NodeSchedulable" };
+    (std::mem::replace(was, now) != now).then(|| ("Normal", reason, format!("Node {name} status is now: {reason}")))
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn a_cordon_is_told_of_when_it_comes_and_goes() {
+        let node = |spec: Value| -> Node { serde_json::from_value(json!({"metadata": {}, "spec": spec})).unwrap() };
+        let mut was = false;
+        let mut reason = |spec| of_schedule("n", &mut was, &node(spec)).map(|told| told.1);
+        assert_eq!(reason(json!({})), None);
+        assert_eq!(reason(json!({"unschedulable": true})), Some("NodeNotSchedulable"));
+        assert_eq!(reason(json!({"unschedulable": true})), None);
+        assert_eq!(reason(json!({})), Some("NodeSchedulable"));
+    }
 
     #[test]
     fn what_changes_is_told_once() {

@@ -45,6 +45,9 @@ pub enum GcError {
         /// Bytes freed.
         freed: u64,
     },
+    /// The file system says of itself that it has no room at all.
+    #[error("invalid capacity 0 on image filesystem")]
+    NoCapacity,
     /// The store or its file system failed.
     #[error(transparent)]
     Store(#[from] ImageError),
@@ -90,6 +93,9 @@ impl ImageStore {
             source: e.into(),
         })?;
         let unit = crate::machine::usage::block_size(&disk);
+        if disk.blocks() == 0 {
+            return Err(GcError::NoCapacity);
+        }
         let Some(wanted) = to_free(disk.blocks() * unit, disk.blocks_available() * unit, policy) else {
             return Ok(total);
         };
@@ -136,8 +142,10 @@ impl ImageStore {
                 Ok(_) => failed = false,
                 Err(error) => {
                     warn!(%error, "image garbage collection");
-                    if let GcError::NotEnough { .. } = error {
-                        report("FreeDiskSpaceFailed", error.to_string());
+                    match error {
+                        GcError::NotEnough { .. } => report("FreeDiskSpaceFailed", error.to_string()),
+                        GcError::NoCapacity => report("InvalidDiskCapacity", error.to_string()),
+                        GcError::Store(_) => {}
                     }
                     // once may be chance
                     if failed {

@@ -12,6 +12,7 @@ pub mod folder_usage;
 pub mod health;
 pub mod logind;
 mod notify;
+pub mod oom;
 pub mod usage;
 
 use std::fs;

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use k8s_openapi::api::core::v1::Container;
+use k8s_openapi::api::core::v1::{Container, Pod};
 use tracing::{debug, warn};
 
 use super::container::LABEL_REASON;
@@ -10,6 +10,7 @@ use super::ephemeral::ephemeral;
 use super::recall::UNKNOWN;
 use super::restart::policy;
 use super::sandbox::new_id;
+use super::times::in_words;
 use super::worker::{Worker, now_nanos};
 use super::{PodExt, is_sidecar, log_links};
 use crate::image::Image;
@@ -26,6 +27,11 @@ const START_OF_ENDING: Duration = Duration::from_secs(3);
 
 /// Why a container could not be made: reason and message of its waiting state.
 pub(super) type Refused = (&'static str, String);
+
+/// A pod as the kubelet calls it in Events.
+fn in_full(pod: &Pod) -> String {
+    format!("{}_{}({})", pod.name(), pod.ns(), pod.uid())
+}
 
 fn no_claims() -> Refused {
     let why = "Failed to prepare dynamic resources: spec.resourceClaims: this node has none; its devices are extended resources";
@@ -184,14 +190,14 @@ impl Worker {
             return;
         }
         if state.crash.pending(now).is_some() {
-            let seconds = state.crash.last_delay().as_secs();
-            let message = format!("back-off {seconds}s restarting failed container={}", container.name);
+            let (delay, of) = (in_words(state.crash.last_delay()), in_full(&pod));
+            let message = format!("back-off {delay} restarting failed container={} pod={of}", container.name);
             if state.wait("CrashLoopBackOff", &message) {
                 self.event(
                     Some(container),
                     "Warning",
                     "BackOff",
-                    format!("Back-off restarting failed container {}", container.name),
+                    format!("Back-off restarting failed container {} in pod {of}", container.name),
                 );
             }
             return;
@@ -256,7 +262,7 @@ impl Worker {
                 Ok(pid) => pid,
                 Err(error) => return Err(self.not_run(container, spec, &error)),
             };
-            self.event(Some(container), "Normal", "Created", format!("Container created: {}", container.name));
+            self.event(Some(container), "Normal", "Created", "Container created".to_owned());
             let at = now_nanos();
             let about = ContainerInfo { spec: spec.clone(), pid, started_at: Some(at), created_at: at, exit: None };
             self.note_start(container, &about);
@@ -296,7 +302,7 @@ impl Worker {
                 state.changed = false;
                 crate::allocator::trim_soon();
                 metrics::CONTAINERS_STARTED.add([self.kind(container).into()]);
-                self.event(Some(container), "Normal", "Started", format!("Container started: {}", container.name));
+                self.event(Some(container), "Normal", "Started", "Container started".to_owned());
                 // before the status is told: nothing is ready that has a probe which has not said so
                 self.post_start(container);
                 self.start_probes();

@@ -9,6 +9,7 @@ use super::PodExt;
 use super::create::Refused;
 use super::ephemeral::all_containers;
 use super::message::{Message, Pulled};
+use super::times::in_words;
 use super::worker::Worker;
 use crate::image::{Image, ImageError, Needs, Use};
 use crate::{metrics, volume};
@@ -139,13 +140,15 @@ impl Worker {
         let credentials = super::pull_secret::credentials(&self.pod, &*self.shared.objects).await;
         let (images, tx, name) = (self.shared.images.clone(), self.tx.clone(), container.name.clone());
         tokio::spawn(async move {
+            let began = Instant::now();
             let result = metrics::runtime("pull_image", images.pull_for(&image, &credentials, wanted)).await;
+            let took = began.elapsed();
             let doubt = match &result {
                 Ok(pulled) if wanted == Use::Run => images.doubt(pulled).await,
                 _ => None,
             };
             // a worker that is gone no longer cares
-            tx.send(Message::Pulled(Box::new(Pulled { container: name, image, result, doubt })));
+            tx.send(Message::Pulled(Box::new(Pulled { container: name, image, result, took, doubt })));
         });
     }
 
@@ -166,7 +169,7 @@ impl Worker {
 
     /// Takes the end of a pull.
     pub(super) fn pulled(&mut self, pulled: Pulled) {
-        let Pulled { container: name, image, result, doubt } = pulled;
+        let Pulled { container: name, image, result, took, doubt } = pulled;
         let name = name.as_str();
         self.timing.pulled();
         let pod = self.pod.clone();
@@ -174,10 +177,15 @@ impl Worker {
         let state = self.state(name);
         state.pulling = false;
         match result {
-            Ok(_) => {
+            Ok(Image { size, .. }) => {
                 state.pull.reset();
                 state.pull_error = None;
-                self.event(Some(&container), "Normal", "Pulled", format!("Successfully pulled image {image:?}"));
+                // what it waited for others is in it: a pull begins where others have not ended
+                let took = in_words(took);
+                let message = format!(
+                    "Successfully pulled image {image:?} in {took} ({took} including waiting). Image size: {size} bytes."
+                );
+                self.event(Some(&container), "Normal", "Pulled", message);
                 if let Some(doubt) = doubt {
                     self.event(Some(&container), "Warning", "ImageMayFail", doubt);
                 }
@@ -188,7 +196,10 @@ impl Worker {
                 state.pull.fail(Instant::now());
                 state.pull_error = Some((image, message.clone()));
                 state.wait("ErrImagePull", message.clone());
-                self.event(Some(&container), "Warning", "Failed", message);
+                // by these words people look for it
+                let told =
+                    message.strip_prefix("failed to pull image").map(|rest| format!("Failed to pull image{rest}"));
+                self.event(Some(&container), "Warning", "Failed", told.unwrap_or(message));
                 self.event(Some(&container), "Warning", "Failed", "Error: ErrImagePull".to_owned());
                 self.publish();
             }

@@ -107,6 +107,8 @@ pub struct Pulled {
     pub image: String,
     /// The image, or why there is none.
     pub result: Result<Image, ImageError>,
+    /// How long that took.
+    pub took: Duration,
     /// Why its programs may fail on this machine.
     pub doubt: Option<String>,
 }

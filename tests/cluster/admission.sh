@@ -18,6 +18,7 @@ refused() { is "$1" .status.phase Failed && is "$1" .status.reason "$2" && [[ $(
 
 bound too-big n1 "$(asks 1000)"
 check "more CPU than there is" soon refused too-big OutOfcpu "Pod was rejected: Node didn't have enough resource: cpu, requested: 1000000, used: 0, capacity: "
+check "  whose Event says it without a prefix" soon event too-big "pod/too-big *Node didn't have enough resource: cpu"
 shown() { k get pod "$1" --no-headers | found "0/1 *$2 "; }
 check "  is shown as that" shown too-big OutOfcpu
 bound too-early n1 "initContainers: [{name: i, image: '$image'}]"$'\n'"$(asks 1000)"

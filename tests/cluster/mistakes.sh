@@ -12,6 +12,7 @@ spec:
   containers: [{name: c, image: "$image", command: [sleep, "1000"], volumeMounts: [{name: h, mountPath: /h}]}]
 YAML
 check "an unknown image backs off" soon is noimage "$waiting" ImagePullBackOff
+check "  and says so in the kubelet's words" soon event noimage 'Failed to pull image "'
 check "  and an Event says what the registry answered" soon event noimage 'manifest unknown'
 check "a missing key is a config error" soon is nokey "$waiting" CreateContainerConfigError
 check "  and an Event names it" soon event nokey "couldn't find key k in ConfigMap default/cm"

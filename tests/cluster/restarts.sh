@@ -137,6 +137,7 @@ five() { [ "$(field crashloop "$restarts")" -ge 5 ]; }
 check "crashLoopBackOff.maxContainerRestartPeriod: five restarts in 20 s" until_true 20 five
 waits() { field crashloop '.status.containerStatuses[0].state.waiting.message' | found 'back-off 2s'; }
 check "  the wait is told" soon waits
+check "  by an Event that names the pod" soon event crashloop 'Back-off restarting failed container crashloop in pod crashloop_default('
 configured() { [ "$(k get --raw /api/v1/nodes/n3/proxy/configz | jq -r .kubeletconfig.crashLoopBackOff.maxContainerRestartPeriod)" = 2s ]; }
 check "  and /configz has it" configured
 twelve() { [ "$(field crashloop "$restarts")" -ge 12 ]; }

@@ -88,7 +88,9 @@ impl Worker {
     }
 
     fn reject(&mut self, (reason, message): Rejection) -> Result<(), Option<Instant>> {
-        self.event(None, "Warning", reason, message.clone());
+        // the status says it with a prefix, the Event without, as the kubelet has it
+        let told = message.strip_prefix("Pod was rejected: ").unwrap_or(&message).to_owned();
+        self.event(None, "Warning", reason, told);
         self.failed = Some((reason.to_owned(), message));
         Err(None)
     }

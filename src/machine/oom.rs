@@ -1,0 +1,201 @@
+//! Processes that the kernel ended as the whole machine ran out of memory, by what it says in its log (`/dev/kmsg`).
+//!
+//! Each is told of once: how far the log was read is kept while the machine is up, and only written when there was one. So
+//! one that took the agent itself is told of by the next agent.
+#![allow(unsafe_code)]
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tracing::warn;
+
+use crate::files::{self, Durability};
+
+/// The kernel's log.
+const LOG: &str = "/dev/kmsg";
+/// The largest message there is (`PRINTK_MESSAGE_MAX` and what is put before it).
+const MESSAGE: usize = 8192;
+/// Between two looks at a log that goes on and on.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// A process the kernel ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Victim {
+    /// Its program's name.
+    pub name: String,
+    /// Its process id.
+    pub pid: String,
+}
+
+/// What of an OOM kill was read so far.
+#[derive(Debug, Default, PartialEq, Eq)]
+enum Reading {
+    /// None is under way.
+    #[default]
+    Nothing,
+    /// One has begun; in which cgroup is not said yet.
+    Begun,
+    /// It is in a cgroup that has a limit: not the machine's matter.
+    OfCgroup,
+}
+
+/// Reads messages in their order.
+#[derive(Debug, Default)]
+struct Reader(Reading);
+
+impl Reader {
+    /// The process the machine has lost, once its end is said.
+    fn read(&mut self, message: &str) -> Option<Victim> {
+        if message.contains("invoked oom-killer:") {
+            self.0 = Reading::Begun;
+            return None;
+        }
+        if self.0 == Reading::Nothing {
+            return None;
+        }
+        // since Linux 5.0; before: "Task in X killed as a result of limit of Y"
+        let limited = message.split_once(",oom_memcg=").map(|(_, rest)| rest.split(',').next().unwrap_or_default());
+        let before = message.split_once("killed as a result of limit of ").map(|(_, of)| of.trim());
+        if limited.or(before).is_some_and(|cgroup| cgroup != "/") {
+            self.0 = Reading::OfCgroup;
+        }
+        // "Out of memory: Killed process 1 (init)", "Memory cgroup out of memory: Kill process 1 (init) ..."
+        let (_, killed) = message.split_once("Killed process ").or_else(|| message.split_once("Kill process "))?;
+        let (pid, rest) = killed.split_once(" (")?;
+        let name = rest.split_once(')').map_or(rest, |(name, _)| name);
+        let of_machine = std::mem::take(&mut self.0) == Reading::Begun;
+        of_machine.then(|| Victim { name: name.to_owned(), pid: pid.to_owned() })
+    }
+}
+
+/// Number and text of a record: `priority,number,time,flags;text`, and lines of what it is about.
+fn record(bytes: &[u8]) -> Option<(u64, String)> {
+    let text = String::from_utf8_lossy(bytes);
+    let (head, text) = text.split_once(';')?;
+    let number = head.split(',').nth(1)?.parse().ok()?;
+    Some((number, text.lines().next().unwrap_or_default().to_owned()))
+}
+
+/// Follows the log for ever; `seen` is where it is kept how far it was read.
+pub async fn watch(seen: &Path, tell: impl FnMut(Victim)) {
+    if let Err(error) = follow(Path::new(LOG), seen, tell).await {
+        warn!(%error, "{LOG} is not read: no Event will tell of processes that end as the machine is out of memory");
+    }
+}
+
+async fn follow(log: &Path, seen: &Path, mut tell: impl FnMut(Victim)) -> io::Result<()> {
+    let log = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(log)?;
+    // SAFETY: the descriptor is the file's own, which is owned by what is made of it, and stays open as long.
+    let log = unsafe { AsyncFd::register_with_interest(log, Interest::READABLE) }?;
+    let mut told = fs::read_to_string(seen).ok().and_then(|text| text.trim().parse::<u64>().ok());
+    let (mut reader, mut bytes) = (Reader::default(), vec![0; MESSAGE]);
+    loop {
+        let mut ready = log.readable().await?;
+        while let Some((number, text)) = next(ready.get_inner(), &mut bytes)? {
+            if let Some(victim) = reader.read(&text).filter(|_| told.is_none_or(|told| number > told)) {
+                told = Some(number);
+                if let Err(error) = files::write(seen, number.to_string().as_bytes(), 0o600, Durability::Volatile) {
+                    warn!(%error, file = %seen.display(), "an agent that starts again will tell of it again");
+                }
+                tell(victim);
+            }
+        }
+        ready.clear_ready();
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// The next record; `None`: none is there yet.
+fn next(mut log: &File, bytes: &mut [u8]) -> io::Result<Option<(u64, String)>> {
+    loop {
+        match log.read(bytes) {
+            // what is no record is no message of the kernel
+            Ok(length) => match record(bytes.get(..length).unwrap_or_default()) {
+                Some(record) => return Ok(Some(record)),
+                None if length == 0 => return Ok(None),
+                None => {}
+            },
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+            // the log was faster, and some of it is lost; or a record is larger than any should be
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EPIPE | libc::EINVAL | libc::EINTR)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Where it is kept below `<state>` how far the log was read.
+pub fn place(state_dir: &Path) -> PathBuf {
+    state_dir.join("kmsg")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    fn victims(messages: &[&str]) -> Vec<String> {
+        let mut reader = Reader::default();
+        messages.iter().filter_map(|m| reader.read(m)).map(|v| format!("{} {}", v.name, v.pid)).collect()
+    }
+
+    const BEGIN: &str = "stress invoked oom-killer: gfp_mask=0xcc0(GFP_KERNEL), order=0, oom_score_adj=1000";
+
+    #[test]
+    fn only_the_machines_own_are_told_of() {
+        let machine = "oom-kill:constraint=CONSTRAINT_NONE,nodemask=(null),cpuset=/,mems_allowed=0,global_oom,task_memcg=/pikelet/p/c,task=stress,pid=42,uid=0";
+        let killed = "Out of memory: Killed process 42 (stress) total-vm:1kB, anon-rss:1kB, UID:0";
+        assert_eq!(victims(&[BEGIN, "Mem-Info:", machine, killed, killed]), ["stress 42"]);
+        let pod = "oom-kill:constraint=CONSTRAINT_MEMCG,nodemask=(null),cpuset=c,mems_allowed=0,oom_memcg=/pikelet/podu,task_memcg=/pikelet/podu/c,task=stress,pid=43,uid=0";
+        let killed = "Memory cgroup out of memory: Killed process 43 (stress) total-vm:1kB";
+        assert!(victims(&[BEGIN, pod, killed]).is_empty());
+        let root = pod.replace("oom_memcg=/pikelet/podu", "oom_memcg=/");
+        assert_eq!(victims(&[BEGIN, &root, killed]), ["stress 43"]);
+        // Linux 4
+        let old = "Task in /pikelet/podu/c killed as a result of limit of /pikelet/podu/c";
+        assert!(victims(&[BEGIN, old, "Memory cgroup out of memory: Kill process 44 (a b) score 1"]).is_empty());
+        assert_eq!(victims(&[BEGIN, "Out of memory: Kill process 45 (a b) score 1 or sacrifice child"]), ["a b 45"]);
+        assert!(victims(&["Killed process 46 (x)"]).is_empty(), "nothing has begun");
+    }
+
+    #[test]
+    fn records_are_read() {
+        let bytes = b"6,339,5140900,-;NET: Registered protocol\n SUBSYSTEM=net\n";
+        assert_eq!(record(bytes), Some((339, "NET: Registered protocol".to_owned())));
+        assert_eq!(record(b"none"), None);
+    }
+
+    /// A FIFO stands for the log: each write is read as one record.
+    #[tokio::test]
+    async fn each_is_told_of_once_by_agents_that_follow_each_other() {
+        let dir = std::env::temp_dir().join(format!("pikelet-kmsg-{}", std::process::id()));
+        files::dir(&dir, 0o700).unwrap();
+        let (log, seen) = (dir.join("log"), dir.join("seen"));
+        nix::unistd::mkfifo(&log, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let mut writer = OpenOptions::new().read(true).write(true).open(&log).unwrap();
+        let found = Arc::new(Mutex::new(Vec::new()));
+        for (numbers, expected) in [([10, 11], vec!["11"]), ([10, 11], vec!["11"]), ([12, 13], vec!["11", "13"])] {
+            let (log, seen, found) = (log.clone(), seen.clone(), found.clone());
+            let all = found.clone();
+            let following =
+                tokio::spawn(async move { follow(&log, &seen, |victim| all.lock().unwrap().push(victim.pid)).await });
+            let killed = format!("Out of memory: Killed process {} (x)", numbers[1]);
+            for (number, text) in numbers.into_iter().zip([BEGIN, &killed]) {
+                io::Write::write_all(&mut writer, format!("6,{number},1,-;{text}\n").as_bytes()).unwrap();
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                if number == numbers[0] {
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+            tokio::time::sleep(PAUSE).await;
+            following.abort();
+            assert_eq!(*found.lock().unwrap(), expected);
+        }
+        fs::remove_dir_all(dir).unwrap();
+    }
+}
