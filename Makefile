@@ -19,6 +19,7 @@ setup:
 
 lint: setup
 	cargo fmt --check
+	tests/scripts/crates.sh
 	cargo clippy --all-targets --test bench --test bench_containers -- -D warnings
 	tests/fuzz.sh check
 	tests/scripts/links.sh
@@ -29,6 +30,7 @@ fmt:
 # what is big to build first, then what mostly waits side by side
 test: setup
 	cargo fmt --check
+	tests/scripts/crates.sh
 	cargo clippy --quiet --lib --bins -- -D warnings
 	tests/fuzz.sh check
 	tests/scripts/links.sh

@@ -1,4 +1,5 @@
-//! Pod and container cgroups as plain files: version 1 hierarchies and version 2 alike.
+//! Pod and container cgroups: version 1 hierarchies and version 2 alike. What is set in them is cgroups-rs's
+//! ([`super::controllers`]).
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -6,11 +7,13 @@ use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use cgroups_rs::fs::cpuset::CpuSetController;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::cgroup_tree;
-use super::limits::settings;
+use super::controllers::{self, BASE, done};
+use super::limits::{huge_pages, settings};
 use super::types::Resources;
 
 use crate::files;
@@ -40,13 +43,14 @@ pub struct Hierarchies {
 }
 
 impl Hierarchies {
-    /// Finds them among the mounts.
+    /// Finds them among the mounts. cgroups-rs does not find version 2 beside version 1, nor one that is elsewhere than in
+    /// `/sys/fs/cgroup`, and takes mounts that cannot be read for none.
     pub fn detect() -> io::Result<Self> {
         Self::parse(&fs::read_to_string("/proc/self/mountinfo")?)
             .ok_or_else(|| io::Error::new(ErrorKind::NotFound, "no cgroup file system is mounted"))
     }
 
-    fn parse(mountinfo: &str) -> Option<Self> {
+    pub(super) fn parse(mountinfo: &str) -> Option<Self> {
         let (mut v1, mut others, mut v2) = (Vec::<PathBuf>::new(), Vec::<PathBuf>::new(), None);
         for line in mountinfo.lines() {
             let Some((left, right)) = line.split_once(" - ") else { continue };
@@ -102,7 +106,7 @@ impl Hierarchies {
     pub fn join_others(&self, path: &str) -> io::Result<()> {
         self.others.iter().try_for_each(|mount| {
             let dir = mount.join(path.trim_start_matches('/'));
-            files::set(dir.join("cgroup.procs"), "0").map_err(|e| at(&dir, &e))
+            controllers::join(&dir).map_err(|e| at(&dir, &e))
         })
     }
 
@@ -118,7 +122,8 @@ impl Hierarchies {
     }
 
     /// Creates `path` with its parents. On version 2 a cgroup whose children have controllers takes no process, so only
-    /// the parents get theirs switched on.
+    /// the parents get theirs switched on. cgroups-rs would leave the mode to the umask, and not tell of a controller that
+    /// is refused, or a cpuset that stays empty.
     pub fn create(&self, path: &str) -> io::Result<()> {
         for mount in self.all() {
             let mut parent = mount.clone();
@@ -131,7 +136,7 @@ impl Hierarchies {
         Ok(())
     }
 
-    /// Bounds how many cgroups the processes of `path` make below it, where the kernel can.
+    /// Bounds how many cgroups the processes of `path` make below it, where the kernel can; cgroups-rs knows no such bound.
     pub fn bound(&self, path: &str, most: &str) {
         for (file, most) in [("cgroup.max.descendants", most), ("cgroup.max.depth", DEPTH)] {
             for file in self.dirs(path).map(|dir| dir.join(file)).filter(|file| file.exists()) {
@@ -167,10 +172,11 @@ impl Hierarchies {
     pub fn apply(&self, path: &str, resources: &Resources) -> io::Result<()> {
         let mut refused = Vec::new();
         let files = if resources.hugepage_limits.is_some() { self.files(path) } else { Vec::new() };
+        let pages = self.dir_of("hugetlb", path).filter(|_| !files.is_empty());
+        let pages = pages.map(|dir| huge_pages(&dir, self.unified));
         for setting in settings(resources, &files, self.unified) {
             let controller = setting.file.split('.').next().unwrap_or_default();
-            let target = self.dir_of(controller, path).map(|dir| dir.join(&setting.file));
-            let Some(target) = target.filter(|file| file.exists()) else {
+            let Some(dir) = self.dir_of(controller, path).filter(|dir| dir.join(&setting.file).exists()) else {
                 if setting.expected {
                     tracing::warn!(
                         "cgroup {path}: no {}; this machine's kernel does not offer that limit",
@@ -179,12 +185,14 @@ impl Hierarchies {
                 }
                 continue;
             };
-            if files::set(&target, &setting.value).is_err() {
-                refused.push((target, setting.value));
+            if setting.write(&dir, self.unified, pages.as_ref()).is_err() {
+                refused.push((dir, setting));
             }
         }
         // some bound each other, such as memory and memory with swap, and which has to be first depends on what is there
-        refused.into_iter().try_for_each(|(target, value)| files::set(&target, value).map_err(|e| at(&target, &e)))
+        refused.into_iter().try_for_each(|(dir, setting)| {
+            setting.write(&dir, self.unified, pages.as_ref()).map_err(|e| at(&dir.join(&setting.file), &e))
+        })
     }
 
     /// Names of the hugetlb controller's files, which depend on the page sizes of the machine.
@@ -194,7 +202,7 @@ impl Hierarchies {
         entries.filter_map(|e| e.file_name().into_string().ok()).filter(|n| n.starts_with("hugetlb.")).collect()
     }
 
-    /// All processes in `path` and below.
+    /// All processes in `path` and below; cgroups-rs looks at `path` alone.
     pub fn processes(&self, path: &str) -> Vec<Pid> {
         let mut pids = Vec::new();
         for dir in self.dirs(path) {
@@ -212,7 +220,7 @@ impl Hierarchies {
         pids
     }
 
-    /// Sends `signal` to every process in `path` and below.
+    /// Sends `signal` to every process in `path` and below. cgroups-rs kills on version 2 alone, not beside version 1.
     pub fn signal_all(&self, path: &str, signal: Signal) {
         if signal == Signal::SIGKILL {
             // in one step, and also those that are being forked (Linux 5.14)
@@ -229,7 +237,8 @@ impl Hierarchies {
         }
     }
 
-    /// Kills every process of `path` and removes it with everything below. A missing cgroup is fine.
+    /// Kills every process of `path` and removes it with everything below. A missing cgroup is fine. cgroups-rs goes down by
+    /// paths, which end before the cgroups a container can make do.
     pub fn remove(&self, path: &str) -> io::Result<()> {
         let mut left = self.try_remove(path);
         for _ in 1..REMOVE_TRIES {
@@ -258,7 +267,8 @@ impl Hierarchies {
         left
     }
 
-    /// How many processes of `path` the kernel's OOM killer has ended.
+    /// How many processes of `path` the kernel's OOM killer has ended. cgroups-rs does not read it on version 2, and ends the
+    /// program where it does not understand the file of version 1.
     pub fn oom_kills(&self, path: &str) -> u64 {
         let file = if self.unified { "memory.events" } else { "memory.oom_control" };
         self.dir_of("memory", path)
@@ -273,6 +283,7 @@ fn at(path: &Path, e: &io::Error) -> io::Error {
 }
 
 /// Version 2: lets children of `dir` have controllers. Each alone, since one that is refused would refuse them all.
+/// cgroups-rs writes all the machine has, each time, and swallows what is said to it.
 fn delegate(dir: &Path) -> io::Result<()> {
     let words = |name| fs::read_to_string(dir.join(name)).unwrap_or_default();
     let (available, present) = (words("cgroup.controllers"), words("cgroup.subtree_control"));
@@ -303,11 +314,13 @@ fn inherit_cpuset(parent: &Path, dir: &Path) {
     if let Err(e) = files::set(dir.join("cgroup.clone_children"), "1") {
         tracing::warn!("{}: cgroup.clone_children: {e}", dir.display());
     }
+    let cpuset = CpuSetController::new(dir.to_owned(), BASE.into(), false);
     for file in ["cpuset.cpus", "cpuset.mems"] {
+        let set = |value| if file == "cpuset.cpus" { cpuset.set_cpus(value) } else { cpuset.set_mems(value) };
         let Ok(own) = fs::read_to_string(dir.join(file)) else { continue };
         if own.trim().is_empty()
             && let Ok(value) = fs::read_to_string(parent.join(file))
-            && let Err(e) = files::set(dir.join(file), value.trim())
+            && let Err(e) = done(set(value.trim()), &dir.join(file))
         {
             tracing::warn!("{}: {e}", dir.join(file).display());
         }

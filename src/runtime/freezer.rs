@@ -1,30 +1,33 @@
-//! Cgroups whose processes stand still for a moment, by both versions (kernel: cgroup-v1 freezer, cgroup-v2 cgroup.freeze).
+//! Cgroups whose processes stand still for a moment, by both versions (kernel: cgroup-v1 freezer, cgroup-v2 cgroup.freeze),
+//! through cgroups-rs but for what is below them, and for whether those of version 2 do stand still: it tells what was asked.
 
 use std::fs;
 use std::io;
 use std::path::PathBuf;
 
+use cgroups_rs::FreezerState;
+use cgroups_rs::fs::freezer::FreezerController;
+
 use super::cgroup::Hierarchies;
 use super::cgroup_tree;
-use crate::files;
+use super::controllers::{BASE, done};
 
 impl Hierarchies {
     /// Begins to stop all processes of `path` and below. They do nothing more of their own once they are
     /// [`Hierarchies::frozen`].
     pub fn freeze(&self, path: &str) -> io::Result<()> {
         match self.freezer(path) {
-            Some(file) => files::set(file, if self.unified() { "1" } else { "FROZEN" }),
+            Some((freezer, file)) => done(freezer.freeze(), &file),
             None => Err(io::Error::other("no freezer cgroup is mounted")),
         }
     }
 
     /// Lets them go on. Asked of one that is not frozen it does nothing.
     pub fn thaw(&self, path: &str) {
-        let (going, file) = (if self.unified() { "0" } else { "THAWED" }, self.freezer(path));
-        let Some(file) = file.filter(|f| fs::read_to_string(f).is_ok_and(|state| state.trim() != going)) else {
-            return;
-        };
-        if let Err(e) = files::set(&file, going) {
+        let Some((freezer, file)) = self.freezer(path) else { return };
+        if matches!(freezer.state(), Ok(FreezerState::Frozen | FreezerState::Freezing))
+            && let Err(e) = done(freezer.thaw(), &file)
+        {
             tracing::warn!("{}: {e}; processes stand still", file.display());
         }
     }
@@ -50,14 +53,13 @@ impl Hierarchies {
 
     /// Whether all of them stand still, or there are none.
     pub fn frozen(&self, path: &str) -> bool {
-        let Some(file) = self.freezer(path) else { return true };
-        let events = if self.unified() { file.with_file_name("cgroup.events") } else { file };
-        match fs::read_to_string(events) {
-            Ok(text) if self.unified() => text.lines().any(|l| l == "frozen 1"),
-            Ok(text) => text.trim() == "FROZEN",
-            // it is gone, and they with it
-            Err(_) => true,
+        let Some((freezer, file)) = self.freezer(path) else { return true };
+        if self.unified() {
+            let events = fs::read_to_string(file.with_file_name("cgroup.events"));
+            return events.map_or(true, |text| text.lines().any(|l| l == "frozen 1"));
         }
+        // where it cannot be read it is gone, and they with it
+        matches!(freezer.state(), Ok(FreezerState::Frozen) | Err(_))
     }
 
     /// Whether none of them runs a program: all stand still, or are held in a stop (by a signal, or a tracer that holds them
@@ -74,9 +76,10 @@ impl Hierarchies {
         visited.is_ok() && held
     }
 
-    fn freezer(&self, path: &str) -> Option<PathBuf> {
+    fn freezer(&self, path: &str) -> Option<(FreezerController, PathBuf)> {
         let file = if self.unified() { "cgroup.freeze" } else { "freezer.state" };
-        self.dir_of("freezer", path).map(|dir| dir.join(file))
+        let dir = self.dir_of("freezer", path)?;
+        Some((FreezerController::new(dir.clone(), BASE.into(), self.unified()), dir.join(file)))
     }
 }
 

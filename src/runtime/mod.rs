@@ -6,6 +6,7 @@
 mod cgroup;
 mod cgroup_tree;
 mod connection;
+mod controllers;
 mod cri_log;
 mod descriptors;
 mod details;

@@ -1,9 +1,19 @@
 //! What pods and containers use, read from their cgroups when asked (kernel: cgroup-v1, cgroup-v2; proc(5)).
+//!
+//! It goes through cgroups-rs but for CPU time and memory of version 1: of the one it reads eight files for a number, and takes
+//! a cgroup that is gone for one that did nothing; for the other it reads files by the way that it does not always understand
+//! (`memory.numa_stat`), and then ends the program.
 
 use std::collections::HashMap;
 use std::fs;
+use std::path::Path;
+
+use cgroups_rs::fs::cpu::CpuController;
+use cgroups_rs::fs::memory::MemController;
+use cgroups_rs::fs::pid::PidController;
 
 use super::cgroup::Hierarchies;
+use super::controllers::BASE;
 
 /// Limits at and above this are none: version 1 writes "unlimited" as the largest page-aligned number.
 const NO_LIMIT: u64 = 1 << 62;
@@ -50,44 +60,81 @@ fn number(text: &str) -> Option<u64> {
     text.trim().parse().ok()
 }
 
-fn fields(text: &str) -> HashMap<&str, u64> {
-    text.lines().filter_map(|l| l.split_once(' ')).filter_map(|(k, v)| Some((k, number(v)?))).collect()
+/// What the memory controller says of a cgroup; nothing where there is none.
+#[derive(Debug, Default)]
+struct Memory {
+    current: u64,
+    limit: Option<u64>,
+    swap: u64,
+    /// Of its `memory.stat`, by the names of version 2.
+    inactive_file: u64,
+    anon: u64,
+    file: u64,
+    pgfault: u64,
+    pgmajfault: u64,
+}
+
+impl Memory {
+    fn v1(dir: &Path) -> Self {
+        let read = |file: &str| fs::read_to_string(dir.join(file)).unwrap_or_default();
+        let of = |file: &str| number(&read(file)).unwrap_or_default();
+        let stat = read("memory.stat");
+        let stat: HashMap<&str, u64> =
+            stat.lines().filter_map(|l| l.split_once(' ')).filter_map(|(k, v)| Some((k, number(v)?))).collect();
+        let total = |name: &str| stat.get(name).copied().unwrap_or_default();
+        Self {
+            current: of("memory.usage_in_bytes"),
+            limit: number(&read("memory.limit_in_bytes")).filter(|limit| *limit < NO_LIMIT),
+            swap: total("total_swap"),
+            inactive_file: total("total_inactive_file"),
+            anon: total("total_rss"),
+            file: total("total_cache"),
+            pgfault: total("total_pgfault"),
+            pgmajfault: total("total_pgmajfault"),
+        }
+    }
+
+    fn v2(dir: &Path) -> Self {
+        let found = MemController::new(dir.to_owned(), BASE.into(), true).memory_stat();
+        let of = |name: &str| found.stat.raw.get(name).copied().unwrap_or_default();
+        Self {
+            current: found.usage_in_bytes,
+            limit: u64::try_from(found.limit_in_bytes).ok().filter(|limit| *limit < NO_LIMIT),
+            // it is `memory.swap.current` that is in the field of this name
+            swap: found.swappiness,
+            inactive_file: of("inactive_file"),
+            anon: of("anon"),
+            file: of("file"),
+            pgfault: of("pgfault"),
+            pgmajfault: of("pgmajfault"),
+        }
+    }
 }
 
 impl Hierarchies {
     /// Figures of the cgroup `path`; `None` when there is none.
     pub fn usage(&self, path: &str) -> Option<Usage> {
-        let read = |file: &str| {
-            let controller = file.split('.').next().unwrap_or_default();
-            fs::read_to_string(self.dir_of(controller, path)?.join(file)).ok()
-        };
-        let stat = read("memory.stat").unwrap_or_default();
-        let stat = fields(&stat);
-        let of = |v1: &str, v2: &str| stat.get(if self.unified() { v2 } else { v1 }).copied().unwrap_or_default();
-        let (cpu, memory, limit) = if self.unified() {
-            let cpu = read("cpu.stat")?;
-            let cpu = fields(&cpu).get("usage_usec").copied()? * 1000;
-            (cpu, read("memory.current"), read("memory.max"))
+        let (cpu, memory): (u64, fn(&Path) -> Memory) = if self.unified() {
+            let stat = CpuController::new(self.dir_of("cpu", path)?, BASE.into(), true).cpu().stat;
+            let micros = stat.lines().find_map(|line| number(line.strip_prefix("usage_usec ")?))?;
+            (micros * 1000, Memory::v2)
         } else {
-            (number(&read("cpuacct.usage")?)?, read("memory.usage_in_bytes"), read("memory.limit_in_bytes"))
+            let file = self.dir_of("cpuacct", path)?.join("cpuacct.usage");
+            (number(&fs::read_to_string(file).ok()?)?, Memory::v1)
         };
-        let memory = memory.and_then(|t| number(&t)).unwrap_or_default();
-        let swap = if self.unified() {
-            read("memory.swap.current").and_then(|t| number(&t)).unwrap_or_default()
-        } else {
-            of("total_swap", "")
-        };
+        let memory = self.dir_of("memory", path).map(|dir| memory(&dir)).unwrap_or_default();
+        let pids = self.dir_of("pids", path).map(|dir| PidController::new(dir, BASE.into(), self.unified()));
         Some(Usage {
             cpu,
-            memory,
-            working_set: memory.saturating_sub(of("total_inactive_file", "inactive_file")),
-            rss: of("total_rss", "anon"),
-            cache: of("total_cache", "file"),
-            swap,
-            memory_limit: limit.and_then(|t| number(&t)).filter(|l| *l < NO_LIMIT),
-            page_faults: of("total_pgfault", "pgfault"),
-            major_page_faults: of("total_pgmajfault", "pgmajfault"),
-            processes: read("pids.current").and_then(|t| number(&t)).unwrap_or_default(),
+            memory: memory.current,
+            working_set: memory.current.saturating_sub(memory.inactive_file),
+            rss: memory.anon,
+            cache: memory.file,
+            swap: memory.swap,
+            memory_limit: memory.limit,
+            page_faults: memory.pgfault,
+            major_page_faults: memory.pgmajfault,
+            processes: pids.and_then(|pids| pids.get_pid_current().ok()).unwrap_or_default(),
             oom_kills: self.oom_kills(path),
         })
     }
@@ -107,6 +154,76 @@ pub fn interfaces(text: &str) -> Vec<Interface> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::machine::folder::Folder;
+
+    /// What is read of a cgroup with these files.
+    fn read(version: &str, files: &[(&str, &str)]) -> Option<Usage> {
+        let folder = Folder::new();
+        let mount = |name: &str, kind: &str| format!("1 0 0:1 / {}/{name} rw - {kind} x rw\n", folder.path().display());
+        let mounts = match version {
+            "1" => ["cpuacct", "memory", "pids"].map(|name| mount(name, "cgroup")).concat(),
+            _ => mount("unified", "cgroup2"),
+        };
+        for (file, text) in files {
+            let dir = if version == "1" { file.split('.').next().unwrap() } else { "unified" };
+            let cgroup = folder.path().join(dir).join("pod");
+            fs::create_dir_all(&cgroup).unwrap();
+            fs::write(cgroup.join(file), text).unwrap();
+        }
+        Hierarchies::parse(&mounts).unwrap().usage("/pod")
+    }
+
+    #[test]
+    fn figures_of_both_versions() {
+        let v1 = [
+            ("cpuacct.usage", "7000\n"),
+            ("memory.usage_in_bytes", "900\n"),
+            ("memory.limit_in_bytes", "4096\n"),
+            (
+                "memory.stat",
+                "cache 1\ntotal_cache 300\ntotal_rss 200\ntotal_inactive_file 100\ntotal_swap 5\ntotal_pgfault 6\ntotal_pgmajfault 2\n",
+            ),
+            ("memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 3\n"),
+            // what cgroups-rs would not survive
+            ("memory.numa_stat", "total=0\n"),
+            ("pids.current", "4\n"),
+        ];
+        let v2 = [
+            ("cpu.stat", "usage_usec 7\nuser_usec 4\n"),
+            ("memory.current", "900\n"),
+            ("memory.max", "4096\n"),
+            ("memory.swap.current", "5\n"),
+            ("memory.stat", "anon 200\nfile 300\ninactive_file 100\npgfault 6\npgmajfault 2\n"),
+            ("memory.events", "low 0\noom 4\noom_kill 3\n"),
+            ("pids.current", "4\n"),
+        ];
+        let expected = Usage {
+            cpu: 7000,
+            memory: 900,
+            working_set: 800,
+            rss: 200,
+            cache: 300,
+            swap: 5,
+            memory_limit: Some(4096),
+            page_faults: 6,
+            major_page_faults: 2,
+            processes: 4,
+            oom_kills: 3,
+        };
+        assert_eq!(read("1", &v1), Some(expected));
+        assert_eq!(read("2", &v2), Some(expected));
+        let unlimited = |files: &[(&'static str, &'static str)], limit| {
+            let with = files
+                .iter()
+                .map(|(f, t)| if f.contains(".max") || f.contains("limit") { (*f, limit) } else { (*f, *t) });
+            with.collect::<Vec<_>>()
+        };
+        assert_eq!(read("1", &unlimited(&v1, "9223372036854771712\n")).unwrap().memory_limit, None);
+        assert_eq!(read("2", &unlimited(&v2, "max\n")).unwrap().memory_limit, None);
+        assert_eq!(read("1", &[]), None, "there is none");
+        assert_eq!(read("2", &[]), None, "there is none");
+        assert_eq!(read("2", &v2[..1]), Some(Usage { cpu: 7000, ..Usage::default() }), "no other controller");
+    }
 
     #[test]
     fn interfaces_are_read() {

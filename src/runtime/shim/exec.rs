@@ -31,6 +31,7 @@ use super::privileges::{self, Named, SYS_ADMIN, Sets};
 use super::setup::context;
 use super::terminal;
 use crate::files;
+use crate::runtime::controllers;
 use crate::runtime::protocol::Wanted;
 use crate::runtime::store;
 
@@ -158,7 +159,7 @@ fn enter(entry: Entry<'_>, reporter: &Reporter) -> Result<(), String> {
 /// own: then its outermost takes no process.
 fn join_cgroup(entry: &Entry<'_>) -> Result<(), String> {
     for dir in entry.pod.hierarchies.dirs(&entry.cgroup) {
-        let joined = files::set(dir.join("cgroup.procs"), "0");
+        let joined = controllers::join(&dir);
         let busy = |e: &io::Error| matches!(e.raw_os_error(), Some(libc::EBUSY | libc::EOPNOTSUPP));
         let joined = match joined {
             Err(e) if entry.pod.hierarchies.unified() && busy(&e) => {
@@ -168,7 +169,7 @@ fn join_cgroup(entry: &Entry<'_>) -> Result<(), String> {
                     below.components().all(|c| matches!(c, std::path::Component::Normal(_))).then(|| below.to_owned())
                 });
                 match below {
-                    Some(below) => files::set(dir.join(below).join("cgroup.procs"), "0"),
+                    Some(below) => controllers::join(&dir.join(below)),
                     None => Err(e),
                 }
             }
