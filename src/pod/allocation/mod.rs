@@ -7,9 +7,11 @@ pub mod fit;
 mod preempt;
 mod record;
 mod resize;
+mod waiting;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::watch;
@@ -20,6 +22,7 @@ use super::eviction::ranking::is_critical;
 use crate::machine::devices::Devices;
 use devices::DevicePool;
 use fit::{Allocatable, NodeView, Shortage};
+use waiting::Waiting;
 
 pub use record::Allocated;
 pub use resize::{Resizing, applied_before};
@@ -39,6 +42,7 @@ pub struct Allocations {
     own: Arc<NodeView>,
     /// Devices that pods have.
     pub devices: DevicePool,
+    waiting: Arc<Mutex<Waiting>>,
 }
 
 /// Whether a pod is taken.
@@ -72,7 +76,14 @@ impl Allocations {
         devices: Arc<Devices>,
     ) -> Self {
         let devices = DevicePool::new(devices);
-        Self { allocatable: Arc::new(allocatable), pods: Arc::default(), node, own: Arc::new(own), devices }
+        Self {
+            allocatable: Arc::new(allocatable),
+            pods: Arc::default(),
+            node,
+            own: Arc::new(own),
+            devices,
+            waiting: Arc::default(),
+        }
     }
 
     fn pods(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Pod>>> {
@@ -123,6 +134,16 @@ impl Allocations {
     pub fn release(&self, uid: &str) {
         self.devices.release(uid);
         self.pods().remove(uid);
+        self.settled(uid);
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The pod waits for no resize.
+    pub fn settled(&self, uid: &str) {
+        self.waiting().end(uid);
     }
 
     /// True while the pod has something.
@@ -130,20 +151,71 @@ impl Allocations {
         self.pods().contains_key(uid)
     }
 
-    /// Gives the pod what its new spec asks for, if that fits.
+    /// Gives the pod what its new spec asks for, if that fits, and nobody who comes first has waited for the room.
     pub fn resize(&self, pod: &Arc<Pod>) -> Result<(), Unfit> {
         let alone = fit::shortages(pod, &[], &self.allocatable);
         if let Some(Shortage { resource, requested, capacity, .. }) = alone.first() {
             let message =
                 format!("Node didn't have enough capacity: {resource}, requested: {requested}, capacity: {capacity}");
+            self.settled(pod.uid());
             return Err(Unfit::Infeasible(message));
         }
-        let mut pods = self.pods();
-        let others: Vec<_> = pods.iter().filter(|(uid, _)| *uid != pod.uid()).map(|(_, p)| p.clone()).collect();
-        if let Some(shortage) = fit::shortages(pod, &others, &self.allocatable).first() {
-            return Err(Unfit::Deferred(shortage.message()));
+        let (mut pods, mut waiting, now) = (self.pods(), self.waiting(), Instant::now());
+        let mut given = pods.clone();
+        let shortage = |pod: &Arc<Pod>, given: &BTreeMap<String, Arc<Pod>>| {
+            let others: Vec<_> = given.iter().filter(|(uid, _)| *uid != pod.uid()).map(|(_, p)| p.clone()).collect();
+            fit::shortages(pod, &others, &self.allocatable).first().map(Shortage::message)
+        };
+        // what asks for no more than it has always fits
+        let more = pods.get(pod.uid()).is_none_or(|old| waiting::asks_more(pod, old));
+        for first in if more { waiting.before(pod, now) } else { Vec::new() } {
+            if given.contains_key(first.uid()) && shortage(&first, &given).is_none() {
+                given.insert(first.uid().to_owned(), first);
+            }
         }
+        if let Some(message) = shortage(pod, &given) {
+            waiting.add(pod, now);
+            return Err(Unfit::Deferred(message));
+        }
+        waiting.end(pod.uid());
         pods.insert(pod.uid().to_owned(), pod.clone());
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn room_goes_to_who_comes_first() {
+        let pod = |uid: &str, cpu: &str, priority: i32| -> Arc<Pod> {
+            let pod = json!({"metadata": {"uid": uid}, "spec": {"priority": priority,
+                "containers": [{"name": "a", "resources": {"requests": {"cpu": cpu}}}]}});
+            Arc::new(serde_json::from_value(pod).unwrap())
+        };
+        let own = NodeView::default();
+        let (_, node) = watch::channel(Some(NodeView::default()));
+        let devices = Arc::new(Devices::new(&[]));
+        let node = Allocations::new([("cpu", 1000), ("pods", 10)].into(), node, own, devices);
+        for uid in ["low", "high", "huge", "other"] {
+            assert!(matches!(node.admit(&pod(uid, "250m", 0)), Answer::Yes));
+        }
+        let deferred = |pod: &Arc<Pod>| matches!(node.resize(pod), Err(Unfit::Deferred(_)));
+        let (low, high, huge) = (pod("low", "400m", 0), pod("high", "400m", 5), pod("huge", "900m", 9));
+        assert!(deferred(&low) && deferred(&high) && deferred(&huge));
+        // room for one of them, and not for who comes first of all
+        node.release("other");
+        assert!(deferred(&low), "another one comes first");
+        assert!(node.resize(&pod("low", "200m", 0)).is_ok(), "less is always given");
+        assert!(deferred(&low) && node.resize(&high).is_ok());
+        // what is left is less than that
+        assert!(node.resize(&pod("low", "250m", 0)).is_ok() && deferred(&low));
+        assert!(deferred(&huge));
+        node.settled("huge");
+        node.release("high");
+        assert!(node.resize(&low).is_ok());
     }
 }

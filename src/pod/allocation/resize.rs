@@ -77,7 +77,9 @@ impl Worker {
     fn give(&mut self) {
         let (Some(allocated), Some(desired)) = (&self.allocated, &self.desired) else { return };
         if allocated.gives_as(desired) {
-            self.resizing.pending = None;
+            if self.resizing.pending.take().is_some() {
+                self.shared.allocations.settled(&self.uid);
+            }
             return;
         }
         let mut pod = (*self.pod).clone();

@@ -1,0 +1,112 @@
+//! Resizes that wait for room, and who of them has it first when there is some.
+//!
+//! Rules: the kubelet's allocation manager. One that asks for no more than before needs no room; of the others the higher
+//! priority comes first, then Guaranteed pods, then who has waited longer. One that does not fit leaves the room to those behind.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1::Pod;
+
+use crate::pod::PodExt;
+use crate::pod::qos::{pod_request, qos_class};
+
+/// One that was not asked for again for so long does not count: its worker tries every three seconds.
+const FORGOTTEN: Duration = Duration::from_secs(15);
+
+#[derive(Debug)]
+struct Waiter {
+    /// As it would be.
+    pod: Arc<Pod>,
+    since: Instant,
+    asked: Instant,
+}
+
+/// Those that wait, by uid.
+#[derive(Debug, Default)]
+pub struct Waiting(BTreeMap<String, Waiter>);
+
+/// What is less comes first.
+fn place(pod: &Pod, since: Instant) -> (Reverse<i32>, bool, Instant) {
+    let priority = pod.pod_spec().and_then(|s| s.priority).unwrap_or(0);
+    (Reverse(priority), qos_class(pod) != "Guaranteed", since)
+}
+
+/// Whether `new` requests more of anything than `old`.
+pub fn asks_more(new: &Pod, old: &Pod) -> bool {
+    ["cpu", "memory"].iter().any(|name| pod_request(new, name) > pod_request(old, name))
+}
+
+impl Waiting {
+    /// The pod has what it asked for, asks for nothing more, or is gone.
+    pub fn end(&mut self, uid: &str) {
+        self.0.remove(uid);
+    }
+
+    /// The pod waits, since it first asked.
+    pub fn add(&mut self, pod: &Arc<Pod>, now: Instant) {
+        let since = self.0.get(pod.uid()).map_or(now, |waiter| waiter.since);
+        self.0.insert(pod.uid().to_owned(), Waiter { pod: pod.clone(), since, asked: now });
+    }
+
+    /// Those that come before the pod, in their order.
+    pub fn before(&self, pod: &Pod, now: Instant) -> Vec<Arc<Pod>> {
+        let own = place(pod, self.0.get(pod.uid()).map_or(now, |waiter| waiter.since));
+        let others = self.0.iter().filter(|(uid, _)| *uid != pod.uid()).map(|(_, waiter)| waiter);
+        let asking = others.filter(|waiter| now.saturating_duration_since(waiter.asked) < FORGOTTEN);
+        let mut before: Vec<_> = asking.map(|w| (place(&w.pod, w.since), &w.pod)).filter(|(p, _)| *p < own).collect();
+        before.sort_by_key(|(place, _)| *place);
+        before.into_iter().map(|(_, pod)| pod.clone()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn pod(uid: &str, cpu: &str, priority: i32, guaranteed: bool) -> Arc<Pod> {
+        let mut resources = json!({"requests": {"cpu": cpu, "memory": "1Mi"}});
+        if guaranteed {
+            resources["limits"] = resources["requests"].clone();
+        }
+        let pod = json!({"metadata": {"uid": uid}, "spec": {"priority": priority,
+            "containers": [{"name": "a", "resources": resources}]}});
+        Arc::new(serde_json::from_value(pod).unwrap())
+    }
+
+    #[test]
+    fn priority_then_qos_then_time() {
+        let start = Instant::now();
+        let later = |seconds| start + Duration::from_secs(seconds);
+        let mut waiting = Waiting::default();
+        let pods = [
+            pod("late", "1", 0, false),
+            pod("early", "1", 0, false),
+            pod("guaranteed", "1", 0, true),
+            pod("high", "1", 9, false),
+        ];
+        for (pod, at) in pods.iter().zip([3, 1, 4, 5]) {
+            waiting.add(pod, later(at));
+        }
+        waiting.add(&pods[1], later(6));
+        let names =
+            |pod: &Pod, at| waiting.before(pod, later(at)).iter().map(|p| p.uid().to_owned()).collect::<Vec<_>>();
+        assert_eq!(names(&pods[0], 6), ["high", "guaranteed", "early"]);
+        assert_eq!(names(&pod("new", "1", 0, false), 6), ["high", "guaranteed", "early", "late"]);
+        assert_eq!(names(&pod("new", "1", 10, false), 6), [""; 0]);
+        assert_eq!(names(&pods[3], 6), [""; 0]);
+        assert_eq!(names(&pods[0], 20), ["early"], "the others were not heard of for too long");
+        waiting.end("early");
+        assert_eq!(waiting.before(&pods[0], later(6)).len(), 2);
+    }
+
+    #[test]
+    fn less_of_one_and_more_of_another_is_more() {
+        let (small, large) = (pod("a", "100m", 0, false), pod("a", "200m", 0, false));
+        assert!(asks_more(&large, &small) && !asks_more(&small, &large) && !asks_more(&small, &small));
+    }
+}
