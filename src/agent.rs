@@ -106,7 +106,9 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
     })?;
     let (objects_tx, objects_changed) = watch::channel(0);
     let kept = kept(&config);
-    let objects = Arc::new(Objects::new(client.clone(), &config.node.name, objects_tx.clone(), kept.clone()));
+    let (seen_tx, seen) = watch::channel(None);
+    let name = &config.node.name;
+    let objects = Arc::new(Objects::new(client.clone(), name, seen.clone(), objects_tx.clone(), kept.clone()));
     let (network_tx, network_ready) = watch::channel(false);
     let (pressures_tx, pressures) = watch::channel(Pressures::new());
     let (orders_tx, orders) = mpsc::channel(1);
@@ -120,7 +122,6 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
         labels: cluster::own_labels(&config.node.name, &facts.architecture, &node_labels),
         taints: config.node.taints.clone(),
     };
-    let (seen_tx, seen) = watch::channel(None);
     let upgrade_seen = seen.clone();
     let node_seen = node_view(config.node.name.clone(), seen);
     let pods_dir = config.root_dir.join("pods");

@@ -23,6 +23,7 @@ pub mod membership;
 pub mod metrics;
 mod mount_tree;
 pub mod network;
+mod node_selector;
 pub mod pki;
 pub mod pod;
 pub mod quantity;

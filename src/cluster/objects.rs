@@ -13,8 +13,8 @@ use futures::{FutureExt, StreamExt};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::{
-    ClusterTrustBundleProjection, ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, PodCertificateProjection,
-    Secret, ServiceAccount,
+    ClusterTrustBundleProjection, ConfigMap, NodeSelector, PersistentVolume, PersistentVolumeClaim, Pod,
+    PodCertificateProjection, Secret, ServiceAccount,
 };
 use kube::Client;
 use kube::api::PostParams;
@@ -28,9 +28,11 @@ use tracing::warn;
 use super::answer::{Answer, Api, Reader, Unreadable};
 use super::client::said;
 use super::kept::{Kept, Slot};
+use super::node::{NodeSeen, see_node};
 use super::pod_certificates::PodCertificates;
 use super::retry::{patient, reason};
 use super::trust_bundles::TrustBundles;
+use crate::node_selector;
 use crate::volume::{ObjectKey, ObjectKind, ObjectSource, PodCertificate};
 
 const STANDALONE: &str = "no API server is configured: standalone pods cannot use ConfigMaps, Secrets or tokens";
@@ -70,6 +72,9 @@ struct State {
 /// Reads objects from the API server; without one every read says so.
 pub struct Objects {
     client: Option<Client>,
+    node: String,
+    /// What was last heard of the Node.
+    seen: watch::Receiver<Option<NodeSeen>>,
     state: Mutex<State>,
     changed: watch::Sender<u64>,
     kept: Kept,
@@ -78,11 +83,18 @@ pub struct Objects {
 }
 
 impl Objects {
-    /// A reader for the pods of `node` that counts every change of a watched object in `changed`, and falls back to what
-    /// was `kept`.
-    pub fn new(client: Option<Client>, node: &str, changed: watch::Sender<u64>, kept: Kept) -> Self {
+    /// A reader for the pods of `node`, of which that was `seen`. It counts every change of a watched object in `changed`, and
+    /// falls back to what was `kept`.
+    pub fn new(
+        client: Option<Client>,
+        node: &str,
+        seen: watch::Receiver<Option<NodeSeen>>,
+        changed: watch::Sender<u64>,
+        kept: Kept,
+    ) -> Self {
         let certificates = PodCertificates::new(node.to_owned(), kept.clone(), changed.clone());
-        Self { client, state: Mutex::default(), changed, kept, certificates, bundles: TrustBundles::default() }
+        let (node, bundles) = (node.to_owned(), TrustBundles::default());
+        Self { client, node, seen, state: Mutex::default(), changed, kept, certificates, bundles }
     }
 
     fn told(&self) -> (watch::Sender<u64>, Kept) {
@@ -286,6 +298,24 @@ impl ObjectSource for Objects {
     ) -> BoxFuture<'a, Result<Option<PersistentVolume>, String>> {
         let slot = Slot("persistentvolume", pod_uid, name);
         async move { get(&Api::all(self.client()?), &self.kept, slot, name).await }.boxed()
+    }
+
+    fn selects_node<'a>(&'a self, selector: &'a NodeSelector) -> BoxFuture<'a, bool> {
+        let holds = move |seen: &NodeSeen| node_selector::matches(selector, &seen.labels, &self.node);
+        async move {
+            if self.seen.borrow().as_ref().is_some_and(holds) {
+                return true;
+            }
+            // it may have got a label that was not heard of here yet
+            if let Some(client) = &self.client
+                && let Ok(Ok(seen)) = tokio::time::timeout(FIRST_READ, see_node(client, &self.node)).await
+            {
+                return holds(&seen);
+            }
+            // a node that starts with no API server goes on
+            self.seen.borrow().is_none()
+        }
+        .boxed()
     }
 
     fn hold(&self, pod_uid: &str, keys: BTreeSet<ObjectKey>) {

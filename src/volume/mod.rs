@@ -28,8 +28,8 @@ use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::{
-    ClusterTrustBundleProjection, ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, PodCertificateProjection,
-    Secret, Volume,
+    ClusterTrustBundleProjection, ConfigMap, NodeSelector, PersistentVolume, PersistentVolumeClaim, Pod,
+    PodCertificateProjection, Secret, Volume,
 };
 
 use projection::Token;
@@ -93,6 +93,10 @@ pub trait ObjectSource: Send + Sync {
         _pod_uid: &'a str,
     ) -> BoxFuture<'a, Result<Option<PersistentVolume>, String>> {
         Box::pin(async { Ok(None) })
+    }
+    /// Whether this node is among the selected; a source with no API server behind it cannot tell, and says so of any.
+    fn selects_node<'a>(&'a self, _selector: &'a NodeSelector) -> BoxFuture<'a, bool> {
+        Box::pin(async { true })
     }
     /// From now on the pod of that uid refers to those objects: they are kept up to date.
     fn hold(&self, _pod_uid: &str, _keys: BTreeSet<ObjectKey>) {}

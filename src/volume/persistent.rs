@@ -81,6 +81,12 @@ impl Volumes {
     ) -> Result<PathBuf, String> {
         let name = pv.metadata.name.as_deref().unwrap_or_default();
         let spec = pv.spec.as_ref().ok_or_else(|| format!("PV {name:?} has no spec"))?;
+        // a pod that names its node was seen by no scheduler
+        if let Some(required) = spec.node_affinity.as_ref().and_then(|affinity| affinity.required.as_ref())
+            && !self.objects.selects_node(required).await
+        {
+            return Err(format!("NodeAffinity check failed for PV {name:?}: no matching NodeSelectorTerms"));
+        }
         if spec.volume_mode.as_deref() == Some("Block") {
             let (pv, spec) = (pv.clone(), spec.clone());
             let look = move || on_own_thread(move || block_device(&pv, &spec));
@@ -148,7 +154,30 @@ fn is_owned(claim: &PersistentVolumeClaim, pod: &Pod) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::{Scratch, volumes, with_volume};
     use super::*;
+
+    #[tokio::test]
+    async fn a_volume_of_another_node_is_not_mounted() {
+        let dir = Scratch::new();
+        let (volumes, objects) = volumes(&dir);
+        let claim = serde_json::json!({"name": "v", "persistentVolumeClaim": {"claimName": "c"}});
+        let mount = async |mode: &str, disk: &str| {
+            let term = serde_json::json!({"matchExpressions": [{"key": "disk", "operator": "In", "values": [disk]}]});
+            *objects.pv.lock().unwrap() = serde_json::json!({"local": {"path": "/not/there"}, "volumeMode": mode,
+                "nodeAffinity": {"required": {"nodeSelectorTerms": [term]}}});
+            volumes.prepare(&with_volume(claim.clone())).await.unwrap_err().to_string()
+        };
+        for mode in ["Filesystem", "Block"] {
+            let error = mount(mode, "ssd").await;
+            assert!(
+                error.contains("NodeAffinity check failed for PV \"pv\": no matching NodeSelectorTerms"),
+                "{error}"
+            );
+            let error = mount(mode, "sd").await;
+            assert!(error.contains("/not/there"), "{error}");
+        }
+    }
 
     #[test]
     fn a_generic_ephemeral_volume_has_a_claim_of_its_own() {

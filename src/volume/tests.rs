@@ -12,10 +12,10 @@ use k8s_openapi::api::core::v1::VolumeMount;
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
-struct Scratch(PathBuf);
+pub(super) struct Scratch(PathBuf);
 
 impl Scratch {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let n = COUNT.fetch_add(1, Ordering::Relaxed);
         let dir = std::env::temp_dir().join(format!("pikelet-volume-{}-{n}", std::process::id()));
         fs::create_dir_all(&dir).unwrap();
@@ -36,7 +36,7 @@ pub(super) struct Fake {
     color: Mutex<String>,
     tokens: AtomicU32,
     /// What the persistent volume `pv` is.
-    pv: Mutex<serde_json::Value>,
+    pub(super) pv: Mutex<serde_json::Value>,
 }
 
 impl ObjectSource for Fake {
@@ -69,6 +69,10 @@ impl ObjectSource for Fake {
         let pv = serde_json::json!({"metadata": {"name": name}, "spec": spec});
         Box::pin(async move { Ok(Some(serde_json::from_value(pv).unwrap())) })
     }
+    fn selects_node<'a>(&'a self, selector: &'a NodeSelector) -> BoxFuture<'a, bool> {
+        let labels = [("disk".to_owned(), "sd".to_owned())].into();
+        Box::pin(async move { crate::node_selector::matches(selector, &labels, "pi") })
+    }
     fn token<'a>(
         &'a self,
         _ns: &'a str,
@@ -94,11 +98,11 @@ fn pod(spec: serde_json::Value) -> Pod {
     pod
 }
 
-fn with_volume(volume: serde_json::Value) -> Pod {
+pub(super) fn with_volume(volume: serde_json::Value) -> Pod {
     pod(serde_json::json!({"containers": [{"name": "c"}], "volumes": [volume]}))
 }
 
-fn volumes(dir: &Scratch) -> (Volumes, Arc<Fake>) {
+pub(super) fn volumes(dir: &Scratch) -> (Volumes, Arc<Fake>) {
     let fake = Arc::new(Fake { color: Mutex::new("red".into()), ..Fake::default() });
     (Volumes::new(dir.0.clone(), fake.clone(), allocatable()), fake)
 }

@@ -73,7 +73,7 @@ on n1 umount "$dir/n1/share/below"
 # volumes that outlive their pods
 mkdir -p "$dir"/n1/pv/{local,host,own,set-0,set-1}
 echo kept >"$dir/n1/pv/local/file"; chmod 600 "$dir/n1/pv/local/file"; chmod 700 "$dir/n1/pv/local"
-pv() { # NAME SOURCE: a volume of this node, that only a claim which names it takes
+pv() { # NAME SOURCE [NODE]: a volume of this node, that only a claim which names it takes
   k apply -f - >/dev/null <<YAML
 apiVersion: v1
 kind: PersistentVolume
@@ -85,7 +85,7 @@ spec:
   persistentVolumeReclaimPolicy: Retain
   $2
   nodeAffinity:
-    required: {nodeSelectorTerms: [{matchExpressions: [{key: kubernetes.io/hostname, operator: In, values: [n1]}]}]}
+    required: {nodeSelectorTerms: [{matchExpressions: [{key: kubernetes.io/hostname, operator: In, values: [${3:-n1}]}]}]}
 YAML
 }
 claim() { # NAME PV
@@ -128,6 +128,12 @@ check "  in its status too" is waits '.status.containerStatuses[0].state.waiting
 echo there >"$dir/n1/pv/own/came"; chmod 644 "$dir/n1/pv/own/came"
 pv pvlate "hostPath: {path: $dir/n1/pv/own}"
 check "  and runs when there is a volume" logs waits there
+pv pvother "local: {path: $dir/n1/pv/local}" elsewhere
+claim other pvother
+soon bound_claim other
+user strays other "" "true"
+check "the volume of another node is not mounted here" soon event strays 'FailedMount.*NodeAffinity check failed for PV "pvother"'
+k delete pod strays --grace-period=0 --force >/dev/null 2>&1
 check "a volume's files stay when its pods go" grep -q more "$dir/n1/pv/local/file"
 k delete pod locals readers hosts waits --timeout=30s >/dev/null
 check "  also after that" grep -q kept "$dir/n1/pv/local/file"
