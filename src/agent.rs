@@ -10,7 +10,7 @@ use std::error::Error;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -126,6 +126,7 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
     let node_seen = node_view(config.node.name.clone(), seen);
     let pods_dir = config.root_dir.join("pods");
     let shared = Arc::new(Shared {
+        begun: Instant::now(),
         runtime: runtime.clone(),
         images: images.clone(),
         network: network.clone(),

@@ -53,7 +53,10 @@ impl Run {
         match Check::of(&probe, &self.container, &self.ip, &self.sandbox, &self.id) {
             Some(check) => {
                 let looked = check?.of_hook().look(&self.shared.runtime, &self.shared.probe_clients, limit).await;
-                looked.map(|_| ()).map_err(Wrong::into_text)
+                if let Some(warning) = looked.map_err(Wrong::into_text)? {
+                    self.shared.events.pod_event(&self.pod, None, "Warning", "LifecycleHTTPFallback", warning);
+                }
+                Ok(())
             }
             None => Ok(()),
         }

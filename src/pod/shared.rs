@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 
@@ -24,6 +24,8 @@ use crate::volume::{ObjectSource, Volumes};
 
 /// What all workers of an agent share.
 pub struct Shared {
+    /// When the agent began.
+    pub begun: Instant,
     /// Containers.
     pub runtime: Runtime,
     /// Images.

@@ -50,6 +50,18 @@ spec:
     command: [sh, -c, "mkdir -p /w/cgi-bin && printf '#!/bin/sh\\nprintf \"Status: 302 Found\\\\r\\\\nLocation: http://0.0.0.0/\\\\r\\\\n\\\\r\\\\nelsewhere\"\\n' >/w/cgi-bin/away && chmod +x /w/cgi-bin/away && exec httpd -f -p 8000 -h /w"]
     livenessProbe: {httpGet: {path: /cgi-bin/away, port: 8000}, periodSeconds: 1, initialDelaySeconds: 1}
     lifecycle: {preStop: {httpGet: {path: /nothing, port: 8000}}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: plain}
+spec:
+  nodeName: n1
+  terminationGracePeriodSeconds: 3
+  containers:
+  - name: c
+    image: "$image"
+    command: [httpd, -f, -p, "8000"]
+    lifecycle: {preStop: {httpGet: {path: /, port: 8000, scheme: HTTPS}}}
 YAML
 ready='.status.containerStatuses[0].ready'
 soon is hooked .status.phase Running
@@ -84,7 +96,9 @@ k delete pod fails --timeout=60s >/dev/null
 check "a probe that is sent to another host succeeds, with a warning" soon event web "ProbeWarning.*terminated redirects"
 check "  that has what the answer says" soon event web elsewhere
 check "  and the container goes on" is web "$restarts" 0
-k delete pod web --timeout=30s >/dev/null
+soon is plain .status.phase Running
+k delete pod web plain --timeout=30s >/dev/null
+check "a hook for HTTPS is heard by a server of HTTP, with a warning" soon event plain "LifecycleHTTPFallback.*retry with HTTP succeeded"
 check "what a web server answers to a hook does not matter" not event web FailedPreStopHook
 
 k run late --image=$image --overrides='{"spec": {"activeDeadlineSeconds": 3, "terminationGracePeriodSeconds": 1}}' \

@@ -143,7 +143,8 @@ impl Check {
         self
     }
 
-    /// Looks once; the error says what is wrong, and a success may come with a warning.
+    /// Looks once; the error says what is wrong, and a success may come with a warning: of a probe that was redirected
+    /// elsewhere, of a hook that was heard only without TLS.
     pub async fn look(&self, runtime: &Runtime, clients: &Clients, limit: Duration) -> Result<Option<String>, Wrong> {
         let looked = async {
             match self {
@@ -254,7 +255,10 @@ async fn http_get(
         let text = format!("Get \"{url}\": {cause}");
         if e.is_builder() { Wrong::NotAsked(text) } else { Wrong::Failed(text) }
     };
-    let response = request.send().await.map_err(failed)?;
+    let response = match request.send().await {
+        Err(error) if any_status && has_no_tls(&error) => return http_hook(client, url, headers, failed(error)).await,
+        sent => sent.map_err(failed)?,
+    };
     match response.status().as_u16() {
         200..300 => Ok(None),
         _ if any_status => Ok(None),
@@ -264,6 +268,45 @@ async fn http_get(
             Ok(Some(format!("Probe terminated redirects, Response body: {body}")))
         }
         status => Err(Wrong::Failed(format!("HTTP probe failed with statuscode: {status}"))),
+    }
+}
+
+/// Whether what answered does not speak TLS.
+fn has_no_tls(error: &reqwest::Error) -> bool {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        let mut inner = error;
+        // an error of the system has the one it was made of inside, and names that one's cause as its own
+        while let Some(next) = inner.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
+            inner = next;
+        }
+        if matches!(inner.downcast_ref(), Some(rustls::Error::InvalidMessage(_))) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+/// A hook for HTTPS that was answered without TLS, once more by HTTP, as the kubelet has it: without `Authorization`, and with a
+/// warning where it is heard.
+async fn http_hook(
+    client: &reqwest::Client,
+    url: &str,
+    headers: &[(String, String)],
+    failed: Wrong,
+) -> Result<Option<String>, Wrong> {
+    let Some(rest) = url.strip_prefix("https://") else { return Err(failed) };
+    let host = rest.split('/').next().unwrap_or_default();
+    let mut request = client.get(format!("http://{rest}"));
+    for (name, value) in headers.iter().filter(|(name, _)| !name.eq_ignore_ascii_case("authorization")) {
+        request = request.header(name, value);
+    }
+    match request.send().await {
+        Ok(_) => {
+            Ok(Some(format!("request to HTTPS lifecycle hook {host} got HTTP response, retry with HTTP succeeded")))
+        }
+        Err(_) => Err(failed),
     }
 }
 
@@ -400,6 +443,43 @@ mod tests {
             let _ = connection.serve_connection(hyper_util::rt::TokioIo::new(stream), serve).await;
         });
         (address, sent)
+    }
+
+    /// A server of plain HTTP, and what it was asked for so far.
+    async fn plain() -> (u16, Arc<std::sync::Mutex<String>>) {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (port, heard) = (listener.local_addr().unwrap().port(), Arc::<std::sync::Mutex<String>>::default());
+        let told = heard.clone();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut bytes = [0; 4096];
+                let n = stream.read(&mut bytes).await.unwrap();
+                told.lock().unwrap().push_str(&String::from_utf8_lossy(&bytes[..n]));
+                let status = if bytes.starts_with(b"GET") { "404 Not Found" } else { "400 Bad Request" };
+                let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+        (port, heard)
+    }
+
+    #[tokio::test]
+    async fn a_hook_for_https_is_heard_by_http() {
+        let (port, heard) = plain().await;
+        let (url, clients) = (format!("https://127.0.0.1:{port}/stop?x=1"), Clients::default());
+        let headers = [("Authorization", "Basic x"), ("X-Own", "y")].map(|(k, v)| (k.to_owned(), v.to_owned()));
+        let client = clients.http().unwrap();
+        let warning = http_get(client, &url, &headers, true).await.unwrap().unwrap();
+        let expected =
+            format!("request to HTTPS lifecycle hook 127.0.0.1:{port} got HTTP response, retry with HTTP succeeded");
+        assert_eq!(warning, expected);
+        let asked = heard.lock().unwrap().to_lowercase();
+        assert!(asked.contains("get /stop?x=1 http/1.1") && asked.contains("x-own: y"), "{asked}");
+        assert!(!asked.contains("authorization"), "{asked}");
+        assert!(matches!(http_get(client, &url, &headers, false).await, Err(Wrong::Failed(_))), "a probe is not");
+        let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        assert!(http_get(client, &format!("https://{nobody}/"), &headers, true).await.is_err());
     }
 
     #[tokio::test]

@@ -66,6 +66,7 @@ pub(super) fn start(run: &Run, age: Duration, before: Option<(bool, bool)>, endi
     let ready = if container.readiness_probe.is_none() { started } else { was_ready };
     let come_up = watch::Sender::new(started);
     let mut tasks = Vec::new();
+    let anew = run.shared.begun.elapsed();
     for (kind, probe) in [
         (Kind::Startup, container.startup_probe.as_ref().filter(|_| !started)),
         (Kind::Readiness, container.readiness_probe.as_ref()),
@@ -75,7 +76,12 @@ pub(super) fn start(run: &Run, age: Duration, before: Option<(bool, bool)>, endi
         let Some(check) = Check::of(probe, container, &run.ip, &run.sandbox, &run.id) else { continue };
         let check = check.and_then(|check| check.of_probe(container));
         let prober = Prober { run: run.clone(), kind, check, tell: tell.clone(), come_up: come_up.subscribe() };
-        tasks.push((kind, tokio::spawn(prober.ask(probe.clone(), age)).abort_handle()));
+        let (probe, pause) = (probe.clone(), first_pause(probe, age, anew));
+        let asking = async move {
+            tokio::time::sleep(pause).await;
+            prober.ask(probe, age + pause).await;
+        };
+        tasks.push((kind, tokio::spawn(asking).abort_handle()));
     }
     Probes { started, ready, come_up, tasks }
 }
@@ -123,6 +129,17 @@ fn seconds(value: Option<i32>, default: u64) -> u64 {
     value.and_then(|v| u64::try_from(v).ok()).filter(|v| *v > 0).unwrap_or(default)
 }
 
+fn period(probe: &Probe) -> Duration {
+    Duration::from_secs(seconds(probe.period_seconds, 10))
+}
+
+/// How long the first look at a container of that `age` waits. An agent that was started anew, so long ago, begins with all
+/// probes of its node at once: each waits for a part of its period, as the kubelet's do.
+fn first_pause(probe: &Probe, age: Duration, anew: Duration) -> Duration {
+    let period = period(probe);
+    if age > anew && anew < period { period.mul_f64(rand::random::<f64>()) } else { Duration::ZERO }
+}
+
 /// How often one tries to ask at all.
 const TRIES: usize = 3;
 
@@ -142,7 +159,7 @@ impl Prober {
         // counted from the container's start, however long it took to come up
         let delay = Duration::from_secs(seconds(probe.initial_delay_seconds, 0)).saturating_sub(age + begun.elapsed());
         tokio::time::sleep(delay).await;
-        let mut tick = tokio::time::interval(Duration::from_secs(seconds(probe.period_seconds, 10)));
+        let mut tick = tokio::time::interval(period(&probe));
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let limit = Duration::from_secs(seconds(probe.timeout_seconds, 1));
         let (needed, allowed) = (seconds(probe.success_threshold, 1), seconds(probe.failure_threshold, 3));
@@ -185,5 +202,25 @@ impl Prober {
                 return;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn probes_of_an_agent_that_was_started_anew_begin_apart() {
+        let probe = Probe { period_seconds: Some(20), ..Probe::default() };
+        let of = |age, anew| first_pause(&probe, Duration::from_secs(age), Duration::from_secs(anew));
+        assert_eq!(
+            [of(1, 2), of(100, 20)],
+            [Duration::ZERO; 2],
+            "it began after the agent; the agent has run for long"
+        );
+        let pauses: Vec<_> = (0..100).map(|_| of(3, 2)).collect();
+        assert!(pauses.iter().all(|pause| *pause < Duration::from_secs(20)));
+        let before = |seconds| pauses.iter().filter(|pause| **pause < Duration::from_secs(seconds)).count();
+        assert!((1..100).contains(&before(10)), "{pauses:?}");
     }
 }
