@@ -8,11 +8,11 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::info;
 
+use super::client;
 use super::manifest::Descriptor;
 use super::pieces::{Piece, Pieces};
 use super::registry::Registry;
 use super::sink::Sink;
-use crate::errors::causes;
 
 /// Pieces of a download that may wait for the unpacker (a piece is at most a few hundred KiB).
 const PIECES: usize = 4;
@@ -131,11 +131,11 @@ async fn part(
     let mut again = *got - start;
     loop {
         let began = Instant::now();
-        let mut piece = match response.chunk().await {
+        let mut piece = match client::piece(&mut response).await {
             Ok(Some(piece)) => piece,
             Ok(None) if *got < size => return Err(Stop::Now(format!("{got} of {size} bytes arrived"))),
             Ok(None) => return Ok(()),
-            Err(error) => return Err(Stop::Now(causes(&error))),
+            Err(error) => return Err(Stop::Now(error)),
         };
         pace.note(piece.len(), began.elapsed()).map_err(Stop::For)?;
         let skip = again.min(piece.len() as u64);

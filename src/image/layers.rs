@@ -17,6 +17,7 @@ use tracing::warn;
 use super::digest::{hex, is_hex};
 use super::implied;
 use super::mount;
+use super::shared_sync::SharedSync;
 use super::unpack::Unpacked;
 use crate::files::{self, sync_dir};
 
@@ -28,6 +29,7 @@ pub struct Layers {
     /// Layers that pulls rely on, though no image of the index may need them yet.
     pins: Mutex<HashMap<String, usize>>,
     next: AtomicU64,
+    syncing: SharedSync,
 }
 
 /// Keeps layers from being discarded while it lives.
@@ -61,7 +63,7 @@ impl Layers {
     pub fn open(dir: PathBuf) -> io::Result<Arc<Self>> {
         // an image's programs that run as root, and its devices, are not for the users of this machine
         files::dir(&dir, 0o700)?;
-        let layers = Self { dir, pins: Mutex::default(), next: AtomicU64::new(0) };
+        let layers = Self { dir, pins: Mutex::default(), next: AtomicU64::new(0), syncing: SharedSync::default() };
         let mounted = mounted_layers()?;
         for entry in fs::read_dir(&layers.dir)? {
             let entry = entry?;
@@ -159,7 +161,7 @@ impl Layers {
         }
         implied::write(temporary, &got.implied).map_err(failed)?;
         let root = File::open(temporary).map_err(failed)?;
-        nix::unistd::syncfs(&root).map_err(|e| failed(e.into()))?;
+        self.syncing.run(|| Ok(nix::unistd::syncfs(&root)?)).map_err(failed)?;
         let mut mark = files::create(&temporary.join(MARK), 0o600).map_err(failed)?;
         mark.write_all(got.size.to_string().as_bytes()).and_then(|()| mark.sync_all()).map_err(failed)?;
         root.sync_all().map_err(failed)?;

@@ -8,21 +8,20 @@ use std::time::Duration;
 
 use base64::Engine;
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_RANGE, RANGE, RETRY_AFTER, WWW_AUTHENTICATE};
-use reqwest::{Certificate, Client, Identity, RequestBuilder, Response, StatusCode};
+use reqwest::{Client, RequestBuilder, Response, StatusCode};
 use serde::Deserialize;
 use tracing::{debug, info};
 
 use super::challenge::{Challenge, challenges};
+use super::client::{FETCHING, TIMEOUT, answer, client, piece};
 use super::credentials::Credential;
 use super::digest::is_digest;
-use super::endpoints::{Endpoint, Tls};
+use super::endpoints::Endpoint;
 use super::told::told;
-use crate::errors::{bare, bare_of, causes};
+use crate::errors::{bare, bare_of};
 
 /// Largest manifest, index or image configuration in bytes.
 pub const MAX_DOCUMENT: usize = 4 << 20;
-/// Time to connect, and between two pieces of an answer.
-const TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest time one request waits for a registry that says it is busy.
 const PATIENCE: Duration = Duration::from_mins(1);
 /// Longest time from the head of a document's answer to its end.
@@ -33,8 +32,6 @@ const TRIES: usize = 3;
 /// Media types of manifests this store understands, as an Accept header; what comes all the same is called by its name.
 const ACCEPTED: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
 application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json, */*";
-/// By this a registry knows who asks.
-const AGENT: &str = concat!("pikelet/", env!("CARGO_PKG_VERSION"));
 
 type Made = Arc<OnceLock<Result<Client, String>>>;
 
@@ -210,7 +207,9 @@ impl Source {
                 request = request.header(RANGE, format!("bytes={from}-"));
             }
             let shown = self.shown().clone();
-            let response = self.showing(request, &shown).send().await.map_err(|e| causes(&e))?;
+            // documents are small
+            let within = if accept == ACCEPTED { TIMEOUT } else { FETCHING };
+            let response = answer(self.showing(request, &shown), url, within).await?;
             if !matches!(response.status(), StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
                 return Ok((response, shown));
             }
@@ -238,11 +237,14 @@ impl Source {
         let ask = async || {
             let shown = self.shown().clone();
             let request = self.client()?.head(&url).header(ACCEPT, ACCEPTED);
-            let response = self.showing(request, &shown).send().await.map_err(|e| causes(&e))?;
+            let response = answer(self.showing(request, &shown), &url, TIMEOUT).await?;
             Ok::<_, String>((response, shown))
         };
         let (mut response, sent) = ask().await?;
         if response.status() == StatusCode::UNAUTHORIZED {
+            if self.is_elsewhere(&response) {
+                return Ok(None);
+            }
             match self.authorize(&response, &sent).await {
                 Ok(true) => response = ask().await?.0,
                 // said again by who asks for the document
@@ -259,8 +261,12 @@ impl Source {
         let document = path.starts_with("manifests");
         let accept = if document { ACCEPTED } else { "*/*" };
         let (mut response, sent) = self.send(&url, from, accept).await?;
-        if response.status() == StatusCode::UNAUTHORIZED && self.authorize(&response, &sent).await? {
-            response = self.send(&url, from, accept).await?.0;
+        if response.status() == StatusCode::UNAUTHORIZED {
+            if let Some(other) = self.elsewhere(&response, from, accept).await? {
+                response = other;
+            } else if self.authorize(&response, &sent).await? {
+                response = self.send(&url, from, accept).await?.0;
+            }
         }
         let status = response.status();
         if status.is_success() {
@@ -299,6 +305,36 @@ impl Source {
         }
     }
 
+    /// Whether it was another registry that answered.
+    fn is_elsewhere(&self, response: &Response) -> bool {
+        let own = reqwest::Url::parse(&self.endpoint.base);
+        own.is_ok_and(|own| own.origin() != response.url().origin())
+    }
+
+    /// The answer of another registry, which this one has led to and which wants a token of its own. Logins are for the one
+    /// that was named: none is shown there.
+    async fn elsewhere(
+        &self,
+        response: &Response,
+        from: u64,
+        accept: &'static str,
+    ) -> Result<Option<Response>, String> {
+        if !self.is_elsewhere(response) {
+            return Ok(None);
+        }
+        let there = response.url();
+        let lines = response.headers().get_all(WWW_AUTHENTICATE);
+        let asked = challenges(lines.iter().filter_map(|line| line.to_str().ok()));
+        let bearer = asked.iter().find(|challenge| challenge.scheme == "bearer");
+        let Some((challenge, realm)) = bearer.and_then(|c| Some((c, c.field("realm")?))) else { return Ok(None) };
+        let token = self.token(challenge, realm, None).await?;
+        let mut request = self.client()?.get(there.clone()).header(ACCEPT, accept).bearer_auth(token);
+        if from > 0 {
+            request = request.header(RANGE, format!("bytes={from}-"));
+        }
+        answer(request, there.as_str(), FETCHING).await.map(Some)
+    }
+
     /// Takes up what the answer asks for: a token of a service, or name and password. False if there is nothing to show,
     /// or it was shown.
     async fn authorize(&self, response: &Response, sent: &Shown) -> Result<bool, String> {
@@ -311,7 +347,7 @@ impl Source {
         let asked = challenges(lines.iter().filter_map(|line| line.to_str().ok()));
         let of = |scheme: &str| asked.iter().find(|challenge| challenge.scheme == scheme);
         if let Some((challenge, realm)) = of("bearer").and_then(|c| Some((c, c.field("realm")?))) {
-            let token = self.token(challenge, realm).await?;
+            let token = self.token(challenge, realm, self.login.as_ref()).await?;
             *self.shown() = Shown::Token(token);
             return Ok(true);
         }
@@ -325,13 +361,13 @@ impl Source {
     }
 
     /// Fetches a token of the service that is named.
-    async fn token(&self, challenge: &Challenge, realm: &str) -> Result<String, String> {
+    async fn token(&self, challenge: &Challenge, realm: &str, login: Option<&Credential>) -> Result<String, String> {
         let field = |name: &str| challenge.field(name).map(str::to_owned);
         let scope = field("scope").unwrap_or_else(|| format!("repository:{}:pull", self.endpoint.repository));
         let shown = bare_of(realm);
         let mut url = reqwest::Url::parse(realm).map_err(|e| format!("token service {shown}: {e}"))?;
         let service = field("service").unwrap_or_default();
-        let refresh = self.login.as_ref().and_then(|l| l.identity_token.as_deref());
+        let refresh = login.and_then(|l| l.identity_token.as_deref());
         let request = if let Some(token) = refresh {
             let form = form_urlencoded::Serializer::new(String::new())
                 .append_pair("grant_type", "refresh_token")
@@ -350,44 +386,20 @@ impl Source {
                 url.query_pairs_mut().append_pair("service", &service);
             }
             let request = self.client()?.get(url);
-            match &self.login {
+            match login {
                 Some(login) => request.basic_auth(&login.username, Some(&login.password)),
                 None => request,
             }
         };
-        let answer = request.send().await.map_err(|e| causes(&e))?;
-        if !answer.status().is_success() {
-            return Err(self.said("unauthorized: the token service refused", answer, &shown).await);
+        let answered = answer(request, realm, TIMEOUT).await?;
+        if !answered.status().is_success() {
+            return Err(self.said("unauthorized: the token service refused", answered, &shown).await);
         }
-        let text = limited(answer).await.map_err(|(Broken::Transfer(e) | Broken::Limit(e))| e)?;
+        let text = limited(answered).await.map_err(|(Broken::Transfer(e) | Broken::Limit(e))| e)?;
         let token: Token = serde_json::from_slice(&text).map_err(|e| format!("token service {shown}: {e}"))?;
         let token = token.token.filter(|token| !token.is_empty()).or(token.access_token);
         token.ok_or_else(|| format!("token service {shown}: no token in its answer"))
     }
-}
-
-fn client(tls: &Tls) -> Result<Client, String> {
-    let read = |what: &str, file: &std::path::Path| {
-        std::fs::read(file).map_err(|e| format!("reading {what} {}: {e}", file.display()))
-    };
-    let mut builder = Client::builder().user_agent(AGENT).connect_timeout(TIMEOUT).read_timeout(TIMEOUT);
-    if let Some(file) = &tls.ca_file {
-        let certificates = Certificate::from_pem_bundle(&read("CA file", file)?)
-            .map_err(|e| format!("reading CA file {}: {}", file.display(), causes(&e)))?;
-        builder = builder.tls_certs_merge(certificates);
-    }
-    if let Some((certificate, key)) = tls.cert_file.as_ref().zip(tls.key_file.as_ref()) {
-        let mut pem = read("client certificate", certificate)?;
-        pem.push(b'\n');
-        pem.extend(read("client key", key)?);
-        let identity = Identity::from_pem(&pem)
-            .map_err(|e| format!("client certificate {}: {}", certificate.display(), causes(&e)))?;
-        builder = builder.identity(identity);
-    }
-    if tls.insecure_skip_verify {
-        builder = builder.tls_danger_accept_invalid_certs(true);
-    }
-    builder.build().map_err(|e| causes(&e))
 }
 
 /// `Retry-After`: seconds or a date (RFC 9110).
@@ -423,7 +435,7 @@ async fn body(mut response: Response) -> Result<Vec<u8>, Broken> {
     if response.content_length().is_some_and(|n| n > MAX_DOCUMENT as u64) {
         return Err(too_large(&response));
     }
-    while let Some(chunk) = response.chunk().await.map_err(|e| Broken::Transfer(causes(&e)))? {
+    while let Some(chunk) = piece(&mut response).await.map_err(Broken::Transfer)? {
         if text.len() + chunk.len() > MAX_DOCUMENT {
             return Err(too_large(&response));
         }

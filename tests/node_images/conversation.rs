@@ -141,6 +141,33 @@ async fn what_a_registry_says_of_an_error_is_told_and_no_secret_with_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_registry_may_lead_to_another_that_wants_a_token_of_its_own() {
+    let Some(mut scene) = scene("elsewhere") else { return };
+    let registry = scene.registry(false);
+    push_image(&scene, &registry, "test/it:1", &[noise(1, 1, 1000)]);
+    let (other, asked) = serve(move |small, head| {
+        let own = small.lines().find_map(|line| line.strip_prefix("host: ")).unwrap();
+        if small.starts_with("get /token?") {
+            return answer("200 OK", &[], br#"{"token": "Theirs"}"#);
+        }
+        if head.contains("Bearer Theirs\r\n") {
+            return through(&registry, head);
+        }
+        let wants = format!("WWW-Authenticate: Bearer realm=\"http://{own}/token\",scope=\"repository:test/it:pull\"");
+        answer("401 Unauthorized", &[&wants], b"")
+    });
+    let (address, heads) = serve(move |_, head| {
+        let place = format!("Location: http://{other}{}", head.split(' ').nth(1).unwrap());
+        answer("307 Temporary Redirect", &[&place], b"")
+    });
+    let store = scene.store("store", &address, insecure()).await;
+    store.pull(&format!("{address}/test/it:1"), &[login(&address)]).await.unwrap();
+    let (heads, asked) = (heads.lock().unwrap(), asked.lock().unwrap());
+    assert!(heads.iter().all(|head| !head.contains("authorization")), "{heads:?}");
+    assert!(asked.iter().all(|head| !head.contains("authorization: basic")), "{asked:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_transfer_that_breaks_behind_the_last_byte_is_done() {
     let Some(scene) = scene("last-byte") else { return };
     let layout = scene.layout("layout");
