@@ -51,6 +51,10 @@ pub(super) fn store(root_dir: &Path, flags: &Settings, file: &Settings) -> Resul
         dir: root_dir.join("images"),
         registries: hosts,
         private: registries(named.map(PathBuf::as_path))?,
+        only_mirrors: flags
+            .disable_default_registry_endpoint
+            .or(file.disable_default_registry_endpoint)
+            .unwrap_or(false),
         node_logins: node_config_files(root_dir),
         providers: providers::read(
             flags.image_credential_provider_config.as_ref().or(file.image_credential_provider_config.as_ref()),
@@ -153,6 +157,7 @@ mod tests {
         assert_eq!((default.import_dir, default.keep_blobs), (Some("/r/images-import".into()), false));
         let set = of("imageImportDir: /i\nkeepBlobs: true\nmaxImageUnpackRatio: 500").unwrap();
         assert_eq!((set.import_dir, set.keep_blobs, set.max_unpack_ratio), (Some("/i".into()), true, Some(500)));
+        assert!(!default.only_mirrors && of("disable-default-registry-endpoint: true").unwrap().only_mirrors);
         assert!(of("maxImageUnpackRatio: 0").unwrap_err().to_string().contains("maxImageUnpackRatio"));
     }
 

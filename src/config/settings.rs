@@ -314,6 +314,10 @@ pub struct Settings {
     #[arg(long, value_name = "FILE")]
     #[serde(alias = "private-registry")]
     pub private_registry: Option<PathBuf>,
+    /// Registries that have mirrors there, or all where `*` has, are asked at these alone
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    #[serde(alias = "disable-default-registry-endpoint")]
+    pub disable_default_registry_endpoint: Option<bool>,
     /// Keep the ConfigMaps, Secrets and tokens of this node's pods in the root directory, for root alone, so that pods
     /// come back after a reboot with no API server [default: true]
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]

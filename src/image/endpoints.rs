@@ -168,6 +168,9 @@ pub fn of(reference: &Reference, config: &StoreConfig, given: &[Credential]) -> 
         let stands_for = (host != reference.host).then(|| reference.host.clone());
         endpoints.push(Endpoint { base, repository, stands_for, tls: tls.unwrap_or_default(), logins });
     }
+    if config.only_mirrors && !endpoints.is_empty() {
+        return Ok(endpoints);
+    }
     let (name, repository) = (&reference.host, reference.repository.clone());
     let host = if name == "docker.io" { "registry-1.docker.io" } else { name };
     let RegistryConfig { insecure, ca_file, insecure_skip_verify } =
@@ -251,6 +254,17 @@ mod tests {
         );
         assert_eq!(bases("other.example/x", &config), ["https://three/v2/x", "https://other.example/v2/x"]);
         assert_eq!(bases("three/x", &config), ["https://three/v2/three/x", "https://registry-1.docker.io/v2/three/x"]);
+    }
+
+    #[test]
+    fn the_registry_itself_may_be_left_out() {
+        let yaml = "mirrors:\n  r.example:\n    endpoint: [\"http://one:5000\"]\n  empty.example:\n";
+        let own = StoreConfig { only_mirrors: true, ..config(yaml) };
+        assert_eq!(bases("r.example/x", &own), ["http://one:5000/v2/x"]);
+        assert_eq!(bases("empty.example/x", &own), ["https://empty.example/v2/x"], "it has no mirror");
+        assert_eq!(bases("other.example/x", &own), ["https://other.example/v2/x"]);
+        let all = StoreConfig { only_mirrors: true, ..config("mirrors: {\"*\": {endpoint: [one]}}") };
+        assert_eq!(bases("other.example/x", &all), ["https://one/v2/x"]);
     }
 
     #[test]

@@ -20,6 +20,8 @@ pub struct StoreConfig {
     pub registries: BTreeMap<String, RegistryConfig>,
     /// Mirrors, logins and certificates in k3s's format.
     pub private: Registries,
+    /// A registry that has mirrors is not asked itself.
+    pub only_mirrors: bool,
     /// Docker configuration files of the node; the first there is counts.
     pub node_logins: Vec<PathBuf>,
     /// Programs that know logins.

@@ -30,7 +30,6 @@ pub(super) const FLAGS: &[Foreign] = &[
     flag("snapshotter", Moot(NO_CONTAINERD)),
     flag("pause-image", Moot("a pod's sandbox needs no image")),
     flag("nonroot-devices", Moot("devices that were granted belong to the container's user")),
-    flag("disable-default-registry-endpoint", Only(&["false"], "a registry itself is always asked after its mirrors")),
     flag("airgap-extra-registry", Only(&[], "archives are imported with the names they have")),
     flag("flannel-iface", Moot(NO_FLANNEL)),
     flag("flannel-conf", Moot(NO_FLANNEL)),
