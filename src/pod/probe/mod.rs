@@ -79,7 +79,7 @@ pub(super) fn start(run: &Run, age: Duration, before: Option<(bool, bool)>, endi
         let (probe, pause) = (probe.clone(), first_pause(probe, age, anew));
         let asking = async move {
             tokio::time::sleep(pause).await;
-            prober.ask(probe, age + pause).await;
+            Box::pin(prober.ask(probe, age + pause)).await;
         };
         tasks.push((kind, tokio::spawn(asking).abort_handle()));
     }
