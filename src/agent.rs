@@ -171,6 +171,8 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
         ..NodeState::default()
     });
     tokio::spawn(network::watch_resolv_conf(config.resolv_conf.clone(), resolv_conf_tx));
+    let limits = told::resolv_conf(config.resolv_conf.clone(), shared.resolv_conf.clone(), shared.events.clone());
+    tokio::spawn(limits);
     tokio::spawn(told::addresses(host_ips.clone(), state_tx.clone()));
     if config.node.ips.is_empty() {
         tokio::spawn(membership::follow(network.links_changed(), host_ips_tx));

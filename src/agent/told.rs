@@ -2,7 +2,7 @@
 //! which processes it has lost for want of memory.
 
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tokio::sync::watch;
 use tracing::warn;
@@ -10,6 +10,7 @@ use tracing::warn;
 use crate::cluster::{EventRecorder, NodeState};
 use crate::image::{Image, ImageStore};
 use crate::machine::oom;
+use crate::network;
 use crate::pod::eviction::Pressures;
 
 /// Tells the Node what it runs short of.
@@ -25,6 +26,22 @@ pub async fn addresses(mut ips: watch::Receiver<Vec<IpAddr>>, state: watch::Send
     while ips.changed().await.is_ok() {
         let now = ips.borrow_and_update().clone();
         state.send_modify(|s| s.node_ips = now);
+    }
+}
+
+/// Tells of what a resolv.conf has that pods do not get, whenever it changes. `set`: the file a person named.
+pub async fn resolv_conf(set: Option<PathBuf>, mut text: watch::Receiver<String>, events: EventRecorder) {
+    let mut before = None;
+    loop {
+        text.mark_unchanged();
+        let wrong = network::resolv_conf_limits(set.as_deref());
+        if let Some(wrong) = wrong.clone().filter(|_| wrong != before) {
+            events.node_event("Warning", "CheckLimitsForResolvConf", wrong);
+        }
+        before = wrong;
+        if text.changed().await.is_err() {
+            return;
+        }
     }
 }
 

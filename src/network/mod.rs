@@ -39,7 +39,7 @@ use ipam::Leases;
 pub use notices::listen;
 pub use probe::{Attempt, probe};
 pub use resolv::{ResolvConf, Resolver, host_hosts_file, hosts_file};
-pub use resolv_file::{host_resolv_conf, watch as watch_resolv_conf};
+pub use resolv_file::{host_resolv_conf, resolv_conf_limits, watch as watch_resolv_conf};
 pub use settle::Settled;
 pub use types::*;
 

@@ -5,10 +5,13 @@ use std::net::IpAddr;
 
 use super::types::DnsOptions;
 
-/// Kubernetes' limits (`MaxDNSNameservers`, `MaxDNSSearchPaths`, `MaxDNSSearchListChars`).
+/// Kubernetes' limits (`MaxDNSNameservers`, `MaxDNSSearchPaths`, `MaxDNSSearchListChars`, `DNS1123SubdomainMaxLength`).
 const MAX_SERVERS: usize = 3;
 const MAX_SEARCHES: usize = 32;
 const MAX_SEARCH_LINE: usize = 2048;
+const MAX_SEARCH: usize = 253;
+/// Search domains a pod of the cluster has beside the host's.
+const OWN_SEARCHES: usize = 3;
 
 /// What a resolv.conf says.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -37,6 +40,36 @@ impl Parsed {
         }
         parsed
     }
+}
+
+/// What of a host's resolv.conf is too much for its pods; the first of it, in the kubelet's words.
+pub(super) fn too_much(file: &str, text: &str) -> Option<String> {
+    let searches = Parsed::of(text).searches;
+    let most = MAX_SEARCHES - OWN_SEARCHES;
+    if searches.len() > most {
+        Some(format!("Resolv.conf file '{file}' contains search line consisting of more than {most} domains!"))
+    } else if searches.iter().any(|name| name.len() > MAX_SEARCH) {
+        Some(format!(
+            "Resolv.conf file {file:?} contains a search path which length is more than allowed {MAX_SEARCH} chars!"
+        ))
+    } else if searches.join(" ").len() > MAX_SEARCH_LINE {
+        Some(format!(
+            "Resolv.conf file '{file}' contains search line which length is more than allowed {MAX_SEARCH_LINE} chars!"
+        ))
+    } else {
+        None
+    }
+}
+
+/// Without those that were named before.
+fn unique(names: Vec<String>) -> Vec<String> {
+    let mut unique = Vec::new();
+    for name in names {
+        if !unique.contains(&name) {
+            unique.push(name);
+        }
+    }
+    unique
 }
 
 /// One that is named again counts anew.
@@ -75,13 +108,24 @@ pub struct ResolvConf {
 }
 
 impl Resolver<'_> {
-    fn asks_cluster(&self) -> bool {
-        let wants = match self.policy {
+    fn wants_cluster(&self) -> bool {
+        match self.policy {
             "ClusterFirstWithHostNet" => true,
             "ClusterFirst" => !self.host_network,
             _ => false,
-        };
-        wants && !self.cluster_dns.is_empty()
+        }
+    }
+
+    fn asks_cluster(&self) -> bool {
+        self.wants_cluster() && !self.cluster_dns.is_empty()
+    }
+
+    /// What is said of a pod that wants the cluster's name servers where none are known, for Events (`MissingClusterDNS`).
+    pub fn misses_cluster(&self) -> Option<&'static str> {
+        (self.wants_cluster() && self.cluster_dns.is_empty()).then_some(
+            "kubelet does not have ClusterDNS IP configured and cannot create Pod using \"ClusterFirst\" policy. Falling back \
+             to \"Default\" policy.",
+        )
     }
 
     /// True when the pod asks whom the host asks.
@@ -104,6 +148,7 @@ impl Resolver<'_> {
         }
         if let Some(dns) = self.dns {
             parsed.servers.extend(dns.nameservers.iter().cloned());
+            parsed.servers = unique(parsed.servers);
             parsed.searches.extend(dns.searches.iter().cloned());
             add_options(&mut parsed.options, dns.options.iter().cloned());
         }
@@ -125,18 +170,14 @@ fn write(parsed: Parsed) -> ResolvConf {
         // writing to a String cannot fail, here and below
         let _ = writeln!(text, "nameserver {server}");
     }
-    let mut unique: Vec<String> = Vec::new();
-    for search in parsed.searches {
-        if !unique.contains(&search) {
-            unique.push(search);
-        }
-    }
+    let unique = unique(parsed.searches);
     let (all, mut length) = (unique.len(), 0);
     let fits = |name: &String| {
         length += name.len() + 1;
         length <= MAX_SEARCH_LINE + 1
     };
-    let searches: Vec<String> = unique.into_iter().take(MAX_SEARCHES).take_while(fits).collect();
+    let searches: Vec<String> =
+        unique.into_iter().take(MAX_SEARCHES).filter(|name| name.len() <= MAX_SEARCH).take_while(fits).collect();
     if searches.len() < all {
         left_out.push(format!(
             "Search Line limits were exceeded, some search paths have been omitted, the applied search line is: {}",
@@ -234,5 +275,28 @@ mod tests {
         assert_eq!([searches(&names(32, 4)), searches(&names(33, 4))], [(32, 0), (32, 1)]);
         // 16 of 127 and 15 blanks are 2047
         assert_eq!([searches(&names(16, 127)), searches(&names(17, 127))], [(16, 0), (16, 1)]);
+        // some resolvers end the program at such a one
+        assert_eq!(searches(&format!("{}{} last", names(1, 253), names(1, 254))), (2, 1));
+        let of_host = |line: &str| too_much("/r", &format!("search{line}\n"));
+        assert_eq!([of_host(&names(29, 4)), of_host(&names(16, 127))], [None, None]);
+        for (line, why) in [(names(30, 4), "more than 29 domains"), (names(1, 254), "253"), (names(17, 127), "2048")] {
+            assert!(of_host(&line).unwrap().contains(why), "{why}");
+        }
+    }
+
+    #[test]
+    fn a_server_of_the_pod_that_is_there_already_takes_no_place() {
+        let dns = ["10.96.0.10".parse().unwrap()];
+        let own =
+            DnsOptions { nameservers: ["10.96.0.10", "1.1.1.1"].map(str::to_owned).into(), ..DnsOptions::default() };
+        let conf = Resolver { dns: Some(&own), ..resolver("ClusterFirst", false, &dns) }.conf("");
+        assert_eq!(conf.text.matches("nameserver").count(), 2);
+        let missed = |policy, host, dns| resolver(policy, host, dns).misses_cluster().is_some();
+        assert!(missed("ClusterFirst", false, &[]) && missed("ClusterFirstWithHostNet", true, &[]));
+        assert!(
+            !missed("ClusterFirst", true, &[])
+                && !missed("Default", false, &[])
+                && !missed("ClusterFirst", false, &dns)
+        );
     }
 }

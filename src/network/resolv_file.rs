@@ -11,7 +11,7 @@ use futures::{FutureExt, StreamExt};
 use inotify::{Inotify, WatchMask};
 use tokio::sync::watch as channel;
 
-use super::resolv::Parsed;
+use super::resolv::{Parsed, too_much};
 
 /// The host's own, and what systemd-resolved keeps behind its stub.
 const FILES: [&str; 2] = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"];
@@ -52,6 +52,18 @@ pub fn host_resolv_conf(set: Option<&Path>) -> String {
         Some(file) if file.as_os_str().is_empty() => String::new(),
         Some(file) => read(file),
         None => choose(&FILES.map(|file| read(Path::new(file)))),
+    }
+}
+
+/// What of that text pods would not get, or why it cannot be read, in the kubelet's words (`CheckLimitsForResolvConf`).
+pub fn resolv_conf_limits(set: Option<&Path>) -> Option<String> {
+    if set.is_some_and(|file| file.as_os_str().is_empty()) {
+        return None;
+    }
+    let file = set.unwrap_or(Path::new(FILES[0])).display().to_string();
+    match set.map_or(Ok(()), |set| fs::File::open(set).map(drop)) {
+        Err(error) => Some(format!("open {file}: {error}")),
+        Ok(()) => too_much(&file, &host_resolv_conf(set)),
     }
 }
 
@@ -148,6 +160,9 @@ mod tests {
         crate::files::write(&file, b"nameserver 127.0.0.1\n", 0o644, crate::files::Durability::Volatile).unwrap();
         assert_eq!(host_resolv_conf(Some(&file)), "nameserver 127.0.0.1\n");
         assert_eq!(host_resolv_conf(Some(Path::new(""))), "", "as the kubelet's");
+        let limits = |file: &Path| resolv_conf_limits(Some(file));
+        assert_eq!([limits(&file), limits(Path::new(""))], [None, None]);
+        assert!(limits(&folder.path().join("none")).unwrap().starts_with("open /"));
     }
 
     #[tokio::test]

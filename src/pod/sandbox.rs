@@ -126,7 +126,8 @@ impl Worker {
                 .flatten()
                 .filter_map(|o| {
                     let name = o.name.clone()?;
-                    Some(o.value.as_ref().map_or(name.clone(), |v| format!("{name}:{v}")))
+                    let value = o.value.as_ref().filter(|v| !v.is_empty());
+                    Some(value.map_or(name.clone(), |v| format!("{name}:{v}")))
                 })
                 .collect(),
         });
@@ -172,6 +173,11 @@ impl Worker {
         let dir = self.pod_dir();
         let pod = &self.pod;
         let resolv = self.with_resolver(spec, |resolver| resolver.conf(&self.shared.resolv_conf.borrow()));
+        if let Some(missed) = self.with_resolver(spec, |resolver| resolver.misses_cluster().map(str::to_owned)) {
+            let pod = format!("{}_{}({})", pod.name(), pod.ns(), self.uid);
+            self.event(None, "Warning", "MissingClusterDNS", format!("pod: {pod:?}. {missed}"));
+            self.shared.events.node_event("Warning", "MissingClusterDNS", missed);
+        }
         for left_out in resolv.left_out {
             self.event(None, "Warning", "DNSConfigForming", left_out);
         }
