@@ -8,7 +8,7 @@ use tokio::task::spawn_blocking;
 use super::conntrack;
 use super::table::Table;
 use super::types::{HostPort, NetworkError, Protocol};
-use super::{Network, link, locked};
+use super::{Network, link, listeners, locked};
 
 /// The rules of one family as this process put them into the kernel, for IPv4 and IPv6; `None`: not yet.
 #[derive(Debug, Clone, Default)]
@@ -146,6 +146,19 @@ impl Network {
             }
         }
         problems
+    }
+
+    /// Refuses ports the machine needs itself; whom others are taken from is in the answer.
+    pub(super) async fn check_ports(&self, ports: &[HostPort]) -> Result<Vec<String>, NetworkError> {
+        if ports.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (ports, kept) = (ports.to_vec(), self.inner.config.kept_ports.clone());
+        let checked = spawn_blocking(move || listeners::check(&ports, &kept)).await;
+        checked.unwrap_or_else(|error| {
+            let what = "looking who listens at host ports".to_owned();
+            Err(NetworkError::Io { what, source: io::Error::other(error) })
+        })
     }
 
     /// Lets the ports a sandbox has lead to it. Where one family cannot have them, the other has them all the same; it has

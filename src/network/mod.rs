@@ -36,6 +36,7 @@ use tokio::sync::watch;
 pub use dial::dial;
 pub use firewall::obstacles;
 use ipam::Leases;
+pub use listeners::who_listens;
 pub use notices::listen;
 pub use probe::{Attempt, probe};
 pub use resolv::{ResolvConf, Resolver, host_hosts_file, hosts_file};
@@ -121,7 +122,7 @@ impl Network {
         if ranges.is_empty() {
             return Err(NetworkError::NotReady);
         }
-        listeners::check(ports, &self.inner.config.kept_ports)?;
+        let told = self.check_ports(ports).await?;
         let ips = locked(&self.inner.leases).take(sandbox, &ranges, ports)?;
         let addresses = ips
             .iter()
@@ -131,12 +132,12 @@ impl Network {
         link::attach(&inner.handle, &inner.config.bridge, &outside(sandbox), netns, addresses).await?;
         self.guard(sandbox).await?;
         self.open_ports(sandbox, ports).await?;
-        Ok(PodAddresses { ips })
+        Ok(PodAddresses { ips, told })
     }
 
     /// Addresses held by a sandbox.
     pub fn addresses(&self, sandbox: &str) -> Option<PodAddresses> {
-        locked(&self.inner.leases).of(sandbox).map(|ips| PodAddresses { ips: ips.clone() })
+        locked(&self.inner.leases).of(sandbox).map(|ips| PodAddresses { ips: ips.clone(), told: Vec::new() })
     }
 
     /// Takes back ports, link and addresses. Repeatable.

@@ -22,6 +22,10 @@ const PRIORITY_DESTINATION: i32 = -99;
 /// `NF_IP_PRI_RAW`: addresses are still those on the wire.
 const PRIORITY_RAW: i32 = -300;
 
+/// Where systemd-resolved answers the machine's own programs (systemd-resolved.service(8)). A pod that serves names at port 53
+/// of all addresses does not get these: its image could not be pulled before it runs.
+pub const STUBS: [Ipv4Addr; 2] = [Ipv4Addr::new(127, 0, 0, 53), Ipv4Addr::new(127, 0, 0, 54)];
+
 /// Connections that are masqueraded when they leave.
 const OUT: &str = "postrouting";
 /// Connections that come in, and those of the node itself.
@@ -101,6 +105,10 @@ impl Table {
                     vec![Match::Destination(IpAddr::from(Ipv6Addr::LOCALHOST).into())],
                     Action::Return,
                 ));
+            }
+            let asked = |stub: IpAddr| self.ports.iter().any(|(_, port)| port.ip == Some(stub));
+            for stub in STUBS.map(IpAddr::from).into_iter().filter(|stub| v4 && !asked(*stub)) {
+                rules.push(rule(OWN, vec![Match::Destination(stub.into())], Action::Return));
             }
             rules.push(rule(OWN, vec![Match::Local], Action::Jump(PORTS)));
         }
@@ -238,6 +246,15 @@ mod tests {
         let v6 = table(&[("fd00::2", None, Protocol::Tcp, 8080, 80)]);
         assert!(!v6.leads_from_loopback() && guarded(&v6) == 0);
         assert_eq!(of(&v6, false, OWN)[0].1, Action::Return, "::1 is left alone");
+    }
+
+    #[test]
+    fn the_stubs_of_resolved_lead_to_pods_that_name_them() {
+        let left_alone = |ip: Option<&str>| {
+            let rules = of(&table(&[("10.42.0.2", ip, Protocol::Udp, 53, 53)]), true, OWN);
+            rules.iter().filter(|r| r.1 == Action::Return).count()
+        };
+        assert_eq!([None, Some("0.0.0.0"), Some("127.0.0.53")].map(left_alone), [2, 2, 1]);
     }
 
     #[test]

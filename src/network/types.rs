@@ -25,6 +25,8 @@ pub struct NetworkConfig {
 pub struct PodAddresses {
     /// One per family, the primary first.
     pub ips: Vec<IpAddr>,
+    /// What a person should know about it.
+    pub told: Vec<String>,
 }
 
 /// A transport protocol with ports.
@@ -75,11 +77,14 @@ pub enum NetworkError {
     Ranges(Vec<String>),
     /// A port of the machine is one by which a person or the cluster reaches it.
     #[error(
-        "hostPort {port}: a program of this node listens there ({listens}), and would not be reached any more: use another port"
+        "hostPort {port}: a program of this node listens there ({program}at {listens}), and would not be reached any more: use \
+         another port"
     )]
     Kept {
         /// The port.
         port: u16,
+        /// Name and pid, if they can be seen.
+        program: String,
         /// Where the program listens.
         listens: IpAddr,
     },

@@ -65,7 +65,12 @@ impl Worker {
             Ok(()) => match self.shared.runtime.netns_path(&id) {
                 Some(netns) => {
                     let attached = self.shared.network.attach(&id, &netns, &ports).await;
-                    attached.map(|a| a.ips).map_err(|e| e.to_string())
+                    attached.map_err(|e| e.to_string()).map(|attached| {
+                        for told in attached.told {
+                            self.event(None, "Warning", "HostPortConflict", told);
+                        }
+                        attached.ips
+                    })
                 }
                 None => Err("its network namespace is gone already".to_owned()),
             },

@@ -104,6 +104,24 @@ for port in 10248 10250; do
   check "the agent's own port $port is no pod's" soon event "greedy-$port" "hostPort $port: a program of this node listens"
   k delete pod "greedy-$port" --timeout=30s >/dev/null
 done
+cp "$(command -v busybox)" "$dir/dropbear"
+for program in busybox dropbear; do
+  file=$(command -v busybox)
+  [ $program = busybox ] || file=$dir/dropbear
+  # shellcheck disable=SC2016 # for the inner shell
+  proc_start "$dir/pids" "$dir/logs" "listens-$program" ip netns exec "pk$PIKELET_CLUSTER_ID-n1" \
+    bash -c 'exec -a busybox "$0" httpd -f -p 2222 -h /mnt' "$file"
+  until_true 5 on n1 bash -c '</dev/tcp/127.0.0.1/2222'
+  serves "takes-$program" "{containerPort: 8080, hostPort: 2222}"
+  if [ $program = busybox ]; then
+    check "that a program loses its port is told" soon event takes-busybox 'HostPortConflict.*hostPort 2222: a program of this node listens there .busybox, pid'
+    check "  and the pod has it" soon answers "$here:2222" takes-busybox elsewhere
+  else
+    check "a way to log in stays at any port" soon event takes-dropbear 'FailedCreatePodSandBox.*dropbear, pid.*would not be reached any more'
+  fi
+  k delete pod "takes-$program" --timeout=30s >/dev/null
+  proc_stop "$dir/pids" "listens-$program"
+done
 k delete pod next shy --timeout=30s >/dev/null
 without() { [[ $(rules) != *dnat* ]] && [ "$(on n1 cat /proc/sys/net/ipv4/conf/pikelet0/route_localnet)" = 0 ]; }
 check "nothing of them is left in the node" without

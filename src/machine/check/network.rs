@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::kernel::{Kernel, Support};
 use super::{Finding, Plan, read};
-use crate::network::{host_resolv_conf, obstacles, probe};
+use crate::network::{host_resolv_conf, obstacles, probe, who_listens};
 
 /// A kind of link or rule: its option and module, and what is lost without, if a node may do without.
 type Part = (&'static str, &'static str, &'static str, Option<&'static str>);
@@ -92,32 +92,6 @@ fn forwarding(value: &str, writable: bool) -> Finding {
     }
 }
 
-/// The socket that listens on `port`, at whatever address.
-fn listener(port: u16) -> Option<u64> {
-    let text = read("/proc/net/tcp") + &read("/proc/net/tcp6");
-    text.lines().find_map(|line| inode(line, port))
-}
-
-/// The socket of a line of `/proc/net/tcp` that listens on `port`.
-fn inode(line: &str, port: u16) -> Option<u64> {
-    let fields: Vec<&str> = line.split_whitespace().collect();
-    let own = fields.get(1)?.rsplit_once(':')?.1;
-    let listens = *fields.get(3)? == "0A" && u16::from_str_radix(own, 16) == Ok(port);
-    fields.get(9)?.parse().ok().filter(|_| listens)
-}
-
-/// Name and pid of the process that has the socket; only root sees those of others.
-fn owner(socket: u64) -> Option<String> {
-    let link = format!("socket:[{socket}]");
-    let has = |dir: &Path| {
-        let files = fs::read_dir(dir.join("fd")).into_iter().flatten().flatten();
-        files.filter_map(|f| fs::read_link(f.path()).ok()).any(|l| l.as_os_str() == link.as_str())
-    };
-    let mut pids = fs::read_dir("/proc").ok()?.flatten().filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
-    let pid = pids.find(|pid| has(&Path::new("/proc").join(pid.to_string())))?;
-    Some(format!("{} (pid {pid})", read(&format!("/proc/{pid}/comm")).trim()))
-}
-
 fn port(address: IpAddr, port: u16, flag: &str, own_agent: bool) -> Finding {
     let check = format!("port {port}");
     match TcpListener::bind(SocketAddr::new(address, port)) {
@@ -126,7 +100,7 @@ fn port(address: IpAddr, port: u16, flag: &str, own_agent: bool) -> Finding {
             if own_agent {
                 return Finding::ok(&check, "held by the agent that runs here");
             }
-            let by = listener(port).and_then(owner).map(|o| format!(" by {o}")).unwrap_or_default();
+            let by = who_listens(port).map(|o| format!(" by {o}")).unwrap_or_default();
             Finding::missing(&check, format!("taken{by}"), format!("stop that program, or set {flag} to another port"))
         }
         Err(error) => Finding::missing(&check, format!("{address}: {error}"), format!("set {flag} or --address")),
@@ -237,10 +211,6 @@ mod tests {
 
     #[test]
     fn who_listens_on_a_port() {
-        let line =
-            "   1: 00000000:280A 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4711 1 0";
-        assert_eq!((inode(line, 10250), inode(line, 10251)), (Some(4711), None));
-        assert_eq!(inode(&line.replace(" 0A ", " 01 "), 10250), None);
         let held = TcpListener::bind("127.0.0.1:0").unwrap();
         let taken = port(IpAddr::from([127, 0, 0, 1]), held.local_addr().unwrap().port(), "--port", false);
         assert!(
