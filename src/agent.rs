@@ -94,7 +94,7 @@ pub async fn run(config: Config) -> Result<(), Box<dyn Error + Send + Sync>> {
     let network = Network::open(NetworkConfig {
         bridge: config.bridge.clone(),
         state_dir: config.state_dir.join("network"),
-        mtu: None,
+        mtu: config.pod_mtu,
         kept_ports: [SSH, config.api.port, config.api.healthz_port].into_iter().chain(server_port).collect(),
         cluster_cidrs: config.cluster_cidrs.clone(),
     })
@@ -407,6 +407,11 @@ fn serve_api(
 async fn with_addresses(runtime: &Runtime, network: &Network, found: Vec<SandboxInfo>) -> Vec<SandboxInfo> {
     let (known, lost): (Vec<_>, Vec<_>) =
         found.into_iter().partition(|s| s.spec.host_network || network.holds(&s.spec.id));
+    for sandbox in known.iter().filter(|s| !s.spec.host_network) {
+        if let Some(netns) = runtime.netns_path(&sandbox.spec.id) {
+            network.recall(&sandbox.spec.id, netns);
+        }
+    }
     for sandbox in lost {
         let (id, pod) = (&sandbox.spec.id, &sandbox.spec.pod_name);
         warn!(sandbox = id, pod, "addresses of this sandbox are not known any more: it is made anew");

@@ -67,7 +67,7 @@ fn this_machine_can_be_a_node() {
     let Some(place) = Place::new("root") else { return };
     let (code, answer) = place.check(":", &[], 0);
     assert_eq!((code, &answer["fit"]), (0, &Value::Bool(true)), "{answer:#}");
-    for check in ["overlayfs", "bridge", "veth", "nftables", "hostPort"] {
+    for check in ["overlayfs", "bridge", "veth", "nftables", "hostPort", "bandwidth"] {
         let (state, text) = of(&answer, check);
         assert!(state == "ok" && text.contains("works"), "{check}: {state} {text}");
     }

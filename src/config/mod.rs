@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::Taint;
 use crate::cluster::{EventRate, Given, Heartbeat, Join, MoreAddresses};
 use crate::image::{GcPolicy, StoreConfig};
 use crate::machine::devices::DeviceResource;
+use crate::network::{LEAST_MTU, MOST_MTU};
 use crate::pod::LimitPolicy;
 use crate::pod::backoff;
 use crate::pod::eviction::threshold::Policy;
@@ -94,6 +95,8 @@ pub struct Config {
     pub cgroup_root: String,
     /// Bridge of the pods.
     pub bridge: String,
+    /// MTU of pods' links; `None`: that of the machine's way out.
+    pub pod_mtu: Option<u32>,
     /// The kubelet API.
     pub api: ApiConfig,
     /// The resolv.conf pods follow; `None`: the one that is found, an empty one: none.
@@ -303,6 +306,10 @@ impl Config {
         if bridge.is_empty() || bridge.len() > 15 {
             return wrong(format!("bridge {bridge:?}: an interface name has 1 to 15 characters"));
         }
+        let pod_mtu = flags.pod_mtu.or(file.pod_mtu);
+        if let Some(mtu) = pod_mtu.filter(|mtu| !(LEAST_MTU..=MOST_MTU).contains(mtu)) {
+            return wrong(format!("podMTU {mtu}: it is from {LEAST_MTU} to {MOST_MTU}"));
+        }
         let debug = flags.debug.or(file.debug).filter(|debug| *debug).map(|_| DEBUG);
         let format = flags.log_format.or(file.log_format).or(file.logging.format).unwrap_or_else(|| "text".to_owned());
         if !matches!(format.as_str(), "text" | "json") {
@@ -386,6 +393,7 @@ impl Config {
             limits,
             cgroup_root: flags.cgroup_root.or(file.cgroup_root).unwrap_or_else(|| "kubepods".to_owned()),
             bridge,
+            pod_mtu,
             api,
             resolv_conf: flags.resolv_conf.or(file.resolv_conf),
             cluster_dns: list(flags.cluster_dns, file.cluster_dns),
@@ -459,5 +467,6 @@ mod tests {
         assert!(of(Settings { node_name: Some("UPPER_x".into()), ..Settings::default() }).contains("node name"));
         assert!(of(Settings { register_with_taints: vec!["a:No".into()], ..Settings::default() }).contains("taint"));
         assert!(of(Settings { node_labels: vec!["a".into()], ..Settings::default() }).contains("key=value"));
+        assert_eq!(of(Settings { pod_mtu: Some(500), ..Settings::default() }), "podMTU 500: it is from 576 to 65535");
     }
 }

@@ -154,6 +154,10 @@ pub struct Settings {
     /// Bridge interface of the pods [default: pikelet0]
     #[arg(long, value_name = "NAME")]
     pub bridge: Option<String>,
+    /// MTU of pods' links [default: the least of this node's way out and its ways to pods of other nodes]
+    #[arg(long = "pod-mtu", value_name = "BYTES")]
+    #[serde(rename = "podMTU", alias = "pod-mtu")]
+    pub pod_mtu: Option<u32>,
     /// Address the kubelet API listens on [default: 0.0.0.0]
     #[arg(long, alias = "bind-address", value_name = "IP")]
     #[serde(alias = "bind-address")]

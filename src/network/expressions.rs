@@ -50,6 +50,8 @@ const NAT_PORT: u16 = 5;
 const DNAT: u32 = 1;
 const FAMILY_V4: u32 = 2;
 const FAMILY_V6: u32 = 10;
+/// `NFTA_FWD_SREG_DEV`.
+const FORWARD_LINK: u16 = 1;
 /// `NF_DROP` and `NF_ACCEPT`.
 const DROP: u32 = 0;
 const ACCEPT: u32 = 1;
@@ -108,6 +110,8 @@ pub enum Action {
     Masquerade,
     /// Leads there from now on.
     Lead(IpAddr, u16),
+    /// The packet goes through the link with that index first, and from there past the chains of this one.
+    Through(u32),
 }
 
 fn octets(ip: IpAddr) -> Vec<u8> {
@@ -254,6 +258,10 @@ impl Action {
                     other("nat", nat.map(|(kind, value)| (kind, number(value)))),
                 ]
             }
+            Self::Through(link) => vec![
+                put(Register::Reg1, DataAttribute::Value(link.to_ne_bytes().to_vec())),
+                other("fwd", [(FORWARD_LINK, number(Register::Reg1.into()))]),
+            ],
         }
     }
 }

@@ -9,6 +9,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use nix::libc::{EAFNOSUPPORT, ENOENT, EOPNOTSUPP, EPROTONOSUPPORT};
 use tokio::task::spawn_blocking;
 
+use super::bandwidth::shaper;
 use super::expressions::{Action, Match};
 use super::types::NetworkError;
 use super::{Network, link, locked, nft, outside};
@@ -34,6 +35,8 @@ pub struct Identity {
     pub hardware: [u8; 6],
     /// Of the pod.
     pub addresses: Vec<IpAddr>,
+    /// The link that what it sends goes through (`bandwidth`).
+    pub through: Option<u32>,
 }
 
 /// The address a link gives itself (RFC 4291, appendix A).
@@ -47,13 +50,14 @@ fn link_local(mac: [u8; 6]) -> Ipv6Addr {
 impl Identity {
     /// The rules of its chain: what none of them accepts is lost.
     pub fn rules(&self) -> Vec<(Vec<Match>, Action)> {
+        let accept = self.through.map_or(Action::Accept, Action::Through);
         let mut rules = vec![(vec![Match::NotOfHardware(self.hardware)], Action::Drop)];
         let from = |kind, ip: IpAddr| vec![Match::EtherType(kind), Match::Source(ip.into())];
         let mut own = Vec::new();
         for address in &self.addresses {
             match address {
                 IpAddr::V4(ip) => {
-                    rules.push((from(IPV4, *address), Action::Accept));
+                    rules.push((from(IPV4, *address), accept.clone()));
                     let sender = Match::ArpSender(self.hardware, *ip);
                     rules.push((vec![Match::EtherType(ARP), sender], Action::Accept));
                 }
@@ -71,7 +75,7 @@ impl Identity {
             // who asks for its own address looks for others who have it already, and these give it up
             let claim = icmp(SOLICITATION).into_iter().chain([nobody()]).chain(others());
             rules.push((claim.collect(), Action::Drop));
-            rules.extend(own.iter().map(|ip| (from(IPV6, (*ip).into()), Action::Accept)));
+            rules.extend(own.iter().map(|ip| (from(IPV6, (*ip).into()), accept.clone())));
             rules.push((vec![Match::EtherType(IPV6), nobody(), Match::Icmpv6], Action::Accept));
         }
         rules.push((Vec::new(), Action::Drop));
@@ -85,10 +89,10 @@ fn unsupported(error: &io::Error) -> bool {
 }
 
 impl Network {
-    fn identity(&self, sandbox: &str) -> Option<Identity> {
+    fn identity(&self, sandbox: &str, through: Option<u32>) -> Option<Identity> {
         let addresses = locked(&self.inner.leases).of(sandbox)?.clone();
         let hardware = link::hardware_address_of(*addresses.first()?);
-        Some(Identity { hardware, addresses })
+        Some(Identity { hardware, addresses, through })
     }
 
     async fn put(&self, sandbox: &str, identity: Identity) -> io::Result<()> {
@@ -97,10 +101,15 @@ impl Network {
         put.await.map_err(io::Error::other)?
     }
 
-    /// Lets a sandbox with a link send in its own name alone. A kernel without such chains is told of by [`Network::settle`].
-    pub(super) async fn guard(&self, sandbox: &str) -> Result<(), NetworkError> {
-        let Some(identity) = self.identity(sandbox) else { return Ok(()) };
+    /// Lets a sandbox with a link send in its own name alone, by its shaper if it has one. A kernel without such chains is told
+    /// of by [`Network::settle`].
+    pub(super) async fn guard(&self, sandbox: &str, through: Option<u32>) -> Result<(), NetworkError> {
+        let Some(identity) = self.identity(sandbox, through) else { return Ok(()) };
         match self.put(sandbox, identity).await {
+            Err(source) if through.is_some() => {
+                let what = "limiting what the pod sends (kubernetes.io/egress-bandwidth; a kernel with                             CONFIG_NETFILTER_INGRESS, CONFIG_NF_TABLES_NETDEV and CONFIG_NFT_FWD_NETDEV is needed)";
+                Err(NetworkError::Io { what: what.to_owned(), source })
+            }
             Err(error) if unsupported(&error) => {
                 tracing::debug!(sandbox, %error, "not guarded: {MISSED}");
                 Ok(())
@@ -141,11 +150,12 @@ impl Network {
         let holders = locked(&self.inner.leases).holders();
         let mut wrong = None;
         for sandbox in &holders {
-            let Some(identity) = self.identity(sandbox) else { continue };
+            let Some(mut identity) = self.identity(sandbox, None) else { continue };
             let name = outside(sandbox);
             if standing.get(&name) == Some(&identity.rules().len()) {
                 continue;
             }
+            identity.through = link::index(&self.inner.handle, &shaper(sandbox)).await;
             if link::index(&self.inner.handle, &name).await.is_none() {
                 continue;
             }
@@ -180,7 +190,7 @@ mod tests {
     fn nothing_but_the_own_addresses_is_accepted() {
         let hardware = [0x0a, 0x58, 10, 42, 0, 5];
         let v4: IpAddr = "10.42.0.5".parse().unwrap();
-        let of_v4 = Identity { hardware, addresses: vec![v4] }.rules();
+        let of_v4 = Identity { hardware, addresses: vec![v4], through: None }.rules();
         assert_eq!(of_v4.first().unwrap().0, [Match::NotOfHardware(hardware)]);
         assert_eq!(of_v4.last().unwrap(), &(Vec::new(), Action::Drop));
         let accepted = |rules: &[(Vec<Match>, Action)]| {
@@ -191,7 +201,11 @@ mod tests {
             vec![Match::EtherType(ARP), Match::ArpSender(hardware, "10.42.0.5".parse().unwrap())],
         ];
         assert_eq!(accepted(&of_v4), v4_only, "without an IPv6 range there is no IPv6");
-        let both = Identity { hardware, addresses: vec![v4, "fd00::5".parse().unwrap()] }.rules();
+        let both = Identity { hardware, addresses: vec![v4, "fd00::5".parse().unwrap()], through: None };
+        let limited = Identity { through: Some(7), ..both.clone() }.rules();
+        let both = both.rules();
+        assert_eq!(limited.iter().filter(|r| r.1 == Action::Through(7)).count(), 3, "IPv4 and both of IPv6");
+        assert_eq!(limited.len(), both.len());
         let accepted = accepted(&both);
         for source in ["fd00::5", "fe80::858:aff:fe2a:5"] {
             let source = source.parse::<IpAddr>().unwrap().into();

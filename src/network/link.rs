@@ -22,7 +22,7 @@ use tokio::time::timeout;
 use super::types::NetworkError;
 
 /// Name of a pod's link inside its namespace.
-const INSIDE: &str = "eth0";
+pub const INSIDE: &str = "eth0";
 /// Exchanges with the kernel at the same time. It does one after the other in any case; on a busy machine the answers to
 /// hundreds of questions do not fit into the socket's buffer, and one that is dropped is never given again.
 static TURNS: Semaphore = Semaphore::const_new(16);
@@ -30,7 +30,7 @@ static TURNS: Semaphore = Semaphore::const_new(16);
 const ANSWER: Duration = Duration::from_secs(30);
 
 /// Does `work` once it is its turn.
-async fn in_turn<T>(what: &str, work: impl Future<Output = Result<T, NetworkError>>) -> Result<T, NetworkError> {
+pub async fn in_turn<T>(what: &str, work: impl Future<Output = Result<T, NetworkError>>) -> Result<T, NetworkError> {
     // it is never closed
     let _turn = TURNS.acquire().await.ok();
     timeout(ANSWER, work).await.unwrap_or_else(|_| {
@@ -39,7 +39,8 @@ async fn in_turn<T>(what: &str, work: impl Future<Output = Result<T, NetworkErro
     })
 }
 
-fn kernel(what: impl Into<String>) -> impl FnOnce(Error) -> NetworkError {
+/// What was tried when the kernel gave an error.
+pub fn kernel(what: impl Into<String>) -> impl FnOnce(Error) -> NetworkError {
     let what = what.into();
     move |error| NetworkError::Kernel { what, message: error.to_string() }
 }
@@ -49,7 +50,8 @@ fn exists(error: &Error) -> bool {
     matches!(error, Error::NetlinkError(message) if message.raw_code() == -nix::libc::EEXIST)
 }
 
-fn done(result: Result<(), Error>) -> Result<(), Error> {
+/// What is there already is as good as made.
+pub fn done(result: Result<(), Error>) -> Result<(), Error> {
     match result {
         Err(error) if exists(&error) => Ok(()),
         other => other,
@@ -67,20 +69,19 @@ pub fn connect() -> Result<Handle, NetworkError> {
 
 /// Index of a link, if there is one of that name.
 pub async fn index(handle: &Handle, name: &str) -> Option<u32> {
-    let mut links = handle.link().get().match_name(name.to_owned()).execute();
-    links.try_next().await.ok().flatten().map(|l| l.header.index)
+    by_name(handle, name).await.map(|link| link.header.index)
 }
 
 /// Hardware address of a link; empty when it has none.
 pub async fn hardware_address(handle: &Handle, index: u32) -> Vec<u8> {
-    let mut links = handle.link().get().match_index(index).execute();
-    let attributes = links.try_next().await.ok().flatten().map(|l| l.attributes).unwrap_or_default();
+    let attributes = by_index(handle, index).await.map(|l| l.attributes).unwrap_or_default();
     let address =
         attributes.into_iter().find_map(|a| if let LinkAttribute::Address(bytes) = a { Some(bytes) } else { None });
     address.unwrap_or_default()
 }
 
-async fn need(handle: &Handle, name: &str) -> Result<u32, NetworkError> {
+/// Index of a link that has to be there.
+pub async fn need(handle: &Handle, name: &str) -> Result<u32, NetworkError> {
     index(handle, name).await.ok_or_else(|| NetworkError::Kernel {
         what: format!("looking for link {name}"),
         message: "there is none".to_owned(),
@@ -94,8 +95,22 @@ async fn found(mut links: impl futures::Stream<Item = Result<LinkMessage, Error>
 
 /// Name of a link.
 pub async fn name(handle: &Handle, index: u32) -> Option<String> {
-    let link = found(handle.link().get().match_index(index).execute()).await?;
-    link.attributes.into_iter().find_map(|a| if let LinkAttribute::IfName(name) = a { Some(name) } else { None })
+    name_of(&by_index(handle, index).await?)
+}
+
+/// The link with that index, if there is one.
+pub async fn by_index(handle: &Handle, index: u32) -> Option<LinkMessage> {
+    found(handle.link().get().match_index(index).execute()).await
+}
+
+/// The link of that name, if there is one.
+pub async fn by_name(handle: &Handle, name: &str) -> Option<LinkMessage> {
+    found(handle.link().get().match_name(name.to_owned()).execute()).await
+}
+
+/// What a link is called.
+pub fn name_of(link: &LinkMessage) -> Option<String> {
+    link.attributes.iter().find_map(|a| if let LinkAttribute::IfName(name) = a { Some(name.clone()) } else { None })
 }
 
 /// Router advertisements are not for this interface of the present namespace; without IPv6 there is nothing to be heard.
@@ -111,12 +126,12 @@ fn deafen(interface: &str) {
 /// Makes the bridge, without addresses, and sets it up. Repeatable: the index, and true when there was none.
 pub async fn bridge(handle: &Handle, name: &str) -> Result<(u32, bool), NetworkError> {
     in_turn(&format!("making bridge {name}"), async {
-        let mut present = found(handle.link().get().match_name(name.to_owned()).execute()).await;
+        let mut present = by_name(handle, name).await;
         let made = present.is_none();
         if made {
             let made = handle.link().add(LinkBridge::new(name).build()).execute().await;
             done(made).map_err(kernel(format!("creating bridge {name}")))?;
-            present = found(handle.link().get().match_name(name.to_owned()).execute()).await;
+            present = by_name(handle, name).await;
         }
         let Some(link) = present else {
             return Err(NetworkError::Kernel {
@@ -220,18 +235,21 @@ pub async fn addresses(handle: &Handle) -> Result<Vec<IpAddr>, NetworkError> {
         .collect())
 }
 
-/// Connects a namespace to the bridge. Repeatable.
+/// A pod's network namespace.
+pub fn open(netns: &Path) -> Result<File, NetworkError> {
+    File::open(netns).map_err(|source| NetworkError::Io { what: format!("opening {}", netns.display()), source })
+}
+
+/// Connects a namespace to the bridge, with that MTU. Repeatable.
 pub async fn attach(
     handle: &Handle,
-    bridge: &str,
+    (bridge, mtu): (&str, u32),
     outside: &str,
     netns: &Path,
     addresses: Vec<(IpAddr, u8, Option<IpAddr>)>,
 ) -> Result<(), NetworkError> {
-    let open =
-        |what: &str| File::open(what).map_err(|source| NetworkError::Io { what: format!("opening {what}"), source });
-    let pod = open(&netns.display().to_string())?;
-    in_turn(&format!("connecting link {outside}"), connect_pod(handle, bridge, outside, pod, addresses)).await
+    let pod = open(netns)?;
+    in_turn(&format!("connecting link {outside}"), connect_pod(handle, (bridge, mtu), outside, pod, addresses)).await
 }
 
 /// The pod's end is called by its address: who spoke with the pod that had the address before, speaks with this one at once.
@@ -244,9 +262,34 @@ pub fn hardware_address_of(first: IpAddr) -> [u8; 6] {
     [0x0a, 0x58, a, b, c, d]
 }
 
+/// Does `work` in a pod's network namespace.
+pub async fn within<F>(pod: File, work: impl FnOnce(Handle) -> F + Send + 'static) -> Result<(), NetworkError>
+where
+    F: Future<Output = Result<(), NetworkError>>,
+{
+    let inside = std::thread::spawn(move || {
+        setns(&pod, CloneFlags::CLONE_NEWNET).map_err(|e| NetworkError::Kernel {
+            what: "entering the pod's network namespace".to_owned(),
+            message: e.to_string(),
+        })?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime =
+            runtime.map_err(|source| NetworkError::Io { what: "starting a netlink thread".to_owned(), source })?;
+        runtime.block_on(async { work(connect()?).await })
+    });
+    let joined = tokio::task::spawn_blocking(move || inside.join()).await;
+    match joined {
+        Ok(Ok(result)) => result,
+        _ => Err(NetworkError::Kernel {
+            what: "configuring the pod's link".to_owned(),
+            message: "thread ended".to_owned(),
+        }),
+    }
+}
+
 async fn connect_pod(
     handle: &Handle,
-    bridge: &str,
+    (bridge, mtu): (&str, u32),
     outside: &str,
     pod: File,
     addresses: Vec<(IpAddr, u8, Option<IpAddr>)>,
@@ -260,36 +303,18 @@ async fn connect_pod(
     if index(handle, outside).await.is_none() {
         // the other end is made in the pod: moving it there later takes the kernel ten times as long
         let peer = LinkMessageBuilder::<LinkUnspec>::new().name(INSIDE).setns_by_fd(pod.as_raw_fd());
-        let peer = peer.address(address.clone()).build();
+        let peer = peer.address(address.clone()).mtu(mtu).build();
         let pair = LinkVeth::new(outside, INSIDE).set_info_data(InfoData::Veth(InfoVeth::Peer(peer)));
-        let made = handle.link().add(pair.controller(bridge_index).up().build()).execute().await;
+        let made = handle.link().add(pair.controller(bridge_index).mtu(mtu).up().build()).execute().await;
         done(made).map_err(kernel(format!("creating link {outside} on bridge {bridge}")))?;
     }
     let own = need(handle, outside).await?;
     set_port(handle, own, outside, &address).await?;
-    let inside = std::thread::spawn(move || {
-        setns(&pod, CloneFlags::CLONE_NEWNET).map_err(|e| NetworkError::Kernel {
-            what: "entering the pod's network namespace".to_owned(),
-            message: e.to_string(),
-        })?;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let runtime =
-            runtime.map_err(|source| NetworkError::Io { what: "starting a netlink thread".to_owned(), source })?;
-        runtime.block_on(configure(addresses))
-    });
-    let joined = tokio::task::spawn_blocking(move || inside.join()).await;
-    match joined {
-        Ok(Ok(result)) => result,
-        _ => Err(NetworkError::Kernel {
-            what: "configuring the pod's link".to_owned(),
-            message: "thread ended".to_owned(),
-        }),
-    }
+    within(pod, move |handle| configure(handle, addresses)).await
 }
 
 /// Inside the pod: loopback, addresses, default routes.
-async fn configure(addresses: Vec<(IpAddr, u8, Option<IpAddr>)>) -> Result<(), NetworkError> {
-    let handle = connect()?;
+async fn configure(handle: Handle, addresses: Vec<(IpAddr, u8, Option<IpAddr>)>) -> Result<(), NetworkError> {
     let lo = LinkUnspec::new_with_name("lo").up().build();
     handle.link().set(lo).execute().await.map_err(kernel("setting lo up in the pod"))?;
     let index = need(&handle, INSIDE).await?;

@@ -3,6 +3,7 @@
 //!
 //! Knows nothing of the API server: the agent hands in pod CIDRs.
 
+mod bandwidth;
 mod conntrack;
 mod dial;
 mod expressions;
@@ -13,6 +14,7 @@ mod host_ports;
 mod ipam;
 mod link;
 mod listeners;
+mod mtu;
 mod netfilter;
 mod nft;
 mod notices;
@@ -27,6 +29,7 @@ mod tests;
 mod types;
 mod wire;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -37,6 +40,7 @@ pub use dial::dial;
 pub use firewall::obstacles;
 use ipam::Leases;
 pub use listeners::who_listens;
+pub use mtu::{LEAST as LEAST_MTU, MOST as MOST_MTU};
 pub use notices::listen;
 pub use probe::{Attempt, probe};
 pub use resolv::{ResolvConf, Resolver, host_hosts_file, hosts_file};
@@ -58,6 +62,10 @@ struct Inner {
     handle: rtnetlink::Handle,
     leases: Mutex<Leases>,
     ranges: Mutex<Ranges>,
+    /// MTU of pods' links.
+    mtu: Mutex<u32>,
+    /// The links there are, by their sandboxes.
+    joined: Mutex<BTreeMap<String, mtu::Joined>>,
     /// Held while the rules change.
     rules: tokio::sync::Mutex<host_ports::Installed>,
     /// Links, addresses, routes or forwarding have changed.
@@ -96,7 +104,8 @@ impl Network {
             tracing::warn!(%error, "changes of this machine's network are not noticed");
         }
         let (ranges, rules) = (Mutex::default(), tokio::sync::Mutex::default());
-        let inner = Inner { handle: link::connect()?, config, leases, ranges, rules, links, filters };
+        let (mtu, joined) = (Mutex::new(mtu::DEFAULT), Mutex::default());
+        let inner = Inner { handle: link::connect()?, config, leases, ranges, mtu, joined, rules, links, filters };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -115,9 +124,15 @@ impl Network {
         !locked(&self.inner.ranges).given.is_empty()
     }
 
-    /// Gives a sandbox's network namespace `lo`, `eth0`, its addresses and routes, and lets `ports` of this machine lead there.
-    /// Repeatable (the same addresses and ports again).
-    pub async fn attach(&self, sandbox: &str, netns: &Path, ports: &[HostPort]) -> Result<PodAddresses, NetworkError> {
+    /// Gives a sandbox's network namespace `lo`, `eth0`, its addresses and routes, holds its link to `bandwidth`, and lets
+    /// `ports` of this machine lead there. Repeatable (the same addresses and ports again).
+    pub async fn attach(
+        &self,
+        sandbox: &str,
+        netns: &Path,
+        ports: &[HostPort],
+        bandwidth: Bandwidth,
+    ) -> Result<PodAddresses, NetworkError> {
         let ranges = locked(&self.inner.ranges).given.clone();
         if ranges.is_empty() {
             return Err(NetworkError::NotReady);
@@ -128,9 +143,14 @@ impl Network {
             .iter()
             .filter_map(|ip| ranges.iter().find(|r| r.contains(ip)).map(|r| (*ip, r.prefix_len(), ipam::gateway(r))))
             .collect();
-        let inner = &self.inner;
-        link::attach(&inner.handle, &inner.config.bridge, &outside(sandbox), netns, addresses).await?;
-        self.guard(sandbox).await?;
+        let (inner, mtu) = (&self.inner, self.mtu());
+        link::attach(&inner.handle, (&inner.config.bridge, mtu), &outside(sandbox), netns, addresses).await?;
+        let joined = mtu::Joined { netns: netns.to_owned(), mtu: Some(mtu) };
+        locked(&inner.joined).insert(sandbox.to_owned(), joined);
+        // it may have changed meanwhile
+        self.level(sandbox).await;
+        let through = self.limit(sandbox, bandwidth, mtu).await?;
+        self.guard(sandbox, through).await?;
         self.open_ports(sandbox, ports).await?;
         Ok(PodAddresses { ips, told })
     }
@@ -143,7 +163,8 @@ impl Network {
     /// Takes back ports, link and addresses. Repeatable.
     pub async fn detach(&self, sandbox: &str) -> Result<(), NetworkError> {
         let closed = self.close_ports(sandbox).await;
-        for name in [outside(sandbox), outside_before(sandbox)] {
+        locked(&self.inner.joined).remove(sandbox);
+        for name in [outside(sandbox), outside_before(sandbox), bandwidth::shaper(sandbox)] {
             link::remove(&self.inner.handle, &name).await?;
         }
         self.unguard(sandbox).await;

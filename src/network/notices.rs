@@ -36,7 +36,8 @@ fn matters(message: Message<'_>) -> bool {
     let after = |at: usize| message.body.get(at..).unwrap_or_default();
     match message.kind {
         // RTM_NEWLINK, RTM_DELLINK
-        16 | 17 => wire::attribute(after(16), LINK_NAME).is_none_or(|name| !name.starts_with(b"veth")),
+        16 | 17 => wire::attribute(after(16), LINK_NAME)
+            .is_none_or(|name| !name.starts_with(b"veth") && !name.starts_with(b"ifb")),
         // RTM_NEWADDR, RTM_DELADDR
         20 | 21 => byte(3) < SCOPE_LINK,
         // RTM_NEWROUTE, RTM_DELROUTE
@@ -117,6 +118,7 @@ mod tests {
     #[test]
     fn what_pods_do_is_no_change_of_the_node() {
         assert!(told(16, &[0; 16], &[(3, b"eth0\0")]) && !told(16, &[0; 16], &[(3, b"veth0123\0")]));
+        assert!(!told(16, &[0; 16], &[(3, b"ifb-0123\0")]));
         assert!(told(20, &[2, 24, 0, 0, 1, 0, 0, 0], &[]) && !told(20, &[10, 64, 0, 253, 1, 0, 0, 0], &[]));
         let route = [10, 64, 0, 0, MAIN, 2, 0, UNICAST, 0, 0, 0, 0];
         assert!(

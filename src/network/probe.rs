@@ -6,6 +6,7 @@ use ipnet::IpNet;
 use nix::sched::{CloneFlags, unshare};
 use rtnetlink::{Handle, LinkBridge, LinkVeth, LinkVxlan};
 
+use super::bandwidth::{self, Bucket};
 use super::expressions::Action;
 use super::table::Table;
 use super::types::{HostPort, NetworkError, Protocol};
@@ -17,7 +18,7 @@ const NAME: &str = "probe0";
 /// What one thing came to.
 #[derive(Debug)]
 pub struct Attempt {
-    /// `bridge`, `veth`, `vxlan`, `nftables`, `nftables IPv6`, `nftables netdev` or `hostPort`.
+    /// `bridge`, `veth`, `vxlan`, `nftables`, `nftables IPv6`, `nftables netdev`, `hostPort` or `bandwidth`.
     pub what: &'static str,
     /// Why it cannot be made.
     pub result: Result<(), String>,
@@ -57,8 +58,18 @@ pub fn probe() -> Result<Vec<Attempt>, NetworkError> {
         unshare(CloneFlags::CLONE_NEWNET).map_err(|e| failed("making a network namespace", e.to_string()))?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|e| failed("starting a netlink thread", e.to_string()))?;
-        let mut attempts = runtime.block_on(async { Ok(links(&link::connect()?).await) })?;
+        let (mut attempts, shaper) = runtime.block_on(async {
+            let handle = link::connect()?;
+            Ok::<_, NetworkError>((
+                links(&handle).await,
+                bandwidth::shape(&handle, "probe4", Bucket::of(1000, 1500)).await,
+            ))
+        })?;
         attempts.extend(rules());
+        let through = shaper.map_err(|e| e.to_string()).and_then(|index| {
+            nft::put_guard(NAME, "probe2", &[(Vec::new(), Action::Through(index))]).map_err(|e| e.to_string())
+        });
+        attempts.push(Attempt { what: "bandwidth", result: through });
         let result = nft::put_guard(NAME, "probe1", &[(Vec::new(), Action::Drop)]).map_err(|e| e.to_string());
         attempts.push(Attempt { what: "nftables netdev", result });
         Ok(attempts)

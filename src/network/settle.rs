@@ -134,6 +134,7 @@ impl Network {
             return Err(NetworkError::Ranges(settled.refused));
         }
         let has = |v4: bool| given.iter().any(|r| r.addr().is_ipv4() == v4);
+        settled.problems.extend(self.settle_mtu(bridge, &given, &machine.taken).await);
         settled.problems.extend(forwarding::turn_on_for(handle, has(true), has(false)).await);
         *locked(&self.inner.ranges) = Ranges { given, left };
         settled.problems.extend(self.mend_rules().await);

@@ -64,6 +64,15 @@ pub struct HostPort {
     pub container_port: u16,
 }
 
+/// How fast a pod may be, in bits a second.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Bandwidth {
+    /// Of what it gets.
+    pub ingress: Option<u64>,
+    /// Of what it sends.
+    pub egress: Option<u64>,
+}
+
 /// Errors of the pod network; the message is fit for a pod's status.
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {

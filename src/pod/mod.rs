@@ -6,6 +6,7 @@
 mod admission;
 pub mod allocation;
 pub mod backoff;
+mod bandwidth;
 pub mod container;
 pub mod env;
 mod env_file;

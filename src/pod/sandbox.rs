@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::PodSpec;
 use tracing::warn;
 
 use super::admission::sysctl_name;
+use super::bandwidth::{bandwidth, in_vain};
 use super::create::ENDS;
 use super::host_ports::host_ports;
 use super::identity::Identity;
@@ -36,6 +37,11 @@ impl Worker {
         // a pod of the host's network has its ports without further ado
         let ports = if host_network { Ok(Vec::new()) } else { host_ports(pod) };
         let ports = ports.map_err(|e| format!("Failed to create pod sandbox: {e}"))?;
+        let bandwidth = if host_network { Ok(network::Bandwidth::default()) } else { bandwidth(pod) };
+        let bandwidth = bandwidth.map_err(|e| format!("Failed to create pod sandbox: {e}"))?;
+        if let Some(vain) = in_vain(pod) {
+            self.event(None, "Warning", "HostNetworkNotSupported", vain);
+        }
         self.check_runtime_class().await?;
         let attempt = self.next_sandbox;
         let sandbox = SandboxSpec {
@@ -64,7 +70,7 @@ impl Worker {
             Ok(()) if host_network => Ok(self.host_ips.clone()),
             Ok(()) => match self.shared.runtime.netns_path(&id) {
                 Some(netns) => {
-                    let attached = self.shared.network.attach(&id, &netns, &ports).await;
+                    let attached = self.shared.network.attach(&id, &netns, &ports, bandwidth).await;
                     attached.map_err(|e| e.to_string()).map(|attached| {
                         for told in attached.told {
                             self.event(None, "Warning", "HostPortConflict", told);

@@ -35,6 +35,55 @@ check "resolv.conf is the node's, without a domain that is none" names 'nameserv
 printf 'nameserver 10.77.0.78\nsearch lan\n' >"$dir/n3/own-etc/resolv.conf"
 check "a pod that runs has the name servers the node has now" soon names $'nameserver 10.77.0.78\nsearch lan'
 
+uplink() { ip -n "pk$PIKELET_CLUSTER_ID-n3" link set eth0 mtu "$1"; }
+mtu() { [ "$(k exec netweb -- cat /sys/class/net/eth0/mtu)" = "$1" ]; }
+uplink 1400
+check "packets of pods become as small as those of the node" until_true 10 mtu 1400
+uplink 1500
+check "  and as large" until_true 10 mtu 1500
+
+printf 'search%s\n' "$(printf ' n%s.test' {1..33})" >"$dir/n3/own-etc/resolv.conf"
+check "domains that no pod gets are told of the node" soon event n3 'CheckLimitsForResolvConf.*more than 29 domains'
+k run searches --image=$image --overrides='{"spec":{"nodeName":"n3","dnsPolicy":"Default","terminationGracePeriodSeconds":1}}' --command -- sleep 1000 >/dev/null
+check "  and of a pod that misses them" soon event searches 'DNSConfigForming.*Search Line limits were exceeded'
+k delete pod searches --timeout=60s >/dev/null
+printf 'nameserver 10.77.0.78\nsearch lan\n' >"$dir/n3/own-etc/resolv.conf"
+
+# limited NAME ANNOTATIONS [MORE]: a pod with a file of 2 MB for others
+limited() {
+  k apply -f - >/dev/null <<YAML
+apiVersion: v1
+kind: Pod
+metadata: {name: $1, annotations: {$2}}
+spec:
+  nodeName: n3
+  terminationGracePeriodSeconds: 1
+  ${3:-}
+  containers:
+  - name: c
+    image: "$image"
+    command: [sh, -c, "mkdir /www; head -c 2000000 /dev/zero >/www/file; exec httpd -f -p 8085 -h /www"]
+YAML
+}
+limited plain ''
+limited slow-in 'kubernetes.io/ingress-bandwidth: 8M'
+limited slow-out 'kubernetes.io/egress-bandwidth: 8M'
+limited none 'kubernetes.io/ingress-bandwidth: "8"'
+limited vain 'kubernetes.io/egress-bandwidth: 8M' 'hostNetwork: true'
+k wait --for=condition=Ready pod/plain pod/slow-in pod/slow-out --timeout=60s >/dev/null
+# fetches POD FROM SECONDS
+fetches() { k exec "$1" -- timeout "$3" wget -qO /dev/null "http://$(field "$2" .status.podIP):8085/file"; }
+for pair in "slow-in plain" "plain slow-out"; do
+  read -r by from <<<"$pair"
+  check "8 Mbit/s: 2 MB come to $by from $from" soon fetches "$by" "$from" 10
+  check "  not within a second" not fetches "$by" "$from" 1
+done
+check "  in the other directions they do" eval 'fetches plain slow-in 1 && fetches slow-out plain 1'
+check "a bandwidth that is none is told of" soon event none 'FailedCreatePodSandBox.*unreasonably small'
+check "  and one of the host" soon event vain HostNetworkNotSupported
+k delete pod plain slow-in slow-out none vain --timeout=60s >/dev/null
+check "  nothing of them is left" eval '[[ $(on n3 ip link) != *ifb-* ]]'
+
 check "a port of the host is reached, and the pod reaches others" eval 'soon answers_net && out'
 on n3 nft flush ruleset
 check "after nft flush ruleset it is again" until_true 10 answers_net

@@ -12,7 +12,7 @@ use crate::network::{host_resolv_conf, obstacles, probe, who_listens};
 /// A kind of link or rule: its option and module, and what is lost without, if a node may do without.
 type Part = (&'static str, &'static str, &'static str, Option<&'static str>);
 
-const PARTS: [Part; 7] = [
+const PARTS: [Part; 8] = [
     ("bridge", "BRIDGE", "bridge", None),
     ("veth", "VETH", "veth", None),
     ("vxlan", "VXLAN", "vxlan", Some("pods of other nodes need routes of your own to be reached")),
@@ -20,6 +20,12 @@ const PARTS: [Part; 7] = [
     ("nftables IPv6", "NF_TABLES_IPV6", "nf_tables", Some("pods with IPv6 addresses reach this node only")),
     ("hostPort", "NFT_FIB_IPV4", "nft_fib_ipv4", Some("pods with a hostPort do not start")),
     ("nftables netdev", "NF_TABLES_NETDEV", "nf_tables", Some("pods can pose as the gateway and as each other")),
+    (
+        "bandwidth",
+        "NET_SCH_TBF",
+        "sch_tbf",
+        Some("pods with kubernetes.io/ingress-bandwidth or egress-bandwidth do not start"),
+    ),
 ];
 /// The options nftables needs for masquerading: one that is missing is named.
 const NFT: [(&str, &str); 4] = [
@@ -29,12 +35,19 @@ const NFT: [(&str, &str); 4] = [
     ("NFT_MASQ", "nft_masq"),
 ];
 
+/// Those that limits of bandwidth need.
+const BANDWIDTH: [(&str, &str); 3] = [("NET_SCH_TBF", "sch_tbf"), ("IFB", "ifb"), ("NFT_FWD_NETDEV", "nft_fwd_netdev")];
+
 /// Which of the options of a part is to blame when it does not work: rather one that cannot be had than one that can.
 fn culprit((what, option, module, _): Part, kernel: &Kernel) -> (&'static str, &'static str) {
-    if !what.starts_with("nftables") || option == "NF_TABLES_NETDEV" {
-        return (option, module);
-    }
-    let is = |wanted: &[Support]| NFT.into_iter().find(|(option, module)| wanted.contains(&kernel.has(option, module)));
+    let options = match option {
+        "NET_SCH_TBF" => &BANDWIDTH[..],
+        _ if what.starts_with("nftables") && option != "NF_TABLES_NETDEV" => &NFT,
+        _ => return (option, module),
+    };
+    let is = |wanted: &[Support]| {
+        options.iter().copied().find(|(option, module)| wanted.contains(&kernel.has(option, module)))
+    };
     is(&[Support::Absent, Support::NotInstalled]).or_else(|| is(&[Support::Loadable])).unwrap_or((option, module))
 }
 
@@ -232,6 +245,7 @@ mod tests {
         assert_eq!(culprit(PARTS[3], &kernel(on)), ("NFT_MASQ", "nft_masq"));
         assert_eq!(culprit(PARTS[3], &kernel(&format!("{on}CONFIG_NFT_MASQ=y\n"))), ("NF_TABLES", "nf_tables"));
         assert_eq!(culprit(PARTS[1], &kernel("")), ("VETH", "veth"));
+        assert_eq!(culprit(PARTS[7], &kernel("CONFIG_NET_SCH_TBF=y\nCONFIG_IFB=y\n")).0, "NFT_FWD_NETDEV");
         let states: Vec<State> = told(&kernel(on)).iter().map(|f| f.state).collect();
         assert_eq!(states[..4], [State::Missing, State::Missing, State::Warning, State::Missing]);
     }

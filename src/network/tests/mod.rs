@@ -15,6 +15,7 @@ use rtnetlink::LinkUnspec;
 
 use super::*;
 
+mod limits;
 mod pose;
 mod settle;
 
@@ -142,8 +143,12 @@ fn on_a_machine_with(name: &str, ranges: &'static [&'static str], test: fn(&Mach
 
 impl Machine {
     fn pod(&self, name: &str, ports: &[HostPort]) -> (Place, PodAddresses) {
+        self.limited_pod(name, ports, Bandwidth::default())
+    }
+
+    fn limited_pod(&self, name: &str, ports: &[HostPort], bandwidth: Bandwidth) -> (Place, PodAddresses) {
         let pod = Place::new();
-        let addresses = self.runtime.block_on(self.network.attach(name, &pod.path(), ports)).unwrap();
+        let addresses = self.runtime.block_on(self.network.attach(name, &pod.path(), ports, bandwidth)).unwrap();
         (pod, addresses)
     }
 
@@ -209,6 +214,19 @@ fn an_address_of_the_host_limits_a_port() {
             ("[fd09::1]:8081", false),
         ] {
             assert_eq!(machine.place.seen_at(to).is_ok(), open, "{to}");
+        }
+    });
+}
+
+#[test]
+fn what_resolved_answers_leads_to_no_pod() {
+    on_a_machine("stub", |machine| {
+        let stub = machine.place.within(|| TcpListener::bind("127.0.0.53:53").unwrap());
+        thread::spawn(move || stub.accept().unwrap().0.write_all(b"127.0.0.53").unwrap());
+        let (names, _) = machine.pod("names", &[port(Protocol::Tcp, 53, 53)]);
+        names.serve(53, 53, "names");
+        for (asked, answers) in [("127.0.0.53:53", "127.0.0.53"), ("127.0.0.1:53", "10.9.0.1")] {
+            assert_eq!(machine.place.seen_at(asked).unwrap(), answers.parse::<IpAddr>().unwrap());
         }
     });
 }

@@ -84,59 +84,68 @@ fn heard(from: &Place, by: &Place, frames: &[(&'static str, Vec<u8>)]) -> Vec<&'
 
 #[test]
 fn a_pod_speaks_for_itself_alone() {
-    on_a_machine("pose", |machine| {
-        let (pod, ips) = machine.pod("one", &[]);
-        let (other, _) = machine.pod("two", &[]);
-        let own: Ipv6Addr = ips.ips[1].to_string().parse().unwrap();
-        let own_local: Ipv6Addr = "fe80::858:aff:fe09:2".parse().unwrap();
-        let router: Ipv6Addr = "fe80::1".parse().unwrap();
-        let (its_own, others) = ("fd09::2", "fd09::3");
-        let true_ones = vec![
-            ("IPv4", v4(OWN, "10.9.0.2")),
-            ("ARP question", arp(OWN, 1, OWN, "10.9.0.2")),
-            ("ARP answer", arp(OWN, 2, OWN, "10.9.0.2")),
-            ("IPv6", v6(OWN, own, 128, others)),
-            ("IPv6 of the link", v6(OWN, own_local, 128, others)),
-            ("solicitation", v6(OWN, own, 135, others)),
-            ("advertisement", v6(OWN, own, 136, its_own)),
-            ("advertisement of the link's", v6(OWN, own_local, 136, "fe80::858:aff:fe09:2")),
-            ("own address is looked for", v6(OWN, NOBODY, 135, its_own)),
-            ("report of a listener", v6(OWN, NOBODY, 143, "::")),
-        ];
-        let forged = vec![
-            ("IPv4 of another", v4(OWN, "10.9.0.3")),
-            ("IPv4 of the gateway", v4(OWN, "10.9.0.1")),
-            ("IPv4 of a far one", v4(OWN, "192.0.2.1")),
-            ("IPv4 of a link", v4(OWN, "169.254.1.1")),
-            ("IPv4 in a tag", tagged(&v4(OWN, "10.9.0.3"))),
-            ("hardware address of another", v4(OTHER, "10.9.0.2")),
-            ("ARP answer for the gateway", arp(OWN, 2, OWN, "10.9.0.1")),
-            ("ARP question of another", arp(OWN, 1, OWN, "10.9.0.3")),
-            ("ARP of another's hardware", arp(OWN, 2, OTHER, "10.9.0.2")),
-            ("ARP in a tag", tagged(&arp(OWN, 2, OWN, "10.9.0.1"))),
-            ("IPv6 of another", v6(OWN, others.parse().unwrap(), 128, others)),
-            ("IPv6 of the gateway", v6(OWN, "fd09::1".parse().unwrap(), 128, others)),
-            ("IPv6 of another's link", v6(OWN, "fe80::858:aff:fe09:3".parse().unwrap(), 128, others)),
-            ("advertisement for another", v6(OWN, own, 136, others)),
-            ("advertisement for the gateway", v6(OWN, own_local, 136, "fd09::1")),
-            ("router advertisement", v6(OWN, own_local, 134, "::")),
-            ("router advertisement of a router", v6(OWN, router, 134, "::")),
-            ("redirect", v6(OWN, own_local, 137, others)),
-            ("another's address is looked for", v6(OWN, NOBODY, 135, others)),
-            ("another protocol", frame(OWN, 0x88b5, &[0; 40])),
-        ];
-        let names = |frames: &[(&'static str, Vec<u8>)]| frames.iter().map(|(name, _)| *name).collect::<Vec<_>>();
-        let all = [true_ones.clone(), forged].concat();
-        assert_eq!(heard(&pod, &other, &all), names(&true_ones));
-        machine.noticed(machine.network.rules_changed(), || {
-            machine.place.within(|| nft::remove("test0").unwrap());
-        });
-        assert_eq!(heard(&pod, &other, &all).len(), all.len(), "without rules all of it is heard");
-        machine.settle(&["10.9.0.0/24", "fd09::/64"]).unwrap();
-        assert_eq!(heard(&pod, &other, &all), names(&true_ones), "they come back");
-        for name in ["one", "two"] {
-            machine.remove(name);
-        }
-        assert!(machine.place.within(|| nft::guards("test0").unwrap()).is_empty(), "and go with the pods");
+    on_a_machine("pose", |machine| speaks_for_itself(machine, Bandwidth::default()));
+}
+
+#[test]
+fn a_pod_with_a_limit_speaks_for_itself_alone() {
+    on_a_machine("pose-limited", |machine| {
+        speaks_for_itself(machine, Bandwidth { ingress: Some(100_000_000), egress: Some(100_000_000) });
     });
+}
+
+fn speaks_for_itself(machine: &Machine, bandwidth: Bandwidth) {
+    let (pod, ips) = machine.limited_pod("one", &[], bandwidth);
+    let (other, _) = machine.pod("two", &[]);
+    let own: Ipv6Addr = ips.ips[1].to_string().parse().unwrap();
+    let own_local: Ipv6Addr = "fe80::858:aff:fe09:2".parse().unwrap();
+    let router: Ipv6Addr = "fe80::1".parse().unwrap();
+    let (its_own, others) = ("fd09::2", "fd09::3");
+    let true_ones = vec![
+        ("IPv4", v4(OWN, "10.9.0.2")),
+        ("ARP question", arp(OWN, 1, OWN, "10.9.0.2")),
+        ("ARP answer", arp(OWN, 2, OWN, "10.9.0.2")),
+        ("IPv6", v6(OWN, own, 128, others)),
+        ("IPv6 of the link", v6(OWN, own_local, 128, others)),
+        ("solicitation", v6(OWN, own, 135, others)),
+        ("advertisement", v6(OWN, own, 136, its_own)),
+        ("advertisement of the link's", v6(OWN, own_local, 136, "fe80::858:aff:fe09:2")),
+        ("own address is looked for", v6(OWN, NOBODY, 135, its_own)),
+        ("report of a listener", v6(OWN, NOBODY, 143, "::")),
+    ];
+    let forged = vec![
+        ("IPv4 of another", v4(OWN, "10.9.0.3")),
+        ("IPv4 of the gateway", v4(OWN, "10.9.0.1")),
+        ("IPv4 of a far one", v4(OWN, "192.0.2.1")),
+        ("IPv4 of a link", v4(OWN, "169.254.1.1")),
+        ("IPv4 in a tag", tagged(&v4(OWN, "10.9.0.3"))),
+        ("hardware address of another", v4(OTHER, "10.9.0.2")),
+        ("ARP answer for the gateway", arp(OWN, 2, OWN, "10.9.0.1")),
+        ("ARP question of another", arp(OWN, 1, OWN, "10.9.0.3")),
+        ("ARP of another's hardware", arp(OWN, 2, OTHER, "10.9.0.2")),
+        ("ARP in a tag", tagged(&arp(OWN, 2, OWN, "10.9.0.1"))),
+        ("IPv6 of another", v6(OWN, others.parse().unwrap(), 128, others)),
+        ("IPv6 of the gateway", v6(OWN, "fd09::1".parse().unwrap(), 128, others)),
+        ("IPv6 of another's link", v6(OWN, "fe80::858:aff:fe09:3".parse().unwrap(), 128, others)),
+        ("advertisement for another", v6(OWN, own, 136, others)),
+        ("advertisement for the gateway", v6(OWN, own_local, 136, "fd09::1")),
+        ("router advertisement", v6(OWN, own_local, 134, "::")),
+        ("router advertisement of a router", v6(OWN, router, 134, "::")),
+        ("redirect", v6(OWN, own_local, 137, others)),
+        ("another's address is looked for", v6(OWN, NOBODY, 135, others)),
+        ("another protocol", frame(OWN, 0x88b5, &[0; 40])),
+    ];
+    let names = |frames: &[(&'static str, Vec<u8>)]| frames.iter().map(|(name, _)| *name).collect::<Vec<_>>();
+    let all = [true_ones.clone(), forged].concat();
+    assert_eq!(heard(&pod, &other, &all), names(&true_ones));
+    machine.noticed(machine.network.rules_changed(), || {
+        machine.place.within(|| nft::remove("test0").unwrap());
+    });
+    assert_eq!(heard(&pod, &other, &all).len(), all.len(), "without rules all of it is heard");
+    machine.settle(&["10.9.0.0/24", "fd09::/64"]).unwrap();
+    assert_eq!(heard(&pod, &other, &all), names(&true_ones), "they come back");
+    for name in ["one", "two"] {
+        machine.remove(name);
+    }
+    assert!(machine.place.within(|| nft::guards("test0").unwrap()).is_empty(), "and go with the pods");
 }

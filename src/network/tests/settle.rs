@@ -273,7 +273,11 @@ fn an_address_has_its_hardware_address_and_is_used_at_once() {
         machine.set("ipv6/conf/all/accept_dad", "1");
         let pod = Place::new();
         pod.within(|| fs::write("/proc/sys/net/ipv6/conf/default/accept_dad", "1").unwrap());
-        let ips = machine.runtime.block_on(machine.network.attach("one", &pod.path(), &[])).unwrap().ips;
+        let ips = machine
+            .runtime
+            .block_on(machine.network.attach("one", &pod.path(), &[], Bandwidth::default()))
+            .unwrap()
+            .ips;
         pod.within(|| TcpListener::bind(SocketAddr::new(ips[1], 80)).expect("nobody else can have the address"));
         let address = pod.within(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
