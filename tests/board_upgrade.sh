@@ -66,9 +66,18 @@ check "  its files are written to the card" soon not mtype -i "$boot" ::a/image.
 sleep "$((RANDOM % 3)).$((RANDOM % 10))"
 power_cut
 check "  the power is cut: the old system is the next" chosen os_prefix=b/
+# what a cut between two sectors of the table leaves
+head -c 1000000 /dev/urandom >"$work/half"
+mcopy -D o -i "$boot" "$work/half" ::a/half.dtb
+mdel -i "$boot" ::a/image.txt 2>/dev/null
+check "  a chain of clusters is broken off" python3 tests/harness/broken_chain.py "$card" 1 A HALF.DTB
 power_on
 check "  it is Ready" soon ready_anew "$before"
-check "  and begins anew, to the end" soon is_off
+check "  what was left is gone" soon not mtype -i "$boot" ::a/half.dtb
+check "  it begins anew, to the end" soon is_off
+dd if="$card" of="$work/boot.img" bs=1M skip=1 count=128 status=none
+fsck.vfat -n "$work/boot.img" >"$work/logs/fsck.vfat"
+check "  no two files share clusters, none has too few" not grep -E 'share|free cluster|chain length|bad start' "$work/logs/fsck.vfat"
 power_on
 check "  the power is cut in the trial" soon shows 'system a (system cut) is being tried'
 power_cut

@@ -17,6 +17,10 @@ use super::{BOOT, Failure, card, console, debian, ext4, modules, mounts};
 
 use crate::files;
 
+/// Options of the FAT partition. It has no journal: a power cut may leave a file whose chain of clusters is broken off, and
+/// the kernel's default is that the whole partition can be written no more once that is seen, which is when the file is
+/// removed to make room (`errors=` in `Documentation/filesystems/vfat.rst`).
+const BOOT_OPTIONS: &str = "utf8,fmask=0077,dmask=0077,errors=continue";
 /// How long a card may take to appear.
 const CARD: Duration = Duration::from_mins(1);
 /// The root to be, before it is the root.
@@ -37,7 +41,7 @@ pub fn run() -> Result<Infallible, Failure> {
     for dir in [BOOT, data] {
         files::dir_kept(Path::new(dir), 0o755)?;
     }
-    mounts::mount(&card.boot, BOOT, "vfat", MsFlags::MS_RDONLY | mounts::SAFE, "utf8,fmask=0077,dmask=0077")?;
+    mounts::mount(&card.boot, BOOT, "vfat", MsFlags::MS_RDONLY | mounts::SAFE, BOOT_OPTIONS)?;
     // before anything that may fail
     match if card.system.is_some() { Ok(false) } else { trial::take_back() } {
         Ok(false) => {}

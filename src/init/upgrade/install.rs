@@ -75,8 +75,10 @@ fn put(source: &Source, running: Set, kernel: &str, asked: bool) -> Result<Recor
     let root = system.root_dir();
     let no_folder = |_| Unfit("the image has no folder a: it is of before upgrades".to_owned());
     let from = root.open_dir(Set::A.folder()).map_err(no_folder)?;
-    let names = names(&from)?;
+    let mut names = names(&from)?;
     fits(&names, &folder_names(&Path::new(BOOT).join(running.folder()))?)?;
+    // with it a system is whole
+    names.sort_by_key(|name| name == NOTE);
     let text = |name: &str| {
         let mut text = String::new();
         from.open_file(name)?.read_to_string(&mut text).map(|_| text)
@@ -196,11 +198,32 @@ fn command_line(line: &str, identifier: &str, set: Set) -> String {
     format!("{} pikelet.disk={identifier} pikelet.set={}\n", words.join(" "), set.folder())
 }
 
-/// Makes the folder, or takes out what an upgrade of before left.
+/// Takes out what an upgrade that the power ended has left in the folder that is not in use, before anything else is written
+/// to the partition: what is broken off there may lead to clusters that the next file is given.
+pub fn sweep(running: Set) -> Result<(), Failure> {
+    let folder = Path::new(BOOT).join(running.other().folder());
+    if !is_unfinished(&folder) {
+        return Ok(());
+    }
+    boot::writable(|| empty(&folder))
+}
+
+/// True of a folder with files, but not the one that is written last and removed first.
+fn is_unfinished(folder: &Path) -> bool {
+    folder_names(folder).is_ok_and(|names| !names.is_empty() && !names.iter().any(|name| name == NOTE))
+}
+
+/// Makes the folder, or takes out the system that is there, or what an upgrade has left. The clusters are used anew only when
+/// the card knows that they are free: else two files could have the same after a power cut.
 fn empty(folder: &Path) -> Result<(), Failure> {
     files::dir_kept(folder, 0o700).map_err(|e| format!("creating {}: {e}", folder.display()))?;
-    for name in folder_names(folder)? {
-        fs::remove_file(folder.join(&name)).map_err(|e| format!("removing {name} of an earlier upgrade: {e}"))?;
+    let (note, rest): (Vec<_>, Vec<_>) = folder_names(folder)?.into_iter().partition(|name| name == NOTE);
+    for names in [note, rest] {
+        for name in names {
+            let path = folder.join(name);
+            fs::remove_file(&path).map_err(|e| format!("removing {} of an earlier upgrade: {e}", path.display()))?;
+        }
+        files::sync_dir(folder).map_err(|e| format!("writing {}: {e}", folder.display()))?;
     }
     Ok(())
 }
@@ -241,6 +264,20 @@ mod tests {
     fn a_command_line_is_made_for_the_card() {
         let made = command_line("console=tty0 pikelet.disk=0 quiet pikelet.set=a\n", "70696b65", Set::B);
         assert_eq!(made, "console=tty0 quiet pikelet.disk=70696b65 pikelet.set=b\n");
+    }
+
+    #[test]
+    fn a_folder_without_its_note_is_emptied() {
+        let folder = std::env::temp_dir().join(format!("pikelet-unfinished-{}", std::process::id()));
+        assert!(!is_unfinished(&folder));
+        empty(&folder).unwrap();
+        assert!(!is_unfinished(&folder));
+        for name in ["initrd.zst", NOTE] {
+            fs::write(folder.join(name), name).unwrap();
+            assert_eq!(is_unfinished(&folder), name != NOTE);
+        }
+        empty(&folder).unwrap();
+        fs::remove_dir(&folder).unwrap();
     }
 
     #[test]

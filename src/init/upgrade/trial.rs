@@ -47,6 +47,9 @@ pub fn begin(cmdline: &str) -> Result<(Option<Trial>, String), Failure> {
         return Ok((Some(Trial { set: running, record }), text));
     }
     let Some(failed) = choice.trial else {
+        if let Err(error) = install::sweep(running) {
+            log::line(&format!("upgrade: {error}"));
+        }
         if let Some(record) = record.filter(|r| r.state == State::Trying) {
             unfinished(record, running, folder)?;
         }
