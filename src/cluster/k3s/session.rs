@@ -126,7 +126,8 @@ where
                         Some(Ok(Message::Binary(bytes))) => {
                             let frame = Frame::read(bytes)?;
                             if let Frame::Connect(id, target) = frame {
-                                match begin(targets, connections.len(), &target) {
+                                // those the server has ended count until they are gone
+                                match begin(targets, tasks.len(), &target) {
                                     Ok(address) => {
                                         let (held, task) = open(shared.clone(), id, address);
                                         connections.insert(id, held);

@@ -259,6 +259,7 @@ fn write(from: &mut dyn Read, path: &Path) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::machine::folder::Folder;
 
     #[test]
     fn a_command_line_is_made_for_the_card() {
@@ -268,7 +269,8 @@ mod tests {
 
     #[test]
     fn a_folder_without_its_note_is_emptied() {
-        let folder = std::env::temp_dir().join(format!("pikelet-unfinished-{}", std::process::id()));
+        let dir = Folder::new();
+        let folder = dir.path().join("b");
         assert!(!is_unfinished(&folder));
         empty(&folder).unwrap();
         assert!(!is_unfinished(&folder));
@@ -277,7 +279,7 @@ mod tests {
             assert_eq!(is_unfinished(&folder), name != NOTE);
         }
         empty(&folder).unwrap();
-        fs::remove_dir(&folder).unwrap();
+        assert_eq!(folder_names(&folder).unwrap(), [""; 0]);
     }
 
     #[test]

@@ -21,6 +21,8 @@ use crate::init::{BOOT, Failure, image};
 
 /// How long a server may be silent.
 const SILENCE: Duration = Duration::from_mins(1);
+/// How long all of an image may take: its largest at 50 kB/s.
+const WHOLE: Duration = Duration::from_hours(6);
 /// Largest image that is fetched, in bytes.
 const MAX: u64 = 1 << 30;
 /// Bytes that are read at once.
@@ -177,8 +179,12 @@ fn fetch(url: &str, to: &Path) -> Result<(), Failure> {
     runtime.block_on(async {
         let shown = bare_of(url);
         let failed = |e: reqwest::Error| format!("fetching {shown}: {}", causes(&e));
-        let client =
-            reqwest::Client::builder().connect_timeout(SILENCE).read_timeout(SILENCE).build().map_err(failed)?;
+        let client = reqwest::Client::builder()
+            .connect_timeout(SILENCE)
+            .read_timeout(SILENCE)
+            .timeout(WHOLE)
+            .build()
+            .map_err(failed)?;
         let answer = client.get(url).send().await.map_err(failed)?;
         let mut answer = answer.error_for_status().map_err(failed)?;
         let mut file = files::create(to, 0o600).map_err(|e| format!("creating {}: {e}", to.display()))?;
