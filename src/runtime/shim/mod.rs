@@ -14,6 +14,7 @@ mod filter;
 mod filter_check;
 mod jobs;
 mod keyring;
+mod known_pages;
 mod late_mounts;
 mod launch;
 mod log;
