@@ -20,6 +20,9 @@ use crate::files::{self, Durability};
 const LOG: &str = "/dev/kmsg";
 /// The largest message there is (`PRINTK_MESSAGE_MAX` and what is put before it).
 const MESSAGE: usize = 8192;
+/// Records that are read in one go.
+const AT_ONCE: usize = 256;
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// Between two looks at a log that goes on and on.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -32,45 +35,16 @@ pub struct Victim {
     pub pid: String,
 }
 
-/// What of an OOM kill was read so far.
-#[derive(Debug, Default, PartialEq, Eq)]
-enum Reading {
-    /// None is under way.
-    #[default]
-    Nothing,
-    /// One has begun; in which cgroup is not said yet.
-    Begun,
-    /// It is in a cgroup that has a limit: not the machine's matter.
-    OfCgroup,
-}
-
-/// Reads messages in their order.
-#[derive(Debug, Default)]
-struct Reader(Reading);
-
-impl Reader {
-    /// The process the machine has lost, once its end is said.
-    fn read(&mut self, message: &str) -> Option<Victim> {
-        if message.contains("invoked oom-killer:") {
-            self.0 = Reading::Begun;
-            return None;
-        }
-        if self.0 == Reading::Nothing {
-            return None;
-        }
-        // since Linux 5.0; before: "Task in X killed as a result of limit of Y"
-        let limited = message.split_once(",oom_memcg=").map(|(_, rest)| rest.split(',').next().unwrap_or_default());
-        let before = message.split_once("killed as a result of limit of ").map(|(_, of)| of.trim());
-        if limited.or(before).is_some_and(|cgroup| cgroup != "/") {
-            self.0 = Reading::OfCgroup;
-        }
-        // "Out of memory: Killed process 1 (init)", "Memory cgroup out of memory: Kill process 1 (init) ..."
-        let (_, killed) = message.split_once("Killed process ").or_else(|| message.split_once("Kill process "))?;
-        let (pid, rest) = killed.split_once(" (")?;
-        let name = rest.split_once(')').map_or(rest, |(name, _)| name);
-        let of_machine = std::mem::take(&mut self.0) == Reading::Begun;
-        of_machine.then(|| Victim { name: name.to_owned(), pid: pid.to_owned() })
-    }
+/// The process the machine has lost, if this message of the kernel says so: "Out of memory: Killed process 1 (init) ...", or
+/// "Kill process" before Linux 5.0. Kills within a cgroup that has a limit begin with "Memory cgroup out of memory". Nothing
+/// else of what the kernel says about a kill counts, as it may be left out (it limits how often it says the rest) or have a
+/// program's name in it, which that program chose.
+fn victim(message: &str) -> Option<Victim> {
+    let message = message.strip_prefix("Out of memory")?;
+    let (_, killed) = message.split_once("Killed process ").or_else(|| message.split_once("Kill process "))?;
+    let (pid, rest) = killed.split_once(" (")?;
+    let name = rest.split_once(')').map_or(rest, |(name, _)| name);
+    Some(Victim { name: name.to_owned(), pid: pid.to_owned() })
 }
 
 /// Number and text of a record: `priority,number,time,flags;text`, and lines of what it is about.
@@ -92,18 +66,32 @@ async fn follow(log: &Path, seen: &Path, mut tell: impl FnMut(Victim)) -> io::Re
     let log = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(log)?;
     // SAFETY: the descriptor is the file's own, which is owned by what is made of it, and stays open as long.
     let log = unsafe { AsyncFd::register_with_interest(log, Interest::READABLE) }?;
-    let mut told = fs::read_to_string(seen).ok().and_then(|text| text.trim().parse::<u64>().ok());
-    let (mut reader, mut bytes) = (Reader::default(), vec![0; MESSAGE]);
+    // the numbers begin anew with each boot
+    let boot = fs::read_to_string(BOOT_ID).unwrap_or_default();
+    let of_boot = |text: String| text.strip_prefix(boot.trim())?.trim().parse::<u64>().ok();
+    let mut told = fs::read_to_string(seen).ok().and_then(of_boot);
+    let mut bytes = vec![0; MESSAGE];
     loop {
         let mut ready = log.readable().await?;
-        while let Some((number, text)) = next(ready.get_inner(), &mut bytes)? {
-            if let Some(victim) = reader.read(&text).filter(|_| told.is_none_or(|told| number > told)) {
+        let (before, mut left) = (told, AT_ONCE);
+        while left > 0 {
+            let Some((number, text)) = next(ready.get_inner(), &mut bytes)? else { break };
+            if let Some(victim) = victim(&text).filter(|_| told.is_none_or(|told| number > told)) {
                 told = Some(number);
-                if let Err(error) = files::write(seen, number.to_string().as_bytes(), 0o600, Durability::Volatile) {
-                    warn!(%error, file = %seen.display(), "an agent that starts again will tell of it again");
-                }
                 tell(victim);
             }
+            left -= 1;
+        }
+        if let Some(number) = told.filter(|_| told != before) {
+            let text = format!("{} {number}", boot.trim());
+            if let Err(error) = files::write(seen, text.as_bytes(), 0o600, Durability::Volatile) {
+                warn!(%error, file = %seen.display(), "an agent that starts again will tell of it again");
+            }
+        }
+        if left == 0 {
+            ready.retain_ready();
+            tokio::task::yield_now().await;
+            continue;
         }
         ready.clear_ready();
         tokio::time::sleep(PAUSE).await;
@@ -139,28 +127,19 @@ mod tests {
 
     use super::*;
 
-    fn victims(messages: &[&str]) -> Vec<String> {
-        let mut reader = Reader::default();
-        messages.iter().filter_map(|m| reader.read(m)).map(|v| format!("{} {}", v.name, v.pid)).collect()
-    }
-
-    const BEGIN: &str = "stress invoked oom-killer: gfp_mask=0xcc0(GFP_KERNEL), order=0, oom_score_adj=1000";
-
     #[test]
     fn only_the_machines_own_are_told_of() {
-        let machine = "oom-kill:constraint=CONSTRAINT_NONE,nodemask=(null),cpuset=/,mems_allowed=0,global_oom,task_memcg=/pikelet/p/c,task=stress,pid=42,uid=0";
+        let of = |message: &str| victim(message).map(|v| format!("{} {}", v.name, v.pid));
         let killed = "Out of memory: Killed process 42 (stress) total-vm:1kB, anon-rss:1kB, UID:0";
-        assert_eq!(victims(&[BEGIN, "Mem-Info:", machine, killed, killed]), ["stress 42"]);
-        let pod = "oom-kill:constraint=CONSTRAINT_MEMCG,nodemask=(null),cpuset=c,mems_allowed=0,oom_memcg=/pikelet/podu,task_memcg=/pikelet/podu/c,task=stress,pid=43,uid=0";
-        let killed = "Memory cgroup out of memory: Killed process 43 (stress) total-vm:1kB";
-        assert!(victims(&[BEGIN, pod, killed]).is_empty());
-        let root = pod.replace("oom_memcg=/pikelet/podu", "oom_memcg=/");
-        assert_eq!(victims(&[BEGIN, &root, killed]), ["stress 43"]);
-        // Linux 4
-        let old = "Task in /pikelet/podu/c killed as a result of limit of /pikelet/podu/c";
-        assert!(victims(&[BEGIN, old, "Memory cgroup out of memory: Kill process 44 (a b) score 1"]).is_empty());
-        assert_eq!(victims(&[BEGIN, "Out of memory: Kill process 45 (a b) score 1 or sacrifice child"]), ["a b 45"]);
-        assert!(victims(&["Killed process 46 (x)"]).is_empty(), "nothing has begun");
+        assert_eq!(of(killed).as_deref(), Some("stress 42"));
+        assert_eq!(of("Memory cgroup out of memory: Killed process 43 (stress) total-vm:1kB"), None);
+        // Linux 4, which says it twice
+        let old = "Out of memory: Kill process 45 (a b) score 1 or sacrifice child";
+        assert_eq!(of(old).as_deref(), Some("a b 45"));
+        assert_eq!(of("Killed process 45 (a b) total-vm:1kB"), None);
+        assert_eq!(of("Out of memory and no killable processes..."), None);
+        // a program's name is no words of the kernel's
+        assert_eq!(of("x: Out of memory: Killed process 1 (init)"), None);
     }
 
     #[test]
@@ -185,7 +164,7 @@ mod tests {
             let following =
                 tokio::spawn(async move { follow(&log, &seen, |victim| all.lock().unwrap().push(victim.pid)).await });
             let killed = format!("Out of memory: Killed process {} (x)", numbers[1]);
-            for (number, text) in numbers.into_iter().zip([BEGIN, &killed]) {
+            for (number, text) in numbers.into_iter().zip(["x invoked oom-killer:", &killed]) {
                 io::Write::write_all(&mut writer, format!("6,{number},1,-;{text}\n").as_bytes()).unwrap();
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 if number == numbers[0] {
@@ -196,6 +175,15 @@ mod tests {
             following.abort();
             assert_eq!(*found.lock().unwrap(), expected);
         }
+        // of another boot, whose numbers were larger
+        fs::write(&seen, "another-boot 99").unwrap();
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let all = told.clone();
+        let following = tokio::spawn(async move { follow(&log, &seen, |v| all.lock().unwrap().push(v.pid)).await });
+        io::Write::write_all(&mut writer, b"6,5,1,-;Out of memory: Killed process 7 (x)\n").unwrap();
+        tokio::time::sleep(PAUSE).await;
+        following.abort();
+        assert_eq!(*told.lock().unwrap(), ["7"]);
         fs::remove_dir_all(dir).unwrap();
     }
 }
