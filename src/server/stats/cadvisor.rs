@@ -6,7 +6,7 @@ use http::StatusCode;
 use k8s_openapi::api::core::v1::Pod;
 
 use super::text::Text;
-use super::{ContainerReading, PodReading, read};
+use super::{ContainerReading, PodReading, apart, read};
 use crate::machine::MachineInfo;
 use crate::machine::usage::{self, FileSystem, file_system, node_usage};
 use crate::pod::PodExt;
@@ -163,13 +163,12 @@ const NETWORK: [OfInterface; 8] = [
 /// The answer.
 pub async fn cadvisor(State(kubelet): State<Kubelet>) -> Response {
     // some thirty small files for each container
-    let told = tokio::task::spawn_blocking(move || {
+    let told = apart(move || {
         let mut text = Text::default();
         write(&mut text, &groups(&kubelet), &kubelet.machine);
         text.response()
     });
-    told.await.unwrap_or_else(|e| {
-        let message = format!("reading statistics: {e}");
+    told.await.unwrap_or_else(|message| {
         axum::response::IntoResponse::into_response((StatusCode::INTERNAL_SERVER_ERROR, message))
     })
 }

@@ -9,6 +9,7 @@ mod text;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
+use tokio::sync::Semaphore;
 
 use super::api::Kubelet;
 use super::commands::statuses;
@@ -42,6 +43,21 @@ pub struct ContainerReading {
     pub started: f64,
     /// Its figures.
     pub usage: Usage,
+}
+
+/// Answers that read the machine on a thread, at once: more wait, and give their place up when nobody waits for them any more.
+/// The threads are also those that pods are set up and taken down with.
+static AT_ONCE: Semaphore = Semaphore::const_new(2);
+
+/// Does such work; it keeps its place until it has ended, also when nobody waits for it.
+pub async fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
+    let place = AT_ONCE.acquire().await.map_err(|e| e.to_string())?;
+    let done = tokio::task::spawn_blocking(move || {
+        let done = work();
+        drop(place);
+        done
+    });
+    done.await.map_err(|e| format!("reading statistics: {e}"))
 }
 
 /// Reads all pods.

@@ -12,7 +12,7 @@ use http::StatusCode;
 use k8s_openapi::api::core::v1::Volume;
 use serde_json::{Value, json};
 
-use super::{ContainerReading, PodReading, read};
+use super::{ContainerReading, PodReading, apart, read};
 use crate::image::VOLUMES;
 use crate::machine::folder_usage::disk_usage;
 use crate::machine::usage::{self, FileSystem, file_system, node_usage};
@@ -46,10 +46,9 @@ pub async fn summary(State(kubelet): State<Kubelet>, Query(query): Query<HashMap
     let only = query.get("only_cpu_and_memory").is_some_and(|v| v == "true");
     let claims = if only { Vec::new() } else { kubelet.volumes.claims(&kubelet.pods.list()).await };
     // walking folders takes time
-    let made = tokio::task::spawn_blocking(move || compute(&kubelet, only, &claims)).await;
-    match made {
+    match apart(move || compute(&kubelet, only, &claims)).await {
         Ok(summary) => Json(summary).into_response(),
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("reading statistics: {error}")).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error).into_response(),
     }
 }
 
