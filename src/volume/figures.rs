@@ -1,7 +1,7 @@
 //! What volumes are told of in figures: how long their set-up took, which there are, and how full those of claims are.
 //!
-//! How full one is its disk or server tells when somebody asks, on a thread of its own: one that does not answer is left out
-//! after a moment, and not asked again before it has answered.
+//! How full one is its disk or server tells when somebody asks, on one of a few threads, once for all pods that have the
+//! claim: one that does not answer is left out after a moment, and not asked again before it has answered.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,15 +11,18 @@ use std::time::{Duration, Instant};
 use k8s_openapi::api::core::v1::{Pod, Volume};
 
 use super::persistent::claim_of;
-use super::under_way::on_own_thread;
+use super::under_way::Threads;
 use super::{Volumes, kind_of, pod_volumes, used};
 use crate::machine::usage::{FileSystem, file_system};
 use crate::metrics;
 
-/// How long figures of volumes are waited for.
+/// How long figures of a claim are waited for, and those of all.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Volumes that are asked at once: each takes a thread, of which there are few.
-const AT_ONCE: usize = 32;
+const OF_ALL: Duration = Duration::from_secs(4);
+/// Claims that are asked at once, each on a thread.
+const AT_ONCE: usize = 16;
+/// The threads, which are not those that set volumes up.
+static THREADS: Threads = Threads::new(AT_ONCE);
 
 /// How full the volume of a claim is.
 #[derive(Debug, Clone)]
@@ -38,11 +41,14 @@ pub struct ClaimFigures {
 
 /// Uid of the pod, name of the volume.
 type Key = (String, String);
+/// Namespace and name of a claim.
+type Claim = (String, String);
 
-/// Where the volumes are that are set up, and which are being asked for their figures.
+/// Where the volumes are that are set up, and what was last told of claims.
 #[derive(Debug, Default)]
 pub(super) struct Placed {
     places: Mutex<BTreeMap<Key, PathBuf>>,
+    told: Mutex<BTreeMap<Claim, FileSystem>>,
 }
 
 impl Placed {
@@ -115,43 +121,53 @@ impl Volumes {
 
     /// How full the volumes of the claims of these pods are.
     pub async fn claims(&self, pods: &[Arc<Pod>]) -> Vec<ClaimFigures> {
-        let wanted = pods.iter().flat_map(|pod| pod_volumes(pod).iter().map(move |volume| (pod, volume)));
-        let wanted = wanted.filter_map(|(pod, volume)| {
-            let (claim, _) = claim_of(pod, volume)?;
-            let path = self.placed.of(pod, &volume.name)?;
-            Some(async move { Some((pod, volume, claim, self.ask(pod, volume, path).await?)) })
-        });
-        let (mut wanted, mut found) = (wanted.collect::<Vec<_>>(), Vec::new());
-        while !wanted.is_empty() {
-            let later = wanted.split_off(wanted.len().min(AT_ONCE));
-            found.extend(futures::future::join_all(wanted).await.into_iter().flatten());
-            wanted = later;
+        let (mut places, mut holders) = (BTreeMap::new(), Vec::new());
+        for (pod, volume) in pods.iter().flat_map(|pod| pod_volumes(pod).iter().map(move |volume| (pod, volume))) {
+            let Some((claim, _)) = claim_of(pod, volume) else { continue };
+            let Some(path) = self.placed.of(pod, &volume.name) else { continue };
+            let claim = (pod.metadata.namespace.clone().unwrap_or_default(), claim);
+            let key = (pod.metadata.uid.clone().unwrap_or_default(), volume.name.clone());
+            holders.push((key.clone(), claim.clone()));
+            places.entry(claim).or_insert((key, path));
         }
-        let figures = found.into_iter().map(|(pod, volume, claim, of)| ClaimFigures {
-            pod_uid: pod.metadata.uid.clone().unwrap_or_default(),
-            volume: volume.name.clone(),
-            namespace: pod.metadata.namespace.clone().unwrap_or_default(),
-            claim,
-            of,
+        self.placed.told.lock().unwrap_or_else(PoisonError::into_inner).retain(|claim, _| places.contains_key(claim));
+        let (places, mut found) = (places.into_iter().collect::<Vec<_>>(), BTreeMap::new());
+        let end = Instant::now() + OF_ALL;
+        for some in places.chunks(AT_ONCE) {
+            let patience = PATIENCE.min(end.saturating_duration_since(Instant::now()));
+            if patience.is_zero() {
+                break;
+            }
+            let asked = some.iter().map(|(claim, place)| self.ask(claim, place, patience));
+            found.extend(futures::future::join_all(asked).await.into_iter().flatten());
+        }
+        let figures = holders.into_iter().filter_map(|((pod_uid, volume), claim)| {
+            let of = *found.get(&claim)?;
+            let (namespace, claim) = claim;
+            Some(ClaimFigures { pod_uid, volume, namespace, claim, of })
         });
         figures.collect()
     }
 
-    /// The file system of a volume; none of a block device.
-    async fn ask(&self, pod: &Pod, volume: &Volume, path: PathBuf) -> Option<FileSystem> {
-        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-        let found = Arc::new(Mutex::new(None));
-        let told = found.clone();
+    /// The file system of a claim, by the place it has in a pod; none of a block device.
+    async fn ask(&self, claim: &Claim, place: &(Key, PathBuf), patience: Duration) -> Option<(Claim, FileSystem)> {
+        let ((uid, volume), path) = place;
+        let (placed, of, path) = (self.placed.clone(), claim.clone(), path.clone());
         let look = move || {
-            let of = if path.is_dir() { file_system(&path) } else { None };
-            *told.lock().unwrap_or_else(PoisonError::into_inner) = of;
+            let told = if path.is_dir() { file_system(&path) } else { None };
+            let mut all = placed.told.lock().unwrap_or_else(PoisonError::into_inner);
+            match told {
+                Some(told) => drop(all.insert(of, told)),
+                None => drop(all.remove(&of)),
+            }
             Ok(path)
         };
         // a sign that no volume's name has
-        let name = format!("{}?", volume.name);
+        let name = format!("{volume}?");
         // why it does not answer is nothing figures tell
-        let _ = self.under_way.run(uid, &name, PATIENCE, move || on_own_thread(look)).await;
-        found.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.under_way.run(uid, &name, patience, move || THREADS.run(look)).await.ok()?;
+        let told = self.placed.told.lock().unwrap_or_else(PoisonError::into_inner);
+        told.get(claim).map(|of| (claim.clone(), *of))
     }
 }
 
@@ -187,7 +203,15 @@ mod tests {
         let names: Vec<_> = told.iter().map(|c| (c.pod_uid.as_str(), c.namespace.as_str(), c.claim.as_str())).collect();
         assert_eq!(names, [("1", "n", "of-a")]);
         assert!(told[0].of.capacity > 0);
+        // asked by two at once, both are told
+        let (first, second) = tokio::join!(volumes.claims(&pods), volumes.claims(&pods));
+        assert_eq!((first.len(), second.len()), (1, 1));
+        // and all pods that have it
+        volumes.note(&pods[1], &a, began, &Ok("/nowhere".into()));
+        let both = volumes.claims(&pods).await;
+        assert_eq!(both.iter().map(|c| c.pod_uid.as_str()).collect::<Vec<_>>(), ["1", "2"]);
         volumes.placed.forget("1");
+        volumes.placed.forget("2");
         assert_eq!(count(), [("kubernetes.io/persistent-claim", [4, 0])]);
         assert!(volumes.claims(&pods).await.is_empty());
     }

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
 
-/// Threads that may wait for disks at once, of all pods.
+/// Set-ups of volumes that may wait for disks at once, of all pods.
 const THREADS: usize = 64;
 /// How long a teardown waits for mounts of its pod to end.
 const TO_END: Duration = Duration::from_secs(5);
@@ -130,33 +130,52 @@ impl UnderWay {
     }
 }
 
-static RUNNING: AtomicUsize = AtomicUsize::new(0);
+/// Threads for what may wait for a disk or server for ever, so many at most: those others need are not used up.
+pub(super) struct Threads {
+    most: usize,
+    running: AtomicUsize,
+}
 
-struct Running;
+/// Those of the set-ups of volumes.
+static SET_UPS: Threads = Threads::new(THREADS);
+
+struct Running(&'static AtomicUsize);
 
 impl Drop for Running {
     fn drop(&mut self) {
-        RUNNING.fetch_sub(1, Ordering::Relaxed);
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-/// Runs what may wait for a disk or server for ever on a thread of its own, of which there is a limited number: the
-/// threads others need are not used up.
-pub(super) async fn on_own_thread(work: impl FnOnce() -> Outcome + Send + 'static) -> Outcome {
-    let before = RUNNING.fetch_add(1, Ordering::Relaxed);
-    let running = Running;
-    if before >= THREADS {
-        return Err(format!("{THREADS} volumes wait for disks or servers that do not answer: this one has to wait"));
+impl Threads {
+    /// At most so many.
+    pub const fn new(most: usize) -> Self {
+        Self { most, running: AtomicUsize::new(0) }
     }
-    let (done, ended) = oneshot::channel();
-    let thread = std::thread::Builder::new().name("volume".into()).spawn(move || {
-        let outcome = work();
-        drop(running);
-        // who asked may have gone
-        let _ = done.send(outcome);
-    });
-    thread.map_err(|e| format!("starting a thread: {e}"))?;
-    ended.await.unwrap_or_else(|_| Err("the file work was given up".to_owned()))
+
+    /// Runs the work on one of its own; an error when all wait.
+    pub async fn run(&'static self, work: impl FnOnce() -> Outcome + Send + 'static) -> Outcome {
+        let before = self.running.fetch_add(1, Ordering::Relaxed);
+        let running = Running(&self.running);
+        if before >= self.most {
+            let most = self.most;
+            return Err(format!("{most} volumes wait for disks or servers that do not answer: this one has to wait"));
+        }
+        let (done, ended) = oneshot::channel();
+        let thread = std::thread::Builder::new().name("volume".into()).spawn(move || {
+            let outcome = work();
+            drop(running);
+            // who asked may have gone
+            let _ = done.send(outcome);
+        });
+        thread.map_err(|e| format!("starting a thread: {e}"))?;
+        ended.await.unwrap_or_else(|_| Err("the file work was given up".to_owned()))
+    }
+}
+
+/// Runs a part of a volume's set-up that may wait for ever.
+pub(super) async fn on_own_thread(work: impl FnOnce() -> Outcome + Send + 'static) -> Outcome {
+    SET_UPS.run(work).await
 }
 
 #[cfg(test)]
