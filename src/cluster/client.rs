@@ -216,7 +216,10 @@ where
         + Sync
         + 'static,
 {
-    let host = config.cluster_url.authority().map(ToString::to_string).unwrap_or_default();
+    // who the address says one is, is nobody's who reads metrics
+    let url = &config.cluster_url;
+    let port = url.port_u16().map(|port| format!(":{port}")).unwrap_or_default();
+    let host = format!("{}{port}", url.host().unwrap_or_default());
     Way::new(tower::service_fn(move |request: Request<Body>| {
         let (way, host, method) = (way.clone(), host.clone(), request.method().to_string());
         async move {
