@@ -105,6 +105,7 @@ impl Network {
     /// of by [`Network::settle`].
     pub(super) async fn guard(&self, sandbox: &str, through: Option<u32>) -> Result<(), NetworkError> {
         let Some(identity) = self.identity(sandbox, through) else { return Ok(()) };
+        let _turn = self.inner.guards.lock().await;
         match self.put(sandbox, identity).await {
             Err(source) if through.is_some() => {
                 let what = "limiting what the pod sends (kubernetes.io/egress-bandwidth; a kernel with                             CONFIG_NETFILTER_INGRESS, CONFIG_NF_TABLES_NETDEV and CONFIG_NFT_FWD_NETDEV is needed)";
@@ -155,11 +156,22 @@ impl Network {
             if standing.get(&name) == Some(&identity.rules().len()) {
                 continue;
             }
-            identity.through = link::index(&self.inner.handle, &shaper(sandbox)).await;
             if link::index(&self.inner.handle, &name).await.is_none() {
                 continue;
             }
-            match self.put(sandbox, identity).await {
+            let put = {
+                let _turn = self.inner.guards.lock().await;
+                let looked = async { Ok(link::index(&self.inner.handle, &shaper(sandbox)).await) };
+                match link::in_turn("looking for a pod's limit", looked).await {
+                    Ok(through) => identity.through = through,
+                    Err(error) => {
+                        wrong = Some(format!("{error}: {MISSED}"));
+                        continue;
+                    }
+                }
+                self.put(sandbox, identity).await
+            };
+            match put {
                 // it has gone meanwhile
                 Err(_) if link::index(&self.inner.handle, &name).await.is_none() => {}
                 Err(error) => wrong = Some(format!("{error}: {MISSED}")),

@@ -68,6 +68,8 @@ struct Inner {
     joined: Mutex<BTreeMap<String, mtu::Joined>>,
     /// Held while the rules change.
     rules: tokio::sync::Mutex<host_ports::Installed>,
+    /// Held while a link gets its guard, from the look for its shaper on: who looked before there was one does not come last.
+    guards: tokio::sync::Mutex<()>,
     /// Links, addresses, routes or forwarding have changed.
     links: watch::Sender<u64>,
     /// Rules have changed.
@@ -103,9 +105,10 @@ impl Network {
         if let Err(error) = notices::listen(links.clone(), filters.clone()) {
             tracing::warn!(%error, "changes of this machine's network are not noticed");
         }
-        let (ranges, rules) = (Mutex::default(), tokio::sync::Mutex::default());
+        let (ranges, rules, guards) = (Mutex::default(), tokio::sync::Mutex::default(), tokio::sync::Mutex::default());
         let (mtu, joined) = (Mutex::new(mtu::DEFAULT), Mutex::default());
-        let inner = Inner { handle: link::connect()?, config, leases, ranges, mtu, joined, rules, links, filters };
+        let inner =
+            Inner { handle: link::connect()?, config, leases, ranges, mtu, joined, rules, guards, links, filters };
         Ok(Self { inner: Arc::new(inner) })
     }
 

@@ -67,6 +67,28 @@ fn a_pod_is_no_faster_than_it_may_be() {
     });
 }
 
+#[test]
+fn a_limit_that_comes_while_guards_are_mended_stays() {
+    on_a_machine("mended", |machine| {
+        let (sends, _) = machine.pod("sends", &[]);
+        machine.place.within(|| nft::remove("test0").unwrap());
+        machine.runtime.block_on(async {
+            let network = &machine.network;
+            let turn = network.inner.guards.lock().await;
+            let limited = async {
+                // who mends has seen that the guard is missing
+                tokio::time::sleep(AT_ONCE).await;
+                let limit = Bandwidth { ingress: None, egress: Some(RATE) };
+                assert!(network.limit("sends", limit, 1500).await.unwrap().is_some());
+                drop(turn);
+            };
+            assert_eq!(tokio::join!(network.mend_guards(), limited), (None, ()));
+        });
+        let taken = time(&sends, &machine.place, "10.9.0.1:80".parse().unwrap());
+        assert!(taken > LIMITED, "{taken:?}");
+    });
+}
+
 /// MTU of a link.
 fn mtu(place: &Place, name: &str) -> u32 {
     asked(place, async |handle| {
