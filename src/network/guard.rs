@@ -59,7 +59,7 @@ impl Identity {
                 IpAddr::V4(ip) => {
                     rules.push((from(IPV4, *address), accept.clone()));
                     let sender = Match::ArpSender(self.hardware, *ip);
-                    rules.push((vec![Match::EtherType(ARP), sender], Action::Accept));
+                    rules.push((vec![Match::EtherType(ARP), sender], accept.clone()));
                 }
                 IpAddr::V6(ip) => own.push(*ip),
             }
@@ -76,7 +76,7 @@ impl Identity {
             let claim = icmp(SOLICITATION).into_iter().chain([nobody()]).chain(others());
             rules.push((claim.collect(), Action::Drop));
             rules.extend(own.iter().map(|ip| (from(IPV6, (*ip).into()), accept.clone())));
-            rules.push((vec![Match::EtherType(IPV6), nobody(), Match::Icmpv6], Action::Accept));
+            rules.push((vec![Match::EtherType(IPV6), nobody(), Match::Icmpv6], accept));
         }
         rules.push((Vec::new(), Action::Drop));
         rules
@@ -216,7 +216,8 @@ mod tests {
         let both = Identity { hardware, addresses: vec![v4, "fd00::5".parse().unwrap()], through: None };
         let limited = Identity { through: Some(7), ..both.clone() }.rules();
         let both = both.rules();
-        assert_eq!(limited.iter().filter(|r| r.1 == Action::Through(7)).count(), 3, "IPv4 and both of IPv6");
+        assert_eq!(limited.iter().filter(|r| r.1 == Action::Through(7)).count(), 5, "all that is let in");
+        assert_eq!(accepted(&limited), Vec::<Vec<Match>>::new(), "nothing gets past the limit");
         assert_eq!(limited.len(), both.len());
         let accepted = accepted(&both);
         for source in ["fd00::5", "fe80::858:aff:fe2a:5"] {
