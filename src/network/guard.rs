@@ -88,6 +88,16 @@ fn unsupported(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(EOPNOTSUPP | EPROTONOSUPPORT | EAFNOSUPPORT | ENOENT))
 }
 
+/// Without its chain a pod would send as fast as it can.
+fn not_limited(source: io::Error) -> NetworkError {
+    let needs = if unsupported(&source) {
+        "; a kernel with CONFIG_NETFILTER_INGRESS, CONFIG_NF_TABLES_NETDEV and CONFIG_NFT_FWD_NETDEV is needed"
+    } else {
+        ""
+    };
+    NetworkError::Io { what: format!("limiting what the pod sends (kubernetes.io/egress-bandwidth{needs})"), source }
+}
+
 impl Network {
     fn identity(&self, sandbox: &str, through: Option<u32>) -> Option<Identity> {
         let addresses = locked(&self.inner.leases).of(sandbox)?.clone();
@@ -107,10 +117,7 @@ impl Network {
         let Some(identity) = self.identity(sandbox, through) else { return Ok(()) };
         let _turn = self.inner.guards.lock().await;
         match self.put(sandbox, identity).await {
-            Err(source) if through.is_some() => {
-                let what = "limiting what the pod sends (kubernetes.io/egress-bandwidth; a kernel with                             CONFIG_NETFILTER_INGRESS, CONFIG_NF_TABLES_NETDEV and CONFIG_NFT_FWD_NETDEV is needed)";
-                Err(NetworkError::Io { what: what.to_owned(), source })
-            }
+            Err(source) if through.is_some() => Err(not_limited(source)),
             Err(error) if unsupported(&error) => {
                 tracing::debug!(sandbox, %error, "not guarded: {MISSED}");
                 Ok(())
@@ -196,6 +203,15 @@ mod tests {
     fn a_link_gives_itself_this_address() {
         let local = link_local([0x0a, 0x58, 10, 42, 0, 5]);
         assert_eq!(local, "fe80::858:aff:fe2a:5".parse::<Ipv6Addr>().unwrap());
+    }
+
+    #[test]
+    fn a_kernel_is_blamed_for_what_it_lacks() {
+        let [lacks, busy] =
+            [EOPNOTSUPP, nix::libc::EBUSY].map(|errno| not_limited(io::Error::from_raw_os_error(errno)).to_string());
+        assert!(lacks.contains("egress-bandwidth; a kernel with CONFIG_NETFILTER_INGRESS, CONFIG_"), "{lacks}");
+        assert!(busy.contains("egress-bandwidth): ") && !busy.contains("CONFIG_"), "{busy}");
+        assert!(!lacks.contains("  "), "{lacks}");
     }
 
     #[test]
