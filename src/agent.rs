@@ -415,6 +415,10 @@ async fn with_addresses(runtime: &Runtime, network: &Network, found: Vec<Sandbox
     for sandbox in lost {
         let (id, pod) = (&sandbox.spec.id, &sandbox.spec.pod_name);
         warn!(sandbox = id, pod, "addresses of this sandbox are not known any more: it is made anew");
+        // what holds its bandwidth would stay until the machine starts again
+        if let Err(error) = network.detach(id).await {
+            warn!(sandbox = id, %error, "links of a sandbox without known addresses are not removed");
+        }
         if let Err(error) = runtime.remove_sandbox(id).await {
             warn!(sandbox = id, %error, "sandbox not removed");
         }

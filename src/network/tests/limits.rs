@@ -89,6 +89,24 @@ fn a_limit_that_comes_while_guards_are_mended_stays() {
     });
 }
 
+#[test]
+fn nothing_is_left_of_a_pod_whose_addresses_are_not_known() {
+    on_a_machine("lost", |machine| {
+        let (_pod, _) = machine.limited_pod("lost", &[], Bandwidth { ingress: None, egress: Some(RATE) });
+        let config = NetworkConfig { state_dir: machine.dir.join("anew"), ..machine.network.inner.config.clone() };
+        machine.runtime.block_on(async {
+            let again = Network::open(config).await.unwrap();
+            assert!(!again.holds("lost"));
+            for _ in 0..2 {
+                again.detach("lost").await.unwrap();
+            }
+        });
+        let left: Vec<_> = links(&machine.place).into_iter().filter(|name| name.ends_with("lost")).collect();
+        assert!(left.is_empty(), "{left:?}");
+        assert!(machine.place.within(|| nft::guards("test0").unwrap()).is_empty());
+    });
+}
+
 /// MTU of a link.
 fn mtu(place: &Place, name: &str) -> u32 {
     asked(place, async |handle| {
