@@ -1,8 +1,10 @@
 //! What an earlier agent left of a pod: its sandbox with the runs in it.
 
+use k8s_openapi::api::core::v1::Pod;
 use tracing::warn;
 
 use super::container::Containers;
+use super::create::spent;
 use super::shared::Shared;
 use super::termination;
 use super::worker::{Sandbox, Worker, now_nanos};
@@ -49,6 +51,13 @@ pub(super) fn adopt(shared: &Shared, found: Option<SandboxInfo>, containers: &mu
     Adopted { sandbox: Some(Sandbox { id: spec.id, attempt: spec.attempt, ips, ids, ready }), next_sandbox, unstarted }
 }
 
+/// False for a sandbox whose making an earlier agent may not have finished: its link, a limit or a file may be missing. No
+/// container is made before that, so that one without any loses nothing when it is made anew. A pod that is to have no other
+/// one has got its own.
+pub(super) fn is_whole(found: &SandboxInfo, pod: &Pod, containers: &Containers) -> bool {
+    !found.containers.is_empty() || spent(pod, containers)
+}
+
 impl Worker {
     /// Removes what was made, but never started.
     pub(super) async fn remove_unstarted(&mut self) {
@@ -63,5 +72,34 @@ impl Worker {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::runtime::{ContainerSpec, SandboxSpec};
+
+    #[test]
+    fn a_sandbox_in_which_nothing_was_made_may_lack_something() {
+        let pod = |policy: &str| -> Pod {
+            serde_json::from_value(json!({"spec": {"restartPolicy": policy, "containers": [{"name": "a"}]}})).unwrap()
+        };
+        let run =
+            |exit| ContainerInfo { spec: ContainerSpec::default(), pid: 1, started_at: Some(1), created_at: 1, exit };
+        let ended = run(Some(ExitRecord { code: 128, signal: None, oom_killed: false, finished_at: 2 }));
+        let found = |containers| SandboxInfo { spec: SandboxSpec::default(), alive: true, created_at: 1, containers };
+        let (none, mut told) = (Containers::new(), Containers::new());
+        told.entry("a".to_owned()).or_default().current = Some(ended.clone());
+        for policy in ["Always", "Never"] {
+            assert!(!is_whole(&found(Vec::new()), &pod(policy), &none), "{policy}");
+            for made in [run(None), ContainerInfo { started_at: None, ..run(None) }, ended.clone()] {
+                assert!(is_whole(&found(vec![made]), &pod(policy), &none), "{policy}");
+            }
+        }
+        assert!(!is_whole(&found(Vec::new()), &pod("Always"), &told), "what ran in another sandbox says nothing");
+        assert!(is_whole(&found(Vec::new()), &pod("Never"), &told), "it gets no other one");
     }
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use k8s_openapi::api::core::v1::{Container, Pod};
 use tracing::{debug, warn};
 
-use super::container::LABEL_REASON;
+use super::container::{Containers, LABEL_REASON};
 use super::ephemeral::ephemeral;
 use super::recall::UNKNOWN;
 use super::restart::policy;
@@ -33,6 +33,11 @@ fn in_full(pod: &Pod) -> String {
     format!("{}_{}({})", pod.name(), pod.ns(), pod.uid())
 }
 
+/// True when the pod is to have no other sandbox: something of it has run, and it runs once.
+pub(super) fn spent(pod: &Pod, containers: &Containers) -> bool {
+    pod.restart_policy() == "Never" && containers.values().any(|s| s.exit().is_some())
+}
+
 fn no_claims() -> Refused {
     let why = "Failed to prepare dynamic resources: spec.resourceClaims: this node has none; its devices are extended resources";
     ("FailedPrepareDynamicResources", why.to_owned())
@@ -53,7 +58,7 @@ impl Worker {
         if self.sandbox.as_ref().is_some_and(|s| !s.ready) {
             self.drop_sandbox().await;
         }
-        if self.sandbox.is_none() && self.spent() {
+        if self.sandbox.is_none() && spent(&self.pod, &self.containers) {
             let message = "its sandbox is gone, and what has run is not to run again (restartPolicy: Never)";
             self.failed = Some((UNKNOWN.to_owned(), message.to_owned()));
             return None;
@@ -101,11 +106,6 @@ impl Worker {
     fn wake(&self) -> Option<Instant> {
         let now = Instant::now();
         self.containers.values().filter_map(|s| s.wake(now)).min()
-    }
-
-    /// True when the pod is to have no other sandbox: something of it has run, and it runs once.
-    fn spent(&self) -> bool {
-        self.pod.restart_policy() == "Never" && self.containers.values().any(|s| s.exit().is_some())
     }
 
     /// A fresh sandbox is set up from the start: what init containers did to the one before, such as to its network, is

@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::{Container, Pod, PodStatus};
 use tokio::sync::oneshot;
 use tracing::{debug, warn};
 
-use super::adopt::{Adopted, adopt};
+use super::adopt::{Adopted, adopt, is_whole};
 use super::allocation::{Allocated, Resizing, applied_before};
 use super::backoff::Backoff;
 use super::container::{ContainerState, Containers};
@@ -103,9 +103,12 @@ impl Worker {
         let mut containers = Containers::new();
         let done = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
         let told = (!(done && found.is_none())).then(|| (status.clone(), found.clone()));
-        let Adopted { sandbox, next_sandbox, unstarted } = adopt(&shared, found, &mut containers);
+        let Adopted { mut sandbox, next_sandbox, unstarted } = adopt(&shared, found, &mut containers);
         if let Some((status, found)) = told {
             recall::recall(&status, found.as_ref(), &mut containers);
+            if let (Some(sandbox), Some(found)) = (&mut sandbox, &found) {
+                sandbox.ready &= is_whole(found, &pod, &containers);
+            }
         }
         // of a static pod only its manifest's going away is noted so
         let removed = pod.is_static() && pod.metadata.deletion_timestamp.is_some();
