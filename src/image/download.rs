@@ -32,6 +32,8 @@ pub type Meter = AtomicU64;
 /// Whether a transfer comes on.
 #[derive(Debug, Default)]
 struct Pace {
+    /// There was an answer.
+    begun: bool,
     /// Bytes since it last had come on.
     bytes: u64,
     /// How long the registry was waited for since then.
@@ -39,12 +41,17 @@ struct Pace {
 }
 
 impl Pace {
+    /// Notes how long an answer was waited for. The first may take its time: a cache fetches the layer before it.
+    fn answered(&mut self, waited: Duration) -> Result<(), String> {
+        if std::mem::replace(&mut self.begun, true) { self.note(0, waited) } else { Ok(()) }
+    }
+
     /// Notes what came, and how long that was waited for; an error when it is too slow.
     fn note(&mut self, bytes: usize, waited: Duration) -> Result<(), String> {
         self.bytes += bytes as u64;
         self.waited += waited;
         if self.bytes >= LEAST {
-            *self = Self::default();
+            (self.bytes, self.waited) = (0, Duration::ZERO);
         }
         if self.waited < PATIENCE {
             return Ok(());
@@ -121,7 +128,10 @@ async fn part(
     tx: &mpsc::Sender<Piece>,
     meter: &Meter,
 ) -> Result<(), Stop> {
-    let (mut response, start) = match registry.blob(digest, *got).await {
+    let began = Instant::now();
+    let found = registry.blob(digest, *got).await;
+    pace.answered(began.elapsed()).map_err(Stop::For)?;
+    let (mut response, start) = match found {
         Ok(found) => found,
         // the first request failed as a whole: no break
         Err(error) if *got == 0 => return Err(Stop::For(error)),
@@ -154,7 +164,11 @@ async fn part(
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
     use super::*;
+    use crate::image::endpoints::{Endpoint, Tls};
 
     #[test]
     fn a_trickle_is_given_up_and_a_slow_line_is_not() {
@@ -167,5 +181,52 @@ mod tests {
         // 2 KiB a second, and what comes after a long pause
         assert_eq!(after(16 << 10, Duration::from_secs(8)), None);
         assert_eq!(after(1 << 20, Duration::from_secs(290)), None);
+    }
+
+    /// A registry whose answers to a request and all after it have these heads, after that time each, and then end.
+    async fn registry(first: &'static str, then: &'static str, bytes: usize, after: Duration) -> Registry {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base = format!("http://{}/v2", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            let mut head = first;
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                tokio::spawn(async move {
+                    let _ = stream.read(&mut [0; 4096]).await;
+                    tokio::time::sleep(after).await;
+                    let _ = stream.write_all(head.as_bytes()).await;
+                    let _ = stream.write_all(&vec![0; bytes]).await;
+                });
+                head = then;
+            }
+        });
+        let (repository, stands_for, tls, logins) = ("it".to_owned(), None, Tls::default(), Vec::new());
+        Registry::new(vec![Endpoint { base, repository, stands_for, tls, logins }])
+    }
+
+    const SLOW: Duration = Duration::from_secs(299);
+
+    #[tokio::test(start_paused = true)]
+    async fn only_the_first_answer_of_a_layer_may_be_late() {
+        let whole = "HTTP/1.1 200 OK\r\nContent-Length: 8\r\nConnection: close\r\n\r\n";
+        let late = registry(whole, whole, 8, SLOW).await;
+        assert!(late.blob("sha256:1", 0).await.is_ok(), "a cache fetches it first");
+        let began = Instant::now();
+        let error = late.blob("sha256:1", 4).await.unwrap_err();
+        assert!(error.contains("no answer within 30 s") && began.elapsed() < SLOW, "{error}");
+        assert!(late.manifest("1").await.is_err());
+        let mut pace = Pace::default();
+        assert!(pace.answered(SLOW).is_ok() && pace.answered(SLOW / 2).is_ok());
+        assert!(pace.note(1, Duration::ZERO).is_ok() && pace.answered(SLOW).is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_registry_that_says_so_late_is_not_busy() {
+        let busy = "HTTP/1.1 503 Busy\r\nRetry-After: 0\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+        let whole = "HTTP/1.1 200 OK\r\nContent-Length: 8\r\nConnection: close\r\n\r\n";
+        let error = registry(busy, whole, 0, SLOW).await.blob("sha256:1", 0).await.unwrap_err();
+        assert!(error.contains("503"), "{error}");
+        let minute = "HTTP/1.1 429 Busy\r\nRetry-After: 60\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+        assert!(registry(minute, whole, 8, Duration::ZERO).await.blob("sha256:1", 0).await.is_ok());
     }
 }

@@ -10,6 +10,7 @@ use base64::Engine;
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_RANGE, RANGE, RETRY_AFTER, WWW_AUTHENTICATE};
 use reqwest::{Client, RequestBuilder, Response, StatusCode};
 use serde::Deserialize;
+use tokio::time::Instant;
 use tracing::{debug, info};
 
 use super::challenge::{Challenge, challenges};
@@ -22,7 +23,7 @@ use crate::errors::{bare, bare_of};
 
 /// Largest manifest, index or image configuration in bytes.
 pub const MAX_DOCUMENT: usize = 4 << 20;
-/// Longest time one request waits for a registry that says it is busy.
+/// Longest time one request waits for a registry that says it is busy, and after which it is not made again.
 const PATIENCE: Duration = Duration::from_mins(1);
 /// Longest time from the head of a document's answer to its end.
 const DOCUMENT: Duration = Duration::from_mins(2);
@@ -32,6 +33,36 @@ const TRIES: usize = 3;
 /// Media types of manifests this store understands, as an Accept header; what comes all the same is called by its name.
 const ACCEPTED: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
 application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json, */*";
+
+/// What is asked for, and for how long.
+#[derive(Clone, Copy)]
+struct Asked {
+    /// The first byte.
+    from: u64,
+    accept: &'static str,
+    /// Longest time to the head of the answer.
+    within: Duration,
+    began: Instant,
+}
+
+impl Asked {
+    /// A manifest, or a blob from that byte on.
+    fn now(manifest: bool, from: u64) -> Self {
+        // documents are small, and a cache that gave a part of a layer has it
+        let within = if manifest || from > 0 { TIMEOUT } else { FETCHING };
+        Self { from, accept: if manifest { ACCEPTED } else { "*/*" }, within, began: Instant::now() }
+    }
+
+    /// Longest time to the next head: what those before it took is gone.
+    fn left(&self) -> Duration {
+        self.within.saturating_sub(self.began.elapsed()).max(TIMEOUT)
+    }
+
+    fn of(&self, request: RequestBuilder) -> RequestBuilder {
+        let request = request.header(ACCEPT, self.accept);
+        if self.from > 0 { request.header(RANGE, format!("bytes={}-", self.from)) } else { request }
+    }
+}
 
 type Made = Arc<OnceLock<Result<Client, String>>>;
 
@@ -198,24 +229,19 @@ impl Source {
     }
 
     /// Sends a request, and says what was shown with it.
-    async fn send(&self, url: &str, from: u64, accept: &'static str) -> Result<(Response, Shown), String> {
+    async fn send(&self, url: &str, asked: Asked) -> Result<(Response, Shown), String> {
         let mut waited = Duration::ZERO;
         let mut pause = Duration::from_secs(1);
         loop {
-            let mut request = self.client()?.get(url).header(ACCEPT, accept);
-            if from > 0 {
-                request = request.header(RANGE, format!("bytes={from}-"));
-            }
+            let request = asked.of(self.client()?.get(url));
             let shown = self.shown().clone();
-            // documents are small
-            let within = if accept == ACCEPTED { TIMEOUT } else { FETCHING };
-            let response = answer(self.showing(request, &shown), url, within).await?;
+            let response = answer(self.showing(request, &shown), url, asked.left()).await?;
             if !matches!(response.status(), StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
                 return Ok((response, shown));
             }
             let wait = retry_after(&response).unwrap_or(pause).max(Duration::from_millis(100));
-            // whatever number the registry wrote
-            if waited.saturating_add(wait) > PATIENCE {
+            // whatever number the registry wrote, and however late
+            if waited.saturating_add(wait) > PATIENCE || asked.began.elapsed() > PATIENCE {
                 return Ok((response, shown));
             }
             info!(url, status = %response.status(), seconds = wait.as_secs_f32(), "registry is busy: waiting");
@@ -259,13 +285,13 @@ impl Source {
     async fn get(&self, path: &str, from: u64) -> Result<Response, String> {
         let url = self.url(path);
         let document = path.starts_with("manifests");
-        let accept = if document { ACCEPTED } else { "*/*" };
-        let (mut response, sent) = self.send(&url, from, accept).await?;
+        let asked = Asked::now(document, from);
+        let (mut response, sent) = self.send(&url, asked).await?;
         if response.status() == StatusCode::UNAUTHORIZED {
-            if let Some(other) = self.elsewhere(&response, from, accept).await? {
+            if let Some(other) = self.elsewhere(&response, asked).await? {
                 response = other;
             } else if self.authorize(&response, &sent).await? {
-                response = self.send(&url, from, accept).await?.0;
+                response = self.send(&url, asked).await?.0;
             }
         }
         let status = response.status();
@@ -313,26 +339,18 @@ impl Source {
 
     /// The answer of another registry, which this one has led to and which wants a token of its own. Logins are for the one
     /// that was named: none is shown there.
-    async fn elsewhere(
-        &self,
-        response: &Response,
-        from: u64,
-        accept: &'static str,
-    ) -> Result<Option<Response>, String> {
+    async fn elsewhere(&self, response: &Response, asked: Asked) -> Result<Option<Response>, String> {
         if !self.is_elsewhere(response) {
             return Ok(None);
         }
         let there = response.url();
         let lines = response.headers().get_all(WWW_AUTHENTICATE);
-        let asked = challenges(lines.iter().filter_map(|line| line.to_str().ok()));
-        let bearer = asked.iter().find(|challenge| challenge.scheme == "bearer");
+        let wanted = challenges(lines.iter().filter_map(|line| line.to_str().ok()));
+        let bearer = wanted.iter().find(|challenge| challenge.scheme == "bearer");
         let Some((challenge, realm)) = bearer.and_then(|c| Some((c, c.field("realm")?))) else { return Ok(None) };
         let token = self.token(challenge, realm, None).await?;
-        let mut request = self.client()?.get(there.clone()).header(ACCEPT, accept).bearer_auth(token);
-        if from > 0 {
-            request = request.header(RANGE, format!("bytes={from}-"));
-        }
-        answer(request, there.as_str(), FETCHING).await.map(Some)
+        let request = asked.of(self.client()?.get(there.clone())).bearer_auth(token);
+        answer(request, there.as_str(), asked.left()).await.map(Some)
     }
 
     /// Takes up what the answer asks for: a token of a service, or name and password. False if there is nothing to show,
