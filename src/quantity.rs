@@ -2,6 +2,8 @@
 
 /// A quantity in thousandths, rounded up (milli CPU for `cpu`). `None` if the text is no quantity.
 pub fn milli(text: &str) -> Option<i128> {
+    #[cfg(test)]
+    READS.set(READS.get() + 1);
     let text = text.trim();
     let end = text.find(|c: char| !matches!(c, '0'..='9' | '.' | '+' | '-')).unwrap_or(text.len());
     let (number, suffix) = text.split_at(end);
@@ -50,6 +52,15 @@ pub fn binary(bytes: u64) -> String {
         .iter()
         .find(fits)
         .map_or_else(|| bytes.to_string(), |(suffix, shift)| format!("{}{suffix}", bytes >> shift))
+}
+
+#[cfg(test)]
+thread_local!(static READS: std::cell::Cell<usize> = const { std::cell::Cell::new(0) });
+
+/// How many quantities this thread has read.
+#[cfg(test)]
+pub fn reads() -> usize {
+    READS.get()
 }
 
 #[cfg(test)]

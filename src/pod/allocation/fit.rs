@@ -84,15 +84,71 @@ pub fn requested(pod: &Pod, resource: &str) -> u64 {
     if resource == "pods" { 1 } else { u64::try_from(qos::pod_request(pod, resource)).unwrap_or(0) }
 }
 
-/// The resources that `pod` beside `others` would use beyond what there is.
-pub fn shortages(pod: &Pod, others: &[Arc<Pod>], allocatable: &Allocatable) -> Vec<Shortage> {
-    let of = |(resource, capacity): (&&'static str, &u64)| {
-        let wants = requested(pod, resource);
-        let used = others.iter().map(|p| requested(p, resource)).sum::<u64>();
-        let short = wants > 0 && wants + used > *capacity;
-        short.then_some(Shortage { resource, requested: wants, used, capacity: *capacity })
-    };
-    allocatable.iter().filter_map(of).collect()
+/// Of each resource there is, in their order, how much.
+#[derive(Debug, Clone)]
+pub struct Amounts(Vec<u64>);
+
+impl Amounts {
+    /// What the pod asks for.
+    pub fn of(pod: &Pod, allocatable: &Allocatable) -> Self {
+        Self(allocatable.keys().map(|resource| requested(pod, resource)).collect())
+    }
+
+    /// All of them together.
+    pub fn sum<'a>(all: impl Iterator<Item = &'a Self>, allocatable: &Allocatable) -> Self {
+        all.fold(Self(vec![0; allocatable.len()]), |sum, one| sum.plus(one))
+    }
+
+    fn with(&self, other: &Self, both: fn(u64, u64) -> u64) -> Self {
+        Self(self.0.iter().zip(&other.0).map(|(one, other)| both(*one, *other)).collect())
+    }
+
+    /// Both together.
+    #[must_use]
+    pub fn plus(&self, other: &Self) -> Self {
+        self.with(other, u64::saturating_add)
+    }
+
+    /// Without those.
+    #[must_use]
+    pub fn less(&self, other: &Self) -> Self {
+        self.with(other, u64::saturating_sub)
+    }
+
+    /// More of anything than those.
+    pub fn exceed(&self, other: &Self) -> bool {
+        self.0.iter().zip(&other.0).any(|(one, other)| one > other)
+    }
+
+    /// The resources of which these, beside what is used, are beyond what there is.
+    pub fn shortages(&self, used: &Self, allocatable: &Allocatable) -> Vec<Shortage> {
+        let each = allocatable.iter().zip(self.0.iter().zip(&used.0));
+        let short =
+            each.filter(|((_, capacity), (wants, used))| **wants > 0 && wants.saturating_add(**used) > **capacity);
+        let of = |((resource, capacity), (requested, used)): ((&&'static str, &u64), (&u64, &u64))| Shortage {
+            resource,
+            requested: *requested,
+            used: *used,
+            capacity: *capacity,
+        };
+        short.map(of).collect()
+    }
+}
+
+/// A pod and what it asks for, which is read once: quantities are text.
+#[derive(Debug, Clone)]
+pub struct Weighed {
+    /// The pod.
+    pub pod: Arc<Pod>,
+    /// What it asks for.
+    pub asks: Amounts,
+}
+
+impl Weighed {
+    /// Reads it.
+    pub fn of(pod: &Arc<Pod>, allocatable: &Allocatable) -> Self {
+        Self { pod: pod.clone(), asks: Amounts::of(pod, allocatable) }
+    }
 }
 
 fn port_taken(pod: &Pod, others: &[Arc<Pod>]) -> bool {
@@ -140,6 +196,10 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_named() {
+        let shortages = |pod: &Pod, others: &[Arc<Pod>], there: &Allocatable| {
+            let others: Vec<_> = others.iter().map(|pod| Amounts::of(pod, there)).collect();
+            Amounts::of(pod, there).shortages(&Amounts::sum(others.iter(), there), there)
+        };
         let allocatable = Allocatable::from([("cpu", 1000), ("memory", 1 << 30), ("pods", 3)]);
         assert!(shortages(&asks("400m"), &[asks("600m")], &allocatable).is_empty());
         let found = shortages(&asks("500m"), &[asks("600m")], &allocatable);

@@ -5,13 +5,13 @@
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Pod;
 
+use super::fit::Weighed;
 use crate::pod::PodExt;
-use crate::pod::qos::{pod_request, qos_class};
+use crate::pod::qos::qos_class;
 
 /// One that was not asked for again for so long does not count: its worker tries every three seconds.
 const FORGOTTEN: Duration = Duration::from_secs(15);
@@ -19,7 +19,8 @@ const FORGOTTEN: Duration = Duration::from_secs(15);
 #[derive(Debug)]
 struct Waiter {
     /// As it would be.
-    pod: Arc<Pod>,
+    pod: Weighed,
+    rank: Rank,
     since: Instant,
     asked: Instant,
 }
@@ -28,15 +29,12 @@ struct Waiter {
 #[derive(Debug, Default)]
 pub struct Waiting(BTreeMap<String, Waiter>);
 
-/// What is less comes first.
-fn place(pod: &Pod, since: Instant) -> (Reverse<i32>, bool, Instant) {
-    let priority = pod.pod_spec().and_then(|s| s.priority).unwrap_or(0);
-    (Reverse(priority), qos_class(pod) != "Guaranteed", since)
-}
+/// What is less comes first, and of equals who has waited longer.
+type Rank = (Reverse<i32>, bool);
 
-/// Whether `new` requests more of anything than `old`.
-pub fn asks_more(new: &Pod, old: &Pod) -> bool {
-    ["cpu", "memory"].iter().any(|name| pod_request(new, name) > pod_request(old, name))
+fn rank(pod: &Pod) -> Rank {
+    let priority = pod.pod_spec().and_then(|s| s.priority).unwrap_or(0);
+    (Reverse(priority), qos_class(pod) != "Guaranteed")
 }
 
 impl Waiting {
@@ -46,27 +44,35 @@ impl Waiting {
     }
 
     /// The pod waits, since it first asked.
-    pub fn add(&mut self, pod: &Arc<Pod>, now: Instant) {
-        let since = self.0.get(pod.uid()).map_or(now, |waiter| waiter.since);
-        self.0.insert(pod.uid().to_owned(), Waiter { pod: pod.clone(), since, asked: now });
+    pub fn add(&mut self, pod: Weighed, now: Instant) {
+        let uid = pod.pod.uid().to_owned();
+        let (since, rank) = (self.0.get(&uid).map_or(now, |waiter| waiter.since), rank(&pod.pod));
+        self.0.insert(uid, Waiter { pod, rank, since, asked: now });
     }
 
     /// Those that come before the pod, in their order.
-    pub fn before(&self, pod: &Pod, now: Instant) -> Vec<Arc<Pod>> {
-        let own = place(pod, self.0.get(pod.uid()).map_or(now, |waiter| waiter.since));
+    pub fn before(&self, pod: &Pod, now: Instant) -> Vec<&Weighed> {
+        let own = (rank(pod), self.0.get(pod.uid()).map_or(now, |waiter| waiter.since));
         let others = self.0.iter().filter(|(uid, _)| *uid != pod.uid()).map(|(_, waiter)| waiter);
         let asking = others.filter(|waiter| now.saturating_duration_since(waiter.asked) < FORGOTTEN);
-        let mut before: Vec<_> = asking.map(|w| (place(&w.pod, w.since), &w.pod)).filter(|(p, _)| *p < own).collect();
+        let mut before: Vec<_> = asking.map(|w| ((w.rank, w.since), &w.pod)).filter(|(p, _)| *p < own).collect();
         before.sort_by_key(|(place, _)| *place);
-        before.into_iter().map(|(_, pod)| pod.clone()).collect()
+        before.into_iter().map(|(_, pod)| pod).collect()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use serde_json::json;
 
     use super::*;
+    use crate::pod::allocation::fit::Allocatable;
+
+    fn weighed(pod: &Arc<Pod>) -> Weighed {
+        Weighed::of(pod, &Allocatable::from([("cpu", 1), ("memory", 1)]))
+    }
 
     fn pod(uid: &str, cpu: &str, priority: i32, guaranteed: bool) -> Arc<Pod> {
         let mut resources = json!({"requests": {"cpu": cpu, "memory": "1Mi"}});
@@ -90,11 +96,11 @@ mod tests {
             pod("high", "1", 9, false),
         ];
         for (pod, at) in pods.iter().zip([3, 1, 4, 5]) {
-            waiting.add(pod, later(at));
+            waiting.add(weighed(pod), later(at));
         }
-        waiting.add(&pods[1], later(6));
+        waiting.add(weighed(&pods[1]), later(6));
         let names =
-            |pod: &Pod, at| waiting.before(pod, later(at)).iter().map(|p| p.uid().to_owned()).collect::<Vec<_>>();
+            |pod: &Pod, at| waiting.before(pod, later(at)).iter().map(|p| p.pod.uid().to_owned()).collect::<Vec<_>>();
         assert_eq!(names(&pods[0], 6), ["high", "guaranteed", "early"]);
         assert_eq!(names(&pod("new", "1", 0, false), 6), ["high", "guaranteed", "early", "late"]);
         assert_eq!(names(&pod("new", "1", 10, false), 6), [""; 0]);
@@ -107,6 +113,7 @@ mod tests {
     #[test]
     fn less_of_one_and_more_of_another_is_more() {
         let (small, large) = (pod("a", "100m", 0, false), pod("a", "200m", 0, false));
-        assert!(asks_more(&large, &small) && !asks_more(&small, &large) && !asks_more(&small, &small));
+        let more = |new: &Arc<Pod>, old: &Arc<Pod>| weighed(new).asks.exceed(&weighed(old).asks);
+        assert!(more(&large, &small) && !more(&small, &large) && !more(&small, &small));
     }
 }
