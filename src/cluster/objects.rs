@@ -306,9 +306,10 @@ impl ObjectSource for Objects {
             if self.seen.borrow().as_ref().is_some_and(holds) {
                 return true;
             }
-            // it may have got a label that was not heard of here yet
+            // it may have got a label that was not heard of here yet; until anything is heard, its pods are those it had before
+            let limit = if self.seen.borrow().is_some() { FIRST_READ } else { FIRST_READ_KEPT };
             if let Some(client) = &self.client
-                && let Ok(Ok(seen)) = tokio::time::timeout(FIRST_READ, see_node(client, &self.node)).await
+                && let Ok(Ok(seen)) = tokio::time::timeout(limit, see_node(client, &self.node)).await
             {
                 return holds(&seen);
             }
@@ -440,5 +441,29 @@ impl Objects {
             answer.status.ok_or_else(|| format!("no token of service account {namespace}/{account} in the answer"))?;
         let expires = status.expiration_timestamp.map_or(0, |t| t.0.as_second());
         Ok((status.token.unwrap_or_default(), expires))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_of_whom_nothing_was_heard_waits_short() {
+        let silent = tower::service_fn(|_: http::Request<kube::client::Body>| {
+            futures::future::pending::<Result<http::Response<kube::client::Body>, std::io::Error>>()
+        });
+        let selector = serde_json::json!({"nodeSelectorTerms": [{"matchExpressions": [
+            {"key": "disk", "operator": "In", "values": ["sd"]}]}]});
+        let selector: NodeSelector = serde_json::from_value(selector).unwrap();
+        for (seen, selected, limit) in [(None, true, FIRST_READ_KEPT), (Some(NodeSeen::default()), false, FIRST_READ)] {
+            let (_heard, seen) = watch::channel(seen);
+            let client = Client::new(silent, "default");
+            let objects = Objects::new(Some(client), "pi", seen, watch::channel(0).0, Kept::default());
+            let began = tokio::time::Instant::now();
+            assert_eq!(objects.selects_node(&selector).await, selected);
+            // timers are of whole milliseconds
+            assert!(began.elapsed() < limit + Duration::from_millis(2), "{:?}", began.elapsed());
+        }
     }
 }
