@@ -48,7 +48,7 @@ check "a pod of the API server that says it is a static one runs" soon is forged
 shown() { on n1 "$(cat "$dir/pikelet")" inspect --state-dir "$dir/n1/run" "$1" | jq -e ".pod.static == $2" >/dev/null; }
 check "  and is none" eval 'shown forged false && shown static-n1 true'
 served() { k get --raw /api/v1/nodes/n1/proxy/pods | jq -e ".items[] | select(.metadata.name == \"$1\") | .metadata.annotations[\"kubernetes.io/config.source\"] == \"$2\"" >/dev/null; }
-check "  which the node says to others too" eval 'served forged api && served static-n1 file'
+check "  which the node says to others too" soon eval 'served forged api && served static-n1 file'
 agent_with n1
 check "  also after a restart" eval 'soon shown forged false && shown static-n1 true && is forged .status.phase Running'
 k delete pod forged --wait=false >/dev/null
