@@ -14,7 +14,6 @@ mod filter;
 mod filter_check;
 mod jobs;
 mod keyring;
-mod known_pages;
 mod late_mounts;
 mod launch;
 mod log;

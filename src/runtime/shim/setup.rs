@@ -13,7 +13,6 @@ use nix::unistd::{ForkResult, chdir, dup2_stderr, dup2_stdin, dup2_stdout, fork,
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 
-use super::known_pages;
 use super::log::BoundedLog;
 use super::namespaces;
 use super::server::Server;
@@ -66,9 +65,6 @@ fn prepare(dir: &Path, log: &File) -> Result<Server, String> {
     prctl::set_name(name).map_err(context("setting the process name"))?;
     if let Err(e) = files::set("/proc/self/oom_score_adj", OOM_SCORE_ADJ) {
         tracing::warn!("lowering the shim's oom_score_adj: {e}; it can be killed when memory runs out");
-    }
-    if let Err(e) = known_pages::hand_on() {
-        tracing::warn!("handing the program's pages on: {e}; containers start a little later");
     }
     let hierarchies = Hierarchies::detect().map_err(context("finding cgroups"))?;
     let cgroup = sandbox.pod_cgroup();
