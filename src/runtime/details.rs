@@ -1,14 +1,13 @@
 //! More of what containers use, for who draws pictures of it: read when asked (kernel: cgroup-v1, cgroup-v2, psi,
 //! blkio-controller, iostats).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
 use super::cgroup::Hierarchies;
+use super::usage::{NO_LIMIT, fields, number};
 
-/// What of memory version 1 counts as no limit.
-const NO_LIMIT: u64 = 1 << 62;
 /// Bytes of a sector, as the kernel counts them on every disk.
 const SECTOR: u64 = 512;
 
@@ -62,14 +61,6 @@ pub struct DiskUse {
     pub written: [u64; 2],
 }
 
-fn fields(text: &str) -> HashMap<&str, u64> {
-    text.lines().filter_map(|l| l.split_once(' ')).filter_map(|(k, v)| Some((k, v.trim().parse().ok()?))).collect()
-}
-
-fn one(text: &str) -> Option<u64> {
-    text.trim().parse().ok()
-}
-
 impl Hierarchies {
     /// Details of the cgroup `path`; what there is no file for is zero.
     pub fn details(&self, path: &str) -> Details {
@@ -82,7 +73,7 @@ impl Hierarchies {
         details.processes = self
             .dir_of("pids", path)
             .map_or(0, |dir| fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default().lines().count() as u64);
-        details.most_processes = one(&read("pids.max")).unwrap_or_default();
+        details.most_processes = number(&read("pids.max")).unwrap_or_default();
         // beside version 1 the kernel counts in the hierarchy of version 2
         details.pressure =
             self.dirs(path).find_map(|dir| pressure(&dir, ["cpu.pressure", "memory.pressure", "io.pressure"]));
@@ -95,7 +86,7 @@ fn version_1(read: &impl Fn(&str) -> String) -> Details {
     let (memory, cpu) = (fields(&memory), fields(&cpu));
     let of = |key: &str| memory.get(key).copied().unwrap_or_default();
     let held = |key: &str| cpu.get(key).copied().unwrap_or_default();
-    let number = |file: &str| one(&read(file)).unwrap_or_default();
+    let of_file = |file: &str| number(&read(file)).unwrap_or_default();
     // a line for each processor, in nanoseconds, below a heading
     let times = |at: usize| time.lines().filter_map(|l| l.split(' ').nth(at)?.parse::<u64>().ok()).sum::<u64>() / 1000;
     let counted = |kind: &str| {
@@ -106,18 +97,18 @@ fn version_1(read: &impl Fn(&str) -> String) -> Details {
     let disks = Some(counted("throttle")).filter(|d| !d.is_empty()).unwrap_or_else(|| counted("bfq"));
     Details {
         cpu: [times(1), times(2)],
-        shares: number("cpu.shares"),
-        period: number("cpu.cfs_period_us"),
-        quota: one(&read("cpu.cfs_quota_us")),
+        shares: of_file("cpu.shares"),
+        period: of_file("cpu.cfs_period_us"),
+        quota: number(&read("cpu.cfs_quota_us")),
         throttled: [held("nr_periods"), held("nr_throttled"), held("throttled_time") / 1000],
-        peak: number("memory.max_usage_in_bytes"),
-        at_limit: number("memory.failcnt"),
+        peak: of_file("memory.max_usage_in_bytes"),
+        at_limit: of_file("memory.failcnt"),
         mapped: of("total_mapped_file"),
-        kernel: number("memory.kmem.usage_in_bytes"),
+        kernel: of_file("memory.kmem.usage_in_bytes"),
         files: [of("total_active_file"), of("total_inactive_file")],
         own_faults: [of("pgfault"), of("pgmajfault")],
-        reservation: one(&read("memory.soft_limit_in_bytes")).filter(|n| *n < NO_LIMIT).unwrap_or_default(),
-        swap_limit: one(&read("memory.memsw.limit_in_bytes")).filter(|n| *n < NO_LIMIT),
+        reservation: number(&read("memory.soft_limit_in_bytes")).filter(|n| *n < NO_LIMIT).unwrap_or_default(),
+        swap_limit: number(&read("memory.memsw.limit_in_bytes")).filter(|n| *n < NO_LIMIT),
         disks,
         ..Details::default()
     }
@@ -128,22 +119,22 @@ fn version_2(read: &impl Fn(&str) -> String) -> Details {
     let (memory, cpu, events) = (fields(&memory), fields(&cpu), fields(&events));
     let of = |key: &str| memory.get(key).copied().unwrap_or_default();
     let held = |key: &str| cpu.get(key).copied().unwrap_or_default();
-    let number = |file: &str| one(&read(file)).unwrap_or_default();
+    let of_file = |file: &str| number(&read(file)).unwrap_or_default();
     let (quota, period) = max.split_once(' ').unwrap_or_default();
-    let swap = one(&read("memory.swap.max")).zip(one(&read("memory.max")));
+    let swap = number(&read("memory.swap.max")).zip(number(&read("memory.max")));
     Details {
         cpu: [held("user_usec"), held("system_usec")],
-        shares: shares_of(number("cpu.weight")),
-        period: one(period).unwrap_or_default(),
-        quota: one(quota),
+        shares: shares_of(of_file("cpu.weight")),
+        period: number(period).unwrap_or_default(),
+        quota: number(quota),
         throttled: [held("nr_periods"), held("nr_throttled"), held("throttled_usec")],
-        peak: number("memory.peak"),
+        peak: of_file("memory.peak"),
         at_limit: events.get("max").copied().unwrap_or_default(),
         mapped: of("file_mapped"),
         kernel: of("kernel"),
         files: [of("active_file"), of("inactive_file")],
         own_faults: [of("pgfault"), of("pgmajfault")],
-        reservation: number("memory.min"),
+        reservation: of_file("memory.min"),
         swap_limit: swap.map(|(swap, memory)| swap + memory),
         disks: disks_2(&read("io.stat")),
         ..Details::default()
@@ -194,9 +185,9 @@ fn disks_1(bytes: &str, operations: &str) -> Vec<DiskUse> {
     for (at, text) in [bytes, operations].into_iter().enumerate() {
         for line in text.lines() {
             let words: Vec<&str> = line.split(' ').collect();
-            let [number, what, count] = words[..] else { continue };
-            let Some(count) = one(count) else { continue };
-            let disk = disks.entry(number).or_default();
+            let [numbers, what, count] = words[..] else { continue };
+            let Some(count) = number(count) else { continue };
+            let disk = disks.entry(numbers).or_default();
             match what {
                 "Read" => disk.read[at] = count,
                 "Write" => disk.written[at] = count,
@@ -210,13 +201,13 @@ fn disks_1(bytes: &str, operations: &str) -> Vec<DiskUse> {
 /// From `io.stat`: `M:m rbytes=N wbytes=N rios=N wios=N ...`.
 fn disks_2(text: &str) -> Vec<DiskUse> {
     let disk = |line: &str| {
-        let (number, rest) = line.split_once(' ')?;
+        let (numbers, rest) = line.split_once(' ')?;
         let of = |key: &str| {
             let mut words = rest.split(' ').filter_map(|w| w.split_once('='));
-            words.find(|(k, _)| *k == key).and_then(|(_, v)| one(v))
+            words.find(|(k, _)| *k == key).and_then(|(_, v)| number(v))
         };
         let (read, written) = ([of("rbytes")?, of("rios")?], [of("wbytes")?, of("wios")?]);
-        Some(DiskUse { device: device(number), read, written })
+        Some(DiskUse { device: device(numbers), read, written })
     };
     text.lines().filter_map(disk).collect()
 }
@@ -226,7 +217,7 @@ fn disks_of_machine(text: &str) -> Vec<DiskUse> {
     let disk = |line: &str| {
         let words: Vec<&str> = line.split_whitespace().collect();
         let name = *words.get(2)?;
-        let at = |n: usize| words.get(n).copied().and_then(one);
+        let at = |n: usize| words.get(n).copied().and_then(number);
         let in_memory = ["loop", "ram", "zram"].iter().any(|kind| name.starts_with(kind));
         let (read, written) = ([at(5)? * SECTOR, at(3)?], [at(9)? * SECTOR, at(7)?]);
         (!in_memory).then(|| DiskUse { device: format!("/dev/{name}"), read, written })
@@ -243,7 +234,7 @@ fn pressure(dir: &Path, files: [&str; 3]) -> Option<[[u64; 2]; 3]> {
         for (kind, value) in ["some", "full"].into_iter().zip(of) {
             // of the whole machine's processors not all kernels tell `full`
             let line = text.lines().find_map(|l| l.strip_prefix(kind)).unwrap_or_default();
-            *value = line.split(' ').find_map(|w| one(w.strip_prefix("total=")?)).unwrap_or_default();
+            *value = line.split(' ').find_map(|w| number(w.strip_prefix("total=")?)).unwrap_or_default();
         }
     }
     Some(all)

@@ -16,7 +16,7 @@ use super::cgroup::Hierarchies;
 use super::controllers::BASE;
 
 /// Limits at and above this are none: version 1 writes "unlimited" as the largest page-aligned number.
-const NO_LIMIT: u64 = 1 << 62;
+pub(super) const NO_LIMIT: u64 = 1 << 62;
 
 /// Figures of one cgroup; bytes and nanoseconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -56,8 +56,13 @@ pub struct Interface {
     pub sent: [u64; 4],
 }
 
-fn number(text: &str) -> Option<u64> {
+pub(super) fn number(text: &str) -> Option<u64> {
     text.trim().parse().ok()
+}
+
+/// Lines of a name and a number, as `memory.stat` has them.
+pub(super) fn fields(text: &str) -> HashMap<&str, u64> {
+    text.lines().filter_map(|l| l.split_once(' ')).filter_map(|(k, v)| Some((k, number(v)?))).collect()
 }
 
 /// What the memory controller says of a cgroup; nothing where there is none.
@@ -79,8 +84,7 @@ impl Memory {
         let read = |file: &str| fs::read_to_string(dir.join(file)).unwrap_or_default();
         let of = |file: &str| number(&read(file)).unwrap_or_default();
         let stat = read("memory.stat");
-        let stat: HashMap<&str, u64> =
-            stat.lines().filter_map(|l| l.split_once(' ')).filter_map(|(k, v)| Some((k, number(v)?))).collect();
+        let stat = fields(&stat);
         let total = |name: &str| stat.get(name).copied().unwrap_or_default();
         Self {
             current: of("memory.usage_in_bytes"),
