@@ -69,6 +69,15 @@ fn entry<const K: usize, V: Default>(kept: &mut BTreeMap<Words<K>, V>, words: Wo
     Some(kept.entry(words).or_default())
 }
 
+/// All there are; what has no labels is there from the start.
+fn all<const K: usize, V: Clone + Default>(kept: &Mutex<BTreeMap<Words<K>, V>>) -> BTreeMap<Words<K>, V> {
+    let mut kept = lock(kept).clone();
+    if K == 0 {
+        kept.entry(std::array::from_fn(|_| Cow::default())).or_default();
+    }
+    kept
+}
+
 fn named<const K: usize>(names: [&'static str; K], words: &Words<K>) -> Vec<(&'static str, Cow<'static, str>)> {
     names.into_iter().zip(words.iter().cloned()).collect()
 }
@@ -97,16 +106,12 @@ impl<const K: usize> Family for Counters<K> {
     }
 
     fn samples(&self) -> Vec<Sample> {
-        let mut kept = lock(&self.kept).clone();
-        if K == 0 {
-            kept.entry(std::array::from_fn(|_| Cow::default())).or_default();
-        }
         let sample = |(words, value): (&Words<K>, &u64)| Sample {
             suffix: "",
             labels: named(self.labels, words),
             value: *value as f64,
         };
-        kept.iter().map(sample).collect()
+        all(&self.kept).iter().map(sample).collect()
     }
 }
 
@@ -133,12 +138,8 @@ impl<const K: usize> Family for Durations<K> {
     }
 
     fn samples(&self) -> Vec<Sample> {
-        let mut kept = lock(&self.kept).clone();
-        if K == 0 {
-            kept.entry(std::array::from_fn(|_| Cow::default())).or_default();
-        }
         let mut samples = Vec::new();
-        for (words, timing) in kept {
+        for (words, timing) in all(&self.kept) {
             let labels = named(self.labels, &words);
             let mut count = 0;
             for at in 0..=self.bounds.len() {
