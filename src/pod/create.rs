@@ -29,7 +29,7 @@ const START_OF_ENDING: Duration = Duration::from_secs(3);
 pub(super) type Refused = (&'static str, String);
 
 /// A pod as the kubelet calls it in Events.
-fn in_full(pod: &Pod) -> String {
+pub(super) fn in_full(pod: &Pod) -> String {
     format!("{}_{}({})", pod.name(), pod.ns(), pod.uid())
 }
 

@@ -8,7 +8,7 @@ use tracing::warn;
 
 use super::admission::sysctl_name;
 use super::bandwidth::{bandwidth, in_vain};
-use super::create::ENDS;
+use super::create::{ENDS, in_full};
 use super::host_ports::host_ports;
 use super::identity::Identity;
 use super::worker::{Sandbox, Worker};
@@ -185,8 +185,7 @@ impl Worker {
         let pod = &self.pod;
         let resolv = self.with_resolver(spec, |resolver| resolver.conf(&self.shared.resolv_conf.borrow()));
         if let Some(missed) = self.with_resolver(spec, |resolver| resolver.misses_cluster().map(str::to_owned)) {
-            let pod = format!("{}_{}({})", pod.name(), pod.ns(), self.uid);
-            self.event(None, "Warning", "MissingClusterDNS", format!("pod: {pod:?}. {missed}"));
+            self.event(None, "Warning", "MissingClusterDNS", format!("pod: {:?}. {missed}", in_full(pod)));
             self.shared.events.node_event("Warning", "MissingClusterDNS", missed);
         }
         for left_out in resolv.left_out {

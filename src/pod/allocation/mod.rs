@@ -225,6 +225,7 @@ mod tests {
         node.release("high");
         assert!(node.resize(&low).is_ok());
     }
+
     #[test]
     fn a_resize_that_waits_reads_no_other_pod() {
         let node = node([("cpu", 1000), ("pods", 100)].into());
