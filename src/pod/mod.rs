@@ -86,6 +86,8 @@ pub trait PodExt {
     fn is_static(&self) -> bool;
     /// True for the API server's copy of a static pod.
     fn is_mirror(&self) -> bool;
+    /// True when its status says that all of it has ended for good.
+    fn is_done(&self) -> bool;
     /// `spec.restartPolicy`, `Always` when unset.
     fn restart_policy(&self) -> &str;
     /// Seconds a container has between its stop signal and SIGKILL.
@@ -117,6 +119,10 @@ impl PodExt for Pod {
     }
     fn is_mirror(&self) -> bool {
         mirrored(self).is_some()
+    }
+    fn is_done(&self) -> bool {
+        let phase = self.status.as_ref().and_then(|s| s.phase.as_deref());
+        matches!(phase, Some("Succeeded" | "Failed"))
     }
     fn restart_policy(&self) -> &str {
         self.spec.as_ref().and_then(|s| s.restart_policy.as_deref()).unwrap_or("Always")

@@ -202,9 +202,7 @@ pub const BEST_EFFORT_SHARES: u64 = MIN_SHARES;
 
 /// CPU shares of the cgroup of all Burstable pods: what those request together.
 pub fn burstable_shares<'a>(pods: impl Iterator<Item = &'a Pod>) -> u64 {
-    let phase = |pod: &Pod| pod.status.as_ref().and_then(|s| s.phase.clone()).unwrap_or_default();
-    let burstable =
-        pods.filter(|p| qos_class(p) == "Burstable" && !matches!(phase(p).as_str(), "Succeeded" | "Failed"));
+    let burstable = pods.filter(|p| qos_class(p) == "Burstable" && !p.is_done());
     shares(burstable.map(|pod| pod_request(pod, "cpu")).fold(0, i64::saturating_add))
 }
 

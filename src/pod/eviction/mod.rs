@@ -120,7 +120,7 @@ impl Evictions {
     }
 
     fn active(&self, uid: &str) -> Option<Arc<Pod>> {
-        self.table.by_uid(uid).filter(|p| !is_done(p))
+        self.table.by_uid(uid).filter(|p| !p.is_done())
     }
 
     /// Frees what can be freed otherwise, then evicts one pod; returns its uid.
@@ -177,7 +177,7 @@ impl Evictions {
     }
 
     async fn candidates(&self, signal: Signal) -> Vec<Candidate> {
-        let pods: Vec<_> = self.table.list().into_iter().filter(|p| !is_done(p)).collect();
+        let pods: Vec<_> = self.table.list().into_iter().filter(|p| !p.is_done()).collect();
         let (runtime, places) = (self.runtime.clone(), self.places.clone());
         let measured = tokio::task::spawn_blocking(move || {
             pods.into_iter().filter_map(|pod| candidate(pod, signal, &runtime, &places)).collect()
@@ -194,7 +194,7 @@ impl Evictions {
             let mine = self.clone();
             let looked = tokio::task::spawn_blocking(move || {
                 let pods = mine.table.list();
-                let over = watch.over(pods.iter().map(AsRef::as_ref).filter(|p| !is_done(p)), &mine.places);
+                let over = watch.over(pods.iter().map(AsRef::as_ref).filter(|p| !p.is_done()), &mine.places);
                 (watch, over)
             });
             let Ok((again, over)) = looked.await else { return };
@@ -206,11 +206,6 @@ impl Evictions {
             }
         }
     }
-}
-
-fn is_done(pod: &Pod) -> bool {
-    let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref());
-    matches!(phase, Some("Succeeded" | "Failed"))
 }
 
 /// What a pod uses of what `signal` watches; `None` when nothing of it runs.

@@ -46,8 +46,7 @@ pub async fn metrics(State(kubelet): State<Kubelet>) -> Response {
     pods(&mut text, &kubelet.node, running.count(), &all);
     board(&mut text, &Readings::read(Path::new("/")));
     process(&mut text);
-    let phase = |p: &Pod| p.status.as_ref().and_then(|s| s.phase.clone()).unwrap_or_default();
-    let wanted = all.iter().map(|p| &**p).filter(|p| !matches!(phase(p).as_str(), "Succeeded" | "Failed"));
+    let wanted = all.iter().map(|p| &**p).filter(|p| !p.is_done());
     volumes(&mut text, &kubelet.volumes.count(wanted), &kubelet.volumes.claims(&all).await);
     for family in metrics::ALL {
         text.family(family);
