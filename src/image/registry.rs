@@ -344,8 +344,7 @@ impl Source {
             return Ok(None);
         }
         let there = response.url();
-        let lines = response.headers().get_all(WWW_AUTHENTICATE);
-        let wanted = challenges(lines.iter().filter_map(|line| line.to_str().ok()));
+        let wanted = wanted(response);
         let bearer = wanted.iter().find(|challenge| challenge.scheme == "bearer");
         let Some((challenge, realm)) = bearer.and_then(|c| Some((c, c.field("realm")?))) else { return Ok(None) };
         let token = self.token(challenge, realm, None).await?;
@@ -361,8 +360,7 @@ impl Source {
             *self.shown() = Shown::Token(token);
             return Ok(matches!(sent, Shown::Nothing));
         }
-        let lines = response.headers().get_all(WWW_AUTHENTICATE);
-        let asked = challenges(lines.iter().filter_map(|line| line.to_str().ok()));
+        let asked = wanted(response);
         let of = |scheme: &str| asked.iter().find(|challenge| challenge.scheme == scheme);
         if let Some((challenge, realm)) = of("bearer").and_then(|c| Some((c, c.field("realm")?))) {
             let token = self.token(challenge, realm, self.login.as_ref()).await?;
@@ -418,6 +416,12 @@ impl Source {
         let token = token.token.filter(|token| !token.is_empty()).or(token.access_token);
         token.ok_or_else(|| format!("token service {shown}: no token in its answer"))
     }
+}
+
+/// What an answer asks to be shown.
+fn wanted(response: &Response) -> Vec<Challenge> {
+    let lines = response.headers().get_all(WWW_AUTHENTICATE);
+    challenges(lines.iter().filter_map(|line| line.to_str().ok()))
 }
 
 /// `Retry-After`: seconds or a date (RFC 9110).

@@ -236,6 +236,13 @@ fn http_client() -> reqwest::Result<reqwest::Client> {
         .build()
 }
 
+fn with_headers<'a>(
+    request: reqwest::RequestBuilder,
+    headers: impl Iterator<Item = &'a (String, String)>,
+) -> reqwest::RequestBuilder {
+    headers.fold(request, |request, (name, value)| request.header(name, value))
+}
+
 /// A redirect that was not followed is a success with a warning.
 async fn http_get(
     client: &reqwest::Client,
@@ -243,10 +250,7 @@ async fn http_get(
     headers: &[(String, String)],
     any_status: bool,
 ) -> Result<Option<String>, Wrong> {
-    let mut request = client.get(url);
-    for (name, value) in headers {
-        request = request.header(name, value);
-    }
+    let request = with_headers(client.get(url), headers.iter());
     let failed = |e: reqwest::Error| {
         let mut cause: &dyn std::error::Error = &e;
         while let Some(inner) = cause.source() {
@@ -298,11 +302,8 @@ async fn http_hook(
 ) -> Result<Option<String>, Wrong> {
     let Some(rest) = url.strip_prefix("https://") else { return Err(failed) };
     let host = rest.split('/').next().unwrap_or_default();
-    let mut request = client.get(format!("http://{rest}"));
-    for (name, value) in headers.iter().filter(|(name, _)| !name.eq_ignore_ascii_case("authorization")) {
-        request = request.header(name, value);
-    }
-    match request.send().await {
+    let shown = headers.iter().filter(|(name, _)| !name.eq_ignore_ascii_case("authorization"));
+    match with_headers(client.get(format!("http://{rest}")), shown).send().await {
         Ok(_) => {
             Ok(Some(format!("request to HTTPS lifecycle hook {host} got HTTP response, retry with HTTP succeeded")))
         }
