@@ -36,10 +36,10 @@ test: setup
 	tests/scripts/links.sh
 	cargo test
 	cargo build
-	tests/scripts/static.sh
 	tests/scripts/controlplane.sh conformance
-	tests/together.sh 'tests/cluster.sh --part 1/2' 'export PIKELET_BIN=$$(tests/scripts/static.sh) && tests/cluster.sh --part 2/2' \
-	  'tests/demo.sh $$(tests/scripts/static.sh) && tests/systemd.sh && tests/flash.sh && tests/guest.sh && tests/cross.sh --short && tests/conformance.sh --short'
+	static=$$(tests/scripts/static.sh) && export static && \
+	  tests/together.sh 'tests/cluster.sh --part 1/2' 'PIKELET_BIN=$$static tests/cluster.sh --part 2/2' \
+	  'tests/demo.sh "$$static" && tests/systemd.sh && tests/flash.sh && tests/guest.sh && tests/cross.sh --short && tests/conformance.sh --short'
 	tests/bench.sh --short
 	tests/fuzz.sh 20
 
